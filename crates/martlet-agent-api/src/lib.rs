@@ -1,0 +1,1 @@
+//! martlet-agent-api.

@@ -1,0 +1,2 @@
+//! martlet-agent.
+fn main() {}

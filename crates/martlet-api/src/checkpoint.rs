@@ -1,0 +1,194 @@
+//! Checkpoint, suspend, resume, fork, rollback, and the snapshots they make.
+
+use crate::{InitKind, MachineInfo, Probe, Problem, Timeline};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Take a checkpoint; the machine goes on (or not, for suspend).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckpointRequest {
+    /// Tag of the new snapshot, `NAME:tag`; a number when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// A note kept with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// What a checkpoint took and what it avoided.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CheckpointReport {
+    /// The snapshot.
+    pub snapshot: String,
+    /// Its reference, `name:tag`.
+    pub reference: String,
+    /// The guest stood still this long: from holding its user code to releasing it.
+    pub pause_ms: f64,
+    /// The virtual CPUs stood still this long.
+    pub stop_ms: f64,
+    /// From request to durable.
+    pub total_ms: f64,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Private memory looked at.
+    pub private_bytes: u64,
+    /// Written to the store, compressed, memory and disk and records.
+    pub stored_bytes: u64,
+    /// Uncompressed size of what was new.
+    pub new_bytes: u64,
+    /// What was not stored, and why not.
+    pub avoided: Vec<Avoided>,
+}
+
+/// Bytes that were not stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Avoided {
+    /// The means.
+    pub means: AvoidedMeans,
+    /// How much.
+    pub bytes: u64,
+}
+
+/// Why bytes were not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AvoidedMeans {
+    /// Never touched since the image it started from.
+    Clean,
+    /// All zero.
+    Zero,
+    /// The guest reported the pages free.
+    FreePageReporting,
+    /// The guest discarded the disk blocks.
+    Discard,
+    /// The same as before, or stored already for another image.
+    Duplicate,
+}
+
+/// Resume a suspended machine, in place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ResumeRequest {
+    /// Ask a service until it answers, and time the first response.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
+}
+
+/// Fork a running machine, or a snapshot, into clones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForkRequest {
+    /// How many clones.
+    pub count: u32,
+    /// Clones are called `PREFIX-1`, `PREFIX-2`, …; the machine's name when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// Fork even though the guest has no agent: clones keep the parent's identity and entropy.
+    #[serde(default)]
+    pub allow_agentless: bool,
+    /// Ask a service in each clone until it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
+}
+
+/// What a fork did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ForkReport {
+    /// The snapshot the clones share.
+    pub snapshot: String,
+    /// How long the parent stood still.
+    pub pause_ms: f64,
+    /// From request to the last clone's end.
+    pub total_ms: f64,
+    /// One result for each clone asked for.
+    pub clones: Vec<CloneResult>,
+}
+
+/// How one clone fared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CloneResult {
+    /// 1-based index in this fork.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// The machine, if it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineInfo>,
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// Why it did not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+}
+
+/// Go back to an earlier snapshot of the same machine, in place, as a new start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RollbackRequest {
+    /// `name:tag` or snapshot id.
+    pub to: String,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotInfo {
+    /// Id, 64 hexadecimal digits.
+    pub id: String,
+    /// References that name it.
+    pub references: Vec<String>,
+    /// The snapshot before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Name of the machine or base it is of.
+    pub machine: String,
+    /// When.
+    pub created_unix_ms: u64,
+    /// Its note.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Guest memory; 0 for a base.
+    pub memory_bytes: u64,
+    /// Disk size.
+    pub disk_bytes: u64,
+    /// Pages of memory and disk that are not zero, in bytes.
+    pub used_bytes: u64,
+    /// Bytes in the store that only this snapshot needs (compressed).
+    pub unique_bytes: u64,
+    /// Device state.
+    pub descriptor_bytes: u64,
+    /// Pages in its trace.
+    pub trace_pages: u64,
+    /// Versioned machine type; empty for a base.
+    pub machine_type: String,
+    /// CPU model; empty for a base.
+    pub cpu_model: String,
+    /// QEMU that saved it.
+    pub qemu_version: String,
+    /// What runs as init.
+    pub init: InitKind,
+    /// Who uses it now: machines and child snapshots.
+    pub used_by: Vec<String>,
+}
+
+/// How two snapshots differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotDiff {
+    /// From.
+    pub from: String,
+    /// To.
+    pub to: String,
+    /// Memory.
+    pub memory: ImageDiff,
+    /// Disk.
+    pub disk: ImageDiff,
+}
+
+/// How two images differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageDiff {
+    /// Bytes at the same place with the same content.
+    pub same_bytes: u64,
+    /// Bytes whose content changed.
+    pub changed_bytes: u64,
+    /// Bytes that were zero and are not.
+    pub added_bytes: u64,
+    /// Bytes that became zero.
+    pub removed_bytes: u64,
+}

@@ -1,0 +1,21 @@
+//! Types of the daemon's HTTP API. Plain data: the engine answers with them, the daemon serves them, the command
+//! line shows them.
+//!
+//! Sizes are in bytes, durations in milliseconds, instants in milliseconds since the Unix epoch; the unit is the
+//! last word of a field's name.
+
+mod base;
+mod checkpoint;
+mod exec;
+mod machine;
+mod problem;
+mod progress;
+mod store;
+
+pub use base::*;
+pub use checkpoint::*;
+pub use exec::*;
+pub use machine::*;
+pub use problem::*;
+pub use progress::*;
+pub use store::*;

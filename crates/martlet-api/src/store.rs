@@ -1,0 +1,72 @@
+//! The store: space, verification, garbage.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Where the space goes (`df`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreUsage {
+    /// Pack files.
+    pub packs: u64,
+    /// Frames in them.
+    pub frames: u64,
+    /// Size of the packs.
+    pub pack_bytes: u64,
+    /// Uncompressed content of the frames.
+    pub content_bytes: u64,
+    /// What all snapshots would take as plain files (non-zero pages, no sharing).
+    pub referenced_bytes: u64,
+    /// Bytes in packs that nothing refers to; `gc` frees them.
+    pub garbage_bytes: u64,
+    /// The index.
+    pub index_bytes: u64,
+    /// Written layers of machines' disks.
+    pub layer_bytes: u64,
+    /// Free on the file system.
+    pub free_bytes: u64,
+}
+
+/// What a garbage collection did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GcReport {
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// Frames and blobs nothing refers to.
+    pub frames_freed: u64,
+    /// Bytes freed.
+    pub freed_bytes: u64,
+    /// Packs deleted.
+    pub packs_deleted: u64,
+    /// Packs rewritten to drop dead frames.
+    pub packs_rewritten: u64,
+    /// Bytes kept.
+    pub kept_bytes: u64,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VerifyReport {
+    /// Frames and blobs read.
+    pub checked: u64,
+    /// Their stored bytes.
+    pub checked_bytes: u64,
+    /// Those that are damaged or missing.
+    pub damaged: Vec<DamagedFrame>,
+    /// Repaired from another copy.
+    pub repaired: u64,
+}
+
+/// A damaged frame or blob, and whom it hurts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DamagedFrame {
+    /// Its id.
+    pub id: String,
+    /// Pack it should be in.
+    pub pack: String,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Snapshots that need it, by reference or id.
+    pub hurts: Vec<String>,
+    /// Has it been repaired?
+    pub repaired: bool,
+}

@@ -1,0 +1,2 @@
+//! martletd.
+fn main() {}
