@@ -6,16 +6,21 @@
 
 mod base;
 mod checkpoint;
+mod doctor;
 mod exec;
 mod machine;
+pub mod names;
+mod paths;
 mod problem;
 mod progress;
 mod store;
 
 pub use base::*;
 pub use checkpoint::*;
+pub use doctor::*;
 pub use exec::*;
 pub use machine::*;
+pub use paths::*;
 pub use problem::*;
 pub use progress::*;
 pub use store::*;

@@ -1,0 +1,135 @@
+//! What the server needs of the engine: one method for each verb of the API.
+//!
+//! Methods block (page faults, QMP and capture are latency-bound system calls), so the server calls them on its
+//! pool of blocking threads. A call that has begun is never cut short because the client went away: a half-made
+//! checkpoint helps nobody. Names in arguments have passed the checks of
+//! whether the things they name exist is for the implementation to say.
+
+use crate::metrics::Metric;
+use martlet_api::*;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::mpsc::Receiver;
+
+/// Answer of every verb.
+pub type Answer<T> = Result<T, Problem>;
+
+/// Everything the API can ask for.
+pub trait Control: Send + Sync + 'static {
+    /// Builds a base from Debian packages.
+    fn base_build(&self, request: BaseBuildRequest, progress: ProgressSink<'_>) -> Answer<BaseInfo>;
+    /// Makes a base of a disk or an OCI image.
+    fn base_import(&self, request: BaseImportRequest, progress: ProgressSink<'_>) -> Answer<BaseInfo>;
+    /// All bases.
+    fn bases(&self) -> Answer<Vec<BaseInfo>>;
+    /// One base.
+    fn base(&self, name: &str) -> Answer<BaseInfo>;
+    /// Removes a base; `force` also when machines were started from it.
+    fn base_remove(&self, name: &str, force: bool) -> Answer<()>;
+
+    /// Starts a new machine from a base or a snapshot.
+    fn run(&self, request: RunRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo>;
+    /// All machines.
+    fn machines(&self) -> Answer<Vec<MachineInfo>>;
+    /// One machine.
+    fn machine(&self, name: &str) -> Answer<MachineInfo>;
+    /// What machines use.
+    fn usage(&self) -> Answer<Vec<MachineUsage>>;
+    /// Shuts a machine down; ends it by force when it takes longer than this.
+    fn stop(&self, name: &str, timeout_ms: u64) -> Answer<MachineInfo>;
+    /// Ends a machine at once.
+    fn kill(&self, name: &str) -> Answer<MachineInfo>;
+    /// Boots a stopped machine from its disk.
+    fn start(&self, name: &str, progress: ProgressSink<'_>) -> Answer<MachineInfo>;
+    /// Forgets a machine and its disk; `force` also while it runs.
+    fn remove(&self, name: &str, force: bool) -> Answer<()>;
+    /// Gives a machine another name.
+    fn rename(&self, name: &str, new: &str) -> Answer<MachineInfo>;
+
+    /// Starts a command in the guest.
+    fn exec(&self, name: &str, request: ExecRequest) -> Answer<ExecSession>;
+    /// Writes a file or directory of the guest as a tar stream. A directory's entries begin with its last path
+    /// component, a file is one entry.
+    fn get_path(&self, name: &str, path: &str, tar: &mut (dyn Write + Send)) -> Answer<()>;
+    /// Unpacks a tar stream into a directory of the guest.
+    fn put_path(&self, name: &str, path: &str, tar: &mut (dyn Read + Send)) -> Answer<()>;
+    /// Where the console log of a machine is kept.
+    fn logs(&self, name: &str) -> Answer<LogSource>;
+    /// Connects to the serial console.
+    fn console(&self, name: &str) -> Answer<UnixStream>;
+
+    /// Takes a checkpoint; the machine goes on.
+    fn checkpoint(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport>;
+    /// Takes a checkpoint; the machine does not go on.
+    fn suspend(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport>;
+    /// Goes on from a suspended machine's last snapshot.
+    fn resume(&self, name: &str, request: ResumeRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo>;
+    /// Starts clones of a running machine or of a snapshot. One clone's failure is in the report and not an error.
+    fn fork(&self, source: &str, request: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport>;
+    /// Goes back to an earlier snapshot of the same machine.
+    fn rollback(&self, name: &str, request: RollbackRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo>;
+
+    /// All snapshots.
+    fn snapshots(&self) -> Answer<Vec<SnapshotInfo>>;
+    /// One snapshot.
+    fn snapshot(&self, reference: &str) -> Answer<SnapshotInfo>;
+    /// A machine's or snapshot's ancestry, newest first.
+    fn log(&self, source: &str) -> Answer<Vec<SnapshotInfo>>;
+    /// How two snapshots differ.
+    fn diff(&self, from: &str, to: &str) -> Answer<SnapshotDiff>;
+    /// Gives a snapshot one more reference, `name:tag`.
+    fn tag(&self, reference: &str, new: &str) -> Answer<SnapshotInfo>;
+    /// Removes a reference, and its snapshot when no reference is left.
+    fn snapshot_remove(&self, reference: &str) -> Answer<()>;
+    /// Frees what nothing refers to.
+    fn gc(&self, dry_run: bool, progress: ProgressSink<'_>) -> Answer<GcReport>;
+    /// Reads everything and compares it with its hash; mends from the stores in these directories.
+    fn verify(&self, repair_from: Vec<String>, progress: ProgressSink<'_>) -> Answer<VerifyReport>;
+    /// Where the space goes.
+    fn df(&self) -> Answer<StoreUsage>;
+    /// How the daemon itself is: its mount, its keeper, its state directory.
+    fn doctor(&self) -> Answer<Vec<Check>>;
+    /// The engine's metrics, without the `martlet_` prefix.
+    fn metrics(&self) -> Answer<Vec<Metric>>;
+}
+
+/// A command that runs in a guest.
+pub struct ExecSession {
+    /// What goes to it.
+    pub input: Box<dyn ExecInput>,
+    /// What comes from it; the last event is [`ExecEvent::Exit`] or [`ExecEvent::Problem`].
+    pub events: Receiver<ExecEvent>,
+}
+
+/// What goes to a running command. Dropping it ends its input; the command goes on.
+pub trait ExecInput: Send {
+    /// Writes to its standard input; blocks while the guest does not read.
+    fn stdin(&mut self, bytes: &[u8]) -> Answer<()>;
+    /// Ends its standard input.
+    fn stdin_end(&mut self) -> Answer<()>;
+    /// Its terminal has another size now.
+    fn resize(&mut self, size: TtySize) -> Answer<()>;
+    /// Sends it a signal.
+    fn signal(&mut self, signal: i32) -> Answer<()>;
+}
+
+/// What comes from a running command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecEvent {
+    /// Bytes of its standard output, or of its terminal.
+    Stdout(Vec<u8>),
+    /// Bytes of its standard error.
+    Stderr(Vec<u8>),
+    /// It ended.
+    Exit(ExitStatus),
+    /// It could not be started, or was lost.
+    Problem(Problem),
+}
+
+/// A console log on disk that may still grow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSource {
+    /// The file.
+    pub path: PathBuf,
+}
