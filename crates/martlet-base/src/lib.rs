@@ -1,1 +1,73 @@
-//! martlet-base.
+//! Base images: Debian packages, disks and OCI images made bootable.
+//!
+//! Everything here blocks and leaves plain files (a raw disk, a kernel, an initramfs) in a work directory; the engine
+//! takes them into the store. Nothing is mounted and no network namespace or loop device is made, so that a build
+//! that dies leaves files only, and those are removed by a guard.
+//!
+//! ```text
+//! Debian packages ── mmdebstrap ──► tree ─┐
+//! OCI layers ─ verified, merged ──► tree ─┼─ mke2fs -d ──► raw ext4 disk ─┐
+//! busybox ────────────────────────► tree ─┘                               ├─► Artifacts
+//! raw / qcow2 disk ── qemu-img convert ───────────────────────────────────┤
+//! Debian's cloud kernel ── modules ┐                                      │
+//! agent ───────────────────────────┴─ newc writer ──► initramfs ──────────┘
+//! ```
+//!
+//! A guest boots our kernel with the agent as `/init` of the initramfs; the agent loads `/modules/*.ko` in the order of
+//! their names, mounts the root and starts what the command line says:
+//!
+//! | `martlet.init=` | process 1 is |
+//! | --- | --- |
+//! | `systemd` | the image's own `/sbin/init` |
+//! | `command` | the agent, which runs the machine's command |
+//!
+//! Disks with a boot loader of their own boot by firmware and have neither our kernel nor an agent.
+
+mod error;
+mod job;
+
+pub use error::BaseError;
+pub use job::{Artifacts, Job, Tools};
+
+use martlet_api::InitKind;
+use std::path::Path;
+
+/// A base from Debian packages.
+#[derive(Debug, Clone)]
+pub struct DebianRecipe {
+    /// `bookworm`, `trixie`, …
+    pub suite: String,
+    /// Packages beyond the minimal system.
+    pub packages: Vec<String>,
+    /// Size of the root disk; from the content when absent.
+    pub size_bytes: Option<u64>,
+    /// `Systemd` or `Command`.
+    pub init: InitKind,
+}
+
+/// Builds a base from Debian packages.
+pub fn build_debian(_recipe: &DebianRecipe, job: &Job) -> Result<Artifacts, BaseError> {
+    job.check()?;
+    Err(BaseError::Invalid("not written yet".into()))
+}
+
+/// Builds the smallest base there is: busybox and the agent.
+pub fn build_tiny(_size_bytes: Option<u64>, job: &Job) -> Result<Artifacts, BaseError> {
+    job.check()?;
+    Err(BaseError::Invalid("not written yet".into()))
+}
+
+/// Imports a raw or qcow2 disk, an OCI image layout (directory or tar archive) or a `docker save` archive, told from its content.
+pub fn import(_path: &Path, _options: &ImportOptions, job: &Job) -> Result<Artifacts, BaseError> {
+    job.check()?;
+    Err(BaseError::Invalid("not written yet".into()))
+}
+
+/// How to import.
+#[derive(Debug, Clone, Default)]
+pub struct ImportOptions {
+    /// Size of the root disk for OCI images; from the content when absent.
+    pub size_bytes: Option<u64>,
+    /// Told from the content when absent.
+    pub init: Option<InitKind>,
+}
