@@ -1,0 +1,225 @@
+//! Pages of a former run, handed over before the guest asks.
+//!
+//! The trace is cut into windows of [`WINDOW_PAGES`]; within one the pages are sorted, so that they go out in few large
+//! pieces. The window that follows the guest's latest fault comes first, so a prefetch that fell behind jumps to
+//! where the guest is. A prefetch must never make a restore slower: it stops before each fetch and each push while
+//! a fault is being served (for [`YIELD_MAX`] at most, since behind a slow source a fault is always being served),
+//! spends no more than its budget, and ends when it is cancelled.
+
+use crate::MemoryImage;
+use martlet_image::{PAGE_SIZE, PageLocation};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+const WINDOW_PAGES: usize = 64;
+const YIELD_MAX: Duration = Duration::from_millis(2);
+const YIELD_STEP: Duration = Duration::from_micros(50);
+
+/// Ends a prefetch from another thread.
+#[derive(Debug, Default)]
+pub struct Cancel(AtomicBool);
+
+impl Cancel {
+    /// Asks it to end soon.
+    pub fn cancel(&self) {
+        self.0.store(true, Relaxed);
+    }
+    /// Was it asked?
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What a prefetch did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PrefetchReport {
+    /// Pages pushed.
+    pub pushed_pages: u64,
+    /// Pages of the trace that were handed over already.
+    pub known_pages: u64,
+    /// Pages whose frame could not be had: a fault will say why.
+    pub failed_pages: u64,
+    /// Pushes made.
+    pub pushes: u64,
+    /// It came to the end of the trace.
+    pub complete: bool,
+}
+
+impl MemoryImage {
+    /// Pushes the pages of `trace` (page indices, first touch first) until all are handed over, `budget_bytes` are
+    /// spent or it is cancelled. Blocks: give it a thread of its own. Does nothing while the image has no push path.
+    pub fn prefetch(&self, trace: &[u32], budget_bytes: u64, cancel: &Cancel) -> PrefetchReport {
+        let mut report = PrefetchReport::default();
+        let windows: Vec<&[u32]> = trace.chunks(WINDOW_PAGES).collect();
+        let window_of: HashMap<u32, usize> = windows
+            .iter()
+            .enumerate()
+            .flat_map(|(n, window)| window.iter().map(move |&page| (page, n)))
+            .collect();
+        let mut done = vec![false; windows.len()];
+        let mut first = 0;
+        loop {
+            while done.get(first) == Some(&true) {
+                first += 1;
+            }
+            let near = u32::try_from(self.latest_page())
+                .ok()
+                .and_then(|page| window_of.get(&page));
+            let near = near.and_then(|&near| (near..windows.len().min(near + 2)).find(|&n| !done[n]));
+            let Some(window) = near.or((first < windows.len()).then_some(first)) else {
+                report.complete = true;
+                return report;
+            };
+            done[window] = true;
+            if !self.prefetch_window(windows[window], budget_bytes, cancel, &mut report) {
+                return report;
+            }
+        }
+    }
+
+    /// False when the budget is spent, the path gone, or the prefetch cancelled.
+    fn prefetch_window(
+        &self,
+        window: &[u32],
+        budget_bytes: u64,
+        cancel: &Cancel,
+        report: &mut PrefetchReport,
+    ) -> bool {
+        let left = (budget_bytes / PAGE_SIZE as u64).saturating_sub(report.pushed_pages) as usize;
+        let Some(path) = self.path().filter(|_| left > 0 && !cancel.is_cancelled()) else {
+            return false;
+        };
+        let wanted = window
+            .iter()
+            .map(|&page| u64::from(page))
+            .filter(|&page| page < self.manifest().page_count());
+        let mut pages = self.take_pages(wanted.take(left));
+        report.known_pages += (window.len().min(left) - pages.len()) as u64;
+        pages.sort_unstable();
+
+        let mut start = 0;
+        while start < pages.len() {
+            let run = pages[start..]
+                .iter()
+                .zip(pages[start]..)
+                .take_while(|(page, next)| **page == *next)
+                .count();
+            let run = &pages[start..start + run];
+            start += run.len();
+            let mut piece = vec![0; run.len() * PAGE_SIZE];
+            self.fetch_run(run, cancel);
+            match self
+                .pager
+                .read(self.manifest(), run[0] * PAGE_SIZE as u64, &mut piece)
+            {
+                Ok(()) if !cancel.is_cancelled() => {
+                    self.yield_to_faults(cancel);
+                    path.target.push(run[0] * PAGE_SIZE as u64, &piece);
+                    report.pushes += 1;
+                    report.pushed_pages += run.len() as u64;
+                    self.note_pushed(run.len() as u64);
+                }
+                outcome => {
+                    run.iter().for_each(|&page| self.give_back(page));
+                    report.failed_pages += if outcome.is_err() { run.len() as u64 } else { 0 };
+                }
+            }
+        }
+        true
+    }
+
+    /// Brings the frames of a run into the cache, one at a time, faults first.
+    fn fetch_run(&self, run: &[u64], cancel: &Cancel) {
+        for &page in run {
+            if let PageLocation::Frame { frame, .. } = self.manifest().locate(page)
+                && self.pager.cached(&frame).is_none()
+            {
+                self.yield_to_faults(cancel);
+                let _ = self.pager.frame(&frame); // a failure shows in the read that follows
+            }
+        }
+    }
+
+    fn yield_to_faults(&self, cancel: &Cancel) {
+        let start = Instant::now();
+        while self.is_reading() && !cancel.is_cancelled() && start.elapsed() < YIELD_MAX {
+            std::thread::sleep(YIELD_STEP);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Caught, image};
+    use crate::{Pager, PushQueue};
+    use std::sync::Arc;
+
+    #[test]
+    fn pushes_the_trace_within_its_budget() {
+        let (shelf, manifest, content) = image(300, 5);
+        let image = MemoryImage::new(Pager::new(shelf, 16 << 20), Arc::new(manifest));
+        let trace: Vec<u32> = (0..300)
+            .rev()
+            .filter(|page| page % 3 != 0)
+            .chain([4_000_000_000, 299])
+            .collect();
+        let cancel = Cancel::default();
+        assert_eq!(
+            image.prefetch(&trace, 1 << 30, &cancel).pushed_pages,
+            0,
+            "nowhere to push"
+        );
+
+        let caught = Arc::new(Caught::default());
+        image.set_push(Some((PushQueue::start(1), caught.clone())));
+        let report = image.prefetch(&trace, 50 * 4096 + 1, &cancel);
+        assert_eq!((report.pushed_pages, report.complete), (50, false));
+        let report = image.prefetch(&trace, 1 << 30, &cancel);
+        assert_eq!(
+            (report.pushed_pages, report.failed_pages, report.complete),
+            (150, 0, true)
+        );
+        let pages = caught.pages();
+        assert_eq!(pages.len(), 200);
+        assert!(
+            pages
+                .iter()
+                .all(|(page, bytes)| content[*page as usize * 4096..][..4096] == bytes[..])
+        );
+        assert!(image.trace().is_empty(), "prefetched pages are no demand");
+    }
+
+    #[test]
+    fn neighbours_go_out_together_and_a_cancelled_prefetch_ends() {
+        let (shelf, manifest, _) = image(128, 5);
+        let image = MemoryImage::new(Pager::new(shelf, 16 << 20), Arc::new(manifest));
+        image.set_push(Some((PushQueue::start(1), Arc::new(Caught::default()))));
+        let trace: Vec<u32> = (0..64).rev().collect();
+        let cancel = Cancel::default();
+        assert_eq!(image.prefetch(&trace, 1 << 30, &cancel).pushes, 1);
+        cancel.cancel();
+        let report = image.prefetch(&(64..128).collect::<Vec<_>>(), 1 << 30, &cancel);
+        assert_eq!((report.pushed_pages, report.complete), (0, false));
+    }
+
+    #[test]
+    fn a_damaged_frame_is_left_to_the_fault() {
+        let (shelf, manifest, _) = image(16, 5);
+        let (page, frame, _) = manifest.stored_pages().next().unwrap();
+        shelf.break_frame(frame);
+        let image = MemoryImage::new(Pager::new(shelf.clone(), 16 << 20), Arc::new(manifest));
+        let caught = Arc::new(Caught::default());
+        image.set_push(Some((PushQueue::start(1), caught.clone())));
+        let report = image.prefetch(&[page as u32], 1 << 30, &Cancel::default());
+        assert_eq!((report.failed_pages, caught.pages().len()), (1, 0));
+        shelf.mend();
+        assert_eq!(
+            image
+                .prefetch(&[page as u32], 1 << 30, &Cancel::default())
+                .pushed_pages,
+            1
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! Pages handed to whoever keeps them near the guest, before anybody asks.
+
+use crate::cache::lock;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Takes pages that nobody asked for yet (a kernel's page cache, through a notify-store). A push may be lost.
+/// It may also wait for locks of faults in flight: never call it on a thread that answers faults.
+pub trait PagePush: Send + Sync {
+    /// The image's bytes from `offset_bytes`: whole pages within the image.
+    fn push(&self, offset_bytes: u64, data: &[u8]);
+}
+
+/// A contiguous piece of a decoded frame on its way.
+pub(crate) struct Piece {
+    pub(crate) target: Arc<dyn PagePush>,
+    pub(crate) offset_bytes: u64,
+    pub(crate) data: Arc<[u8]>,
+    pub(crate) range: Range<usize>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    pieces: VecDeque<Piece>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+/// A bounded queue of pushes and the one thread that makes them. What does not fit is dropped: a push is a favour.
+pub struct PushQueue {
+    shared: Arc<Shared>,
+    depth: usize,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl PushQueue {
+    /// A queue of at most `depth` pieces, each a frame or less.
+    pub fn start(depth: usize) -> Arc<Self> {
+        let shared = Arc::new(Shared::default());
+        let run = {
+            let shared = shared.clone();
+            move || shared.run()
+        };
+        let thread = std::thread::Builder::new().name("push".into()).spawn(run).ok();
+        if thread.is_none() {
+            tracing::warn!("no thread for pushes: pages come by faults alone");
+            lock(&shared.waiting).closed = true;
+        }
+        Arc::new(Self {
+            shared,
+            depth,
+            thread,
+        })
+    }
+
+    /// Queues a piece; was there room?
+    pub(crate) fn offer(&self, piece: Piece) -> bool {
+        let mut waiting = lock(&self.shared.waiting);
+        let room = !waiting.closed && waiting.pieces.len() < self.depth;
+        if room {
+            waiting.pieces.push_back(piece);
+            self.shared.changed.notify_one();
+        }
+        room
+    }
+
+    /// Drops what waits and takes no more; a push under way ends by itself.
+    pub fn close(&self) {
+        let mut waiting = lock(&self.shared.waiting);
+        waiting.closed = true;
+        waiting.pieces.clear();
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        loop {
+            let idle = |waiting: &mut Waiting| waiting.pieces.is_empty() && !waiting.closed;
+            let waiting = self.changed.wait_while(lock(&self.waiting), idle);
+            let Some(piece) = waiting.unwrap_or_else(PoisonError::into_inner).pieces.pop_front() else {
+                return;
+            };
+            piece.target.push(piece.offset_bytes, &piece.data[piece.range]);
+        }
+    }
+}
+
+impl Drop for PushQueue {
+    fn drop(&mut self) {
+        self.close();
+        if let Some(thread) = self
+            .thread
+            .take()
+            .filter(|thread| thread.thread().id() != std::thread::current().id())
+        {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Where frames come from.
+
+use martlet_image::FrameId;
+use std::io;
+use std::sync::Arc;
+
+/// A place that has frames: the store on this host, later other hosts and remotes. Blocking.
+pub trait FrameSource: Send + Sync {
+    /// The frame's uncompressed bytes, whole pages, verified against its id.
+    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError>;
+}
+
+impl<S: FrameSource + ?Sized> FrameSource for Arc<S> {
+    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+        (**self).frame(id)
+    }
+}
+
+/// Why a frame cannot be had. Cheap to clone, for one failure reaches every waiter.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SourceError {
+    /// The source has no such frame.
+    #[error("frame {frame} is missing")]
+    Missing {
+        /// Which.
+        frame: FrameId,
+    },
+    /// What is stored is not what the id names.
+    #[error("frame {frame} is damaged: {reason}")]
+    Damaged {
+        /// Which.
+        frame: FrameId,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Reading failed.
+    #[error("frame {frame} cannot be read: {reason}")]
+    Io {
+        /// Which.
+        frame: FrameId,
+        /// The operating system's kind of error.
+        kind: io::ErrorKind,
+        /// Its words.
+        reason: String,
+    },
+}
+
+impl SourceError {
+    /// May the same read succeed later without anybody's help?
+    pub fn is_retryable(&self) -> bool {
+        use io::ErrorKind::{ConnectionReset, Interrupted, TimedOut, WouldBlock};
+        matches!(
+            self,
+            Self::Io {
+                kind: Interrupted | TimedOut | WouldBlock | ConnectionReset,
+                ..
+            }
+        )
+    }
+}
+
+impl From<SourceError> for io::Error {
+    fn from(error: SourceError) -> Self {
+        let kind = match &error {
+            SourceError::Missing { .. } => io::ErrorKind::NotFound,
+            SourceError::Damaged { .. } => io::ErrorKind::InvalidData,
+            SourceError::Io { kind, .. } => *kind,
+        };
+        io::Error::new(kind, error)
+    }
+}
