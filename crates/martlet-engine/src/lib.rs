@@ -1,1 +1,2 @@
-//! martlet-engine.
+//! engine
+mod state;

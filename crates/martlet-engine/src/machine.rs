@@ -1,0 +1,202 @@
+//! A machine: its durable record, the guard that lets one command at a time work on it, and what is alive of it.
+
+use crate::live::Live;
+use crate::phase::{Phase, Verb};
+use martlet_api::{Accel, MachineInfo, PortForward, Problem, ProblemCode, Timeline};
+use martlet_image::SnapshotId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What is remembered of a machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Record {
+    /// Id: 12 hexadecimal digits, never reused; also the name of its directory.
+    pub id: String,
+    /// Name.
+    pub name: String,
+    /// Number: address, MAC address and user id follow from it.
+    pub number: u64,
+    /// What it was started from, as its user wrote it.
+    pub from: String,
+    /// When it was created.
+    pub created_unix_ms: u64,
+    /// Phase.
+    pub phase: Phase,
+    /// What its user asked for.
+    pub config: Config,
+    /// Host name inside.
+    pub hostname: String,
+    /// 0 at first boot, one more for each restore in its ancestry.
+    pub generation: u64,
+    /// Newest snapshot of its line, or the one it came from.
+    pub snapshot: Option<SnapshotId>,
+    /// Base it boots from (kernel and initramfs).
+    pub base: SnapshotId,
+    /// Number of its newest disk directory: each restore makes a new one.
+    pub disk_number: u64,
+    /// What it takes to find the running VM again.
+    pub running: Option<RunningRecord>,
+    /// Does its guest have an agent?
+    pub agent: bool,
+    /// Timeline of its last start.
+    pub timeline: Timeline,
+    /// The hardware of its last start.
+    pub hardware: HardwareRecord,
+}
+
+/// What its user asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Config {
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Root disk size.
+    pub disk_bytes: u64,
+    /// Environment of the command.
+    pub env: BTreeMap<String, String>,
+    /// Command to run instead of the base's.
+    pub cmd: Vec<String>,
+    /// Port forwards, host ports filled in.
+    pub ports: Vec<PortForward>,
+    /// Accelerator asked for.
+    pub accel: Option<Accel>,
+    /// May the guest reach the outside?
+    pub outbound: bool,
+    /// Start again from the last checkpoint when QEMU dies.
+    pub restart: bool,
+}
+
+/// The virtual hardware of a start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HardwareRecord {
+    /// Accelerator.
+    pub accel: Accel,
+    /// Versioned machine type.
+    pub machine_type: String,
+    /// CPU model.
+    pub cpu_model: String,
+    /// QEMU version.
+    pub qemu_version: String,
+}
+
+/// What it takes to find a running VM again after the daemon's death.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunningRecord {
+    /// QEMU's process.
+    pub pid: u32,
+    /// The snapshot whose memory it maps; `None`: booted on zeros.
+    pub mapped: Option<SnapshotId>,
+    /// Inode of the memory image.
+    pub memory_inode: u64,
+    /// Inode of the disk.
+    pub disk_inode: u64,
+}
+
+/// A machine.
+pub struct Machine {
+    record: Mutex<Record>,
+    live: Mutex<Option<Arc<Live>>>,
+    at_work: Mutex<Option<&'static str>>,
+}
+
+/// The right to work on a machine; dropped when the command ends.
+pub struct Operation {
+    machine: Arc<Machine>,
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        *lock(&self.machine.at_work) = None;
+    }
+}
+
+/// A lock whose data stays usable after a panic elsewhere: each critical section below leaves it whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Machine {
+    /// A machine of which nothing is alive yet.
+    pub fn new(record: Record) -> Arc<Self> {
+        Arc::new(Self { record: Mutex::new(record), live: Mutex::new(None), at_work: Mutex::new(None) })
+    }
+
+    /// A copy of its record.
+    pub fn record(&self) -> Record {
+        lock(&self.record).clone()
+    }
+
+    /// Changes its record in memory and returns a copy to be persisted.
+    pub fn change(&self, change: impl FnOnce(&mut Record)) -> Record {
+        let mut record = lock(&self.record);
+        change(&mut record);
+        record.clone()
+    }
+
+    /// What is alive of it.
+    pub fn live(&self) -> Option<Arc<Live>> {
+        lock(&self.live).clone()
+    }
+
+    /// Sets what is alive of it; what was before is returned.
+    pub fn set_live(&self, live: Option<Arc<Live>>) -> Option<Arc<Live>> {
+        std::mem::replace(&mut lock(&self.live), live)
+    }
+
+    /// What is alive of it, for a verb that its phase allows.
+    pub fn live_for(&self, verb: Verb) -> Result<Arc<Live>, Problem> {
+        let record = self.record();
+        record.phase.allow(verb, &record.name)?;
+        self.live().ok_or_else(|| {
+            Problem::new(ProblemCode::WrongState, format!("machine {} has no virtual machine just now", record.name))
+        })
+    }
+
+    /// Claims the machine for a command; a second command is refused, naming the first.
+    pub fn begin(self: &Arc<Self>, command: &'static str) -> Result<Operation, Problem> {
+        let mut at_work = lock(&self.at_work);
+        if let Some(other) = *at_work {
+            let name = lock(&self.record).name.clone();
+            return Err(Problem::new(ProblemCode::Busy, format!("machine {name} is busy: `{other}` is at work on it"))
+                .remediation("try again when it has ended"));
+        }
+        *at_work = Some(command);
+        Ok(Operation { machine: self.clone() })
+    }
+
+    /// The machine as the API shows it.
+    pub fn info(&self) -> MachineInfo {
+        let record = self.record();
+        let address = crate::identity::address(record.number).map(|byte| byte.to_string()).join(".");
+        MachineInfo {
+            state: record.phase.state(),
+            last_error: match record.phase {
+                Phase::Failed { why } => Some(why),
+                _ => None,
+            },
+            address,
+            mac: crate::identity::mac_text(crate::identity::mac(record.number)),
+            name: record.name,
+            id: record.id,
+            from: record.from,
+            created_unix_ms: record.created_unix_ms,
+            cpus: record.config.cpus,
+            memory_bytes: record.config.memory_bytes,
+            disk_bytes: record.config.disk_bytes,
+            hostname: record.hostname,
+            ports: record.config.ports,
+            pid: record.running.map(|running| running.pid),
+            accel: record.hardware.accel,
+            machine_type: record.hardware.machine_type,
+            cpu_model: record.hardware.cpu_model,
+            qemu_version: record.hardware.qemu_version,
+            agent: record.agent,
+            generation: record.generation,
+            snapshot: record.snapshot.map(|id| id.to_string()),
+            timeline: record.timeline,
+            restart: record.config.restart,
+        }
+    }
+}

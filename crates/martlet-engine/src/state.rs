@@ -1,0 +1,186 @@
+//! What the engine remembers across its own death: one record for each machine, counters that never go back, the
+//! trace of each snapshot, and what it takes to adopt a running FUSE connection.
+//!
+//! An embedded database (redb): every write is one transaction, so a crash leaves the old record or the new one.
+//! Snapshots are not here; they are in the store.
+
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::path::Path;
+
+const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machines");
+const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
+const TRACES: TableDefinition<&str, &[u8]> = TableDefinition::new("traces");
+const SETTINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("settings");
+
+/// Why the state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The database itself.
+    #[error("the state database failed: {0}")]
+    Database(#[from] redb::Error),
+    /// A record that does not decode.
+    #[error("a record in the state database is damaged: {0}")]
+    Damaged(#[from] serde_json::Error),
+}
+
+impl StateError {
+    /// No room left for the database?
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::Database(redb::Error::Io(error)) if error.raw_os_error() == Some(libc::ENOSPC))
+    }
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => { $(impl From<$error> for StateError {
+        fn from(error: $error) -> Self { Self::Database(error.into()) }
+    })* };
+}
+from_redb!(redb::DatabaseError, redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+
+/// How soon a write must survive a crash of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Before the call returns.
+    Now,
+    /// With the next write that must; it survives a crash of this process only if one follows.
+    Later,
+}
+
+/// The state database.
+pub struct State {
+    database: Database,
+}
+
+impl State {
+    /// Opens or creates the database.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let database = Database::create(path)?;
+        let transaction = database.begin_write()?;
+        transaction.open_table(MACHINES)?;
+        transaction.open_table(COUNTERS)?;
+        transaction.open_table(TRACES)?;
+        transaction.open_table(SETTINGS)?;
+        transaction.commit()?;
+        Ok(Self { database })
+    }
+
+    fn put(&self, table: TableDefinition<&str, &[u8]>, key: &str, value: Option<&[u8]>, when: When) -> Result<(), StateError> {
+        let mut transaction = self.database.begin_write()?;
+        if when == When::Later {
+            transaction.set_durability(Durability::None).expect("no savepoint was taken in this transaction");
+        }
+        {
+            let mut table = transaction.open_table(table)?;
+            match value {
+                Some(value) => drop(table.insert(key, value)?),
+                None => drop(table.remove(key)?),
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn get(&self, table: TableDefinition<&str, &[u8]>, key: &str) -> Result<Option<Vec<u8>>, StateError> {
+        let transaction = self.database.begin_read()?;
+        Ok(transaction.open_table(table)?.get(key)?.map(|value| value.value().to_vec()))
+    }
+
+    /// Keeps a machine's record.
+    pub fn put_machine<T: Serialize>(&self, id: &str, record: &T, when: When) -> Result<(), StateError> {
+        self.put(MACHINES, id, Some(&serde_json::to_vec(record)?), when)
+    }
+
+    /// Forgets a machine.
+    pub fn remove_machine(&self, id: &str) -> Result<(), StateError> {
+        self.put(MACHINES, id, None, When::Now)
+    }
+
+    /// All machines.
+    pub fn machines<T: DeserializeOwned>(&self) -> Result<Vec<T>, StateError> {
+        let transaction = self.database.begin_read()?;
+        let table = transaction.open_table(MACHINES)?;
+        let mut machines = Vec::new();
+        for entry in table.iter()? {
+            machines.push(serde_json::from_slice(entry?.1.value())?);
+        }
+        Ok(machines)
+    }
+
+    /// The next value of a counter; never the same twice, also across crashes.
+    pub fn next(&self, counter: &str) -> Result<u64, StateError> {
+        self.take(counter, 1)
+    }
+
+    /// `count` consecutive values of a counter; the first one is returned.
+    pub fn take(&self, counter: &str, count: u64) -> Result<u64, StateError> {
+        let transaction = self.database.begin_write()?;
+        let first = {
+            let mut table = transaction.open_table(COUNTERS)?;
+            let first = table.get(counter)?.map_or(1, |value| value.value());
+            table.insert(counter, first + count)?;
+            first
+        };
+        transaction.commit()?;
+        Ok(first)
+    }
+
+    /// Keeps the trace of a snapshot's first run.
+    pub fn put_trace(&self, snapshot: &str, trace: &[u8]) -> Result<(), StateError> {
+        self.put(TRACES, snapshot, Some(trace), When::Later)
+    }
+
+    /// The trace of a snapshot's first run.
+    pub fn trace(&self, snapshot: &str) -> Result<Option<Vec<u8>>, StateError> {
+        self.get(TRACES, snapshot)
+    }
+
+    /// Forgets a trace.
+    pub fn remove_trace(&self, snapshot: &str) -> Result<(), StateError> {
+        self.put(TRACES, snapshot, None, When::Later)
+    }
+
+    /// Keeps a setting.
+    pub fn put_setting<T: Serialize>(&self, key: &str, value: &T) -> Result<(), StateError> {
+        self.put(SETTINGS, key, Some(&serde_json::to_vec(value)?), When::Now)
+    }
+
+    /// A setting.
+    pub fn setting<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StateError> {
+        self.get(SETTINGS, key)?.map(|bytes| Ok(serde_json::from_slice(&bytes)?)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_and_counters_survive_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        {
+            let state = State::open(&path).unwrap();
+            state.put_machine("a", &serde_json::json!({"name": "web"}), When::Now).unwrap();
+            assert_eq!(state.next("machine").unwrap(), 1);
+            assert_eq!(state.take("machine", 8).unwrap(), 2);
+            state.put_trace("s", b"abc").unwrap();
+            state.put_setting("fuse", &7u32).unwrap();
+        }
+        let state = State::open(&path).unwrap();
+        assert_eq!(state.machines::<serde_json::Value>().unwrap(), [serde_json::json!({"name": "web"})]);
+        assert_eq!(state.next("machine").unwrap(), 10);
+        assert_eq!(state.trace("s").unwrap().as_deref(), Some(&b"abc"[..]));
+        assert_eq!(state.setting::<u32>("fuse").unwrap(), Some(7));
+        state.remove_machine("a").unwrap();
+        assert!(state.machines::<serde_json::Value>().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_database_is_opened_by_one_process_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let _first = State::open(&path).unwrap();
+        assert!(matches!(State::open(&path), Err(StateError::Database(_))));
+    }
+}
