@@ -4,10 +4,20 @@
 //! its content is: nowhere (all zero) or in slot `n` of a *frame*, a few pages compressed together and named by
 //! the BLAKE3 hash of their uncompressed bytes.
 
+mod frame;
 mod id;
 mod manifest;
+mod manifest_codec;
 mod page;
+mod snapshot;
+mod trace;
+mod wire;
 
+pub use frame::{Codec, EncodedFrame, compress, decode_frame, decompress, encode_frame};
 pub use id::{BlobId, FrameId, IdError, ManifestId, SnapshotId};
-pub use manifest::{Manifest, PageLocation};
+pub use manifest::{MANIFEST_PAGES_MAX, Manifest, ManifestDiff, PageLocation};
+pub use manifest_codec::{MANIFEST_DEPTH_MAX, ManifestHeader, ManifestParent};
 pub use page::{FRAME_PAGES_MAX, PAGE_SIZE, ZERO_PAGE, is_zero, pages_for};
+pub use snapshot::{BootRecord, DiskRecord, Hardware, MemoryRecord, SNAPSHOT_BYTES_MAX, SnapshotRecord};
+pub use trace::{TRACE_PAGES_MAX, Trace};
+pub use wire::FormatError;
