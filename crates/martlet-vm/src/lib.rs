@@ -1,1 +1,3 @@
 //! martlet-vm.
+
+pub mod agent;

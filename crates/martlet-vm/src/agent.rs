@@ -1,0 +1,210 @@
+//! The host's end of the agent channel.
+//!
+//! One thread reads the socket and hands frames to whoever waits for their stream; callers write frames themselves.
+//! A guest is hostile: a reply is bounded by its frame, a stream by its credit window, and a guest that overdraws a
+//! window, keeps sending damaged frames or answers with the wrong message ends the connection ([`AgentError::Protocol`]).
+//! Everything waits at most as long as its caller said.
+//!
+//! ```text
+//! connect ──hello──► ready ──────────────► closed   (socket ended, guest talked nonsense, a write stalled)
+//! ```
+
+mod error;
+mod link;
+mod stream;
+
+pub use error::AgentError;
+pub use stream::{AgentExec, ExecEvent, ExecInput, ExecOutcome, ExecOutput, TarReader, TarWriter};
+
+use link::Link;
+use martlet_agent_api::{
+    Command, ExecSpec, Hello, HelloReply, Identified, Identity, Metrics, PROTOCOL, PROTOCOL_OLDEST, Prepared,
+    Request, Response, Start,
+};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Ordinary requests are answered within this time, or the guest is not well.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection to the agent of one guest. Clones share it.
+#[derive(Clone, Debug)]
+pub struct AgentClient {
+    link: Arc<Link>,
+}
+
+impl AgentClient {
+    /// Connects to the socket of the guest's agent port, waiting for the socket to appear. `epoch` is a random number
+    /// never used before: the guest drops what was meant for any other.
+    pub fn connect(socket: &Path, epoch: u64, timeout: Duration) -> Result<Self, AgentError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => return Self::over(stream, epoch),
+                Err(error) if Instant::now() >= deadline => return Err(AgentError::Connect(error)),
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    /// Takes a connected socket.
+    pub fn over(stream: UnixStream, epoch: u64) -> Result<Self, AgentError> {
+        Ok(Self {
+            link: Link::start(stream, epoch)?,
+        })
+    }
+
+    /// Introduces the host and waits until the agent answers: it may still be booting.
+    pub fn hello(&self, start: Start, timeout: Duration) -> Result<HelloReply, AgentError> {
+        let hello = Hello {
+            protocol: PROTOCOL,
+            protocol_oldest: PROTOCOL_OLDEST,
+            start,
+        };
+        let reply = self.link.hello(&hello, timeout)?;
+        if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&reply.protocol) {
+            return Err(AgentError::Version {
+                agent_version: reply.agent_version,
+            });
+        }
+        Ok(reply)
+    }
+
+    /// Round trip.
+    pub fn ping(&self, timeout: Duration) -> Result<(), AgentError> {
+        self.done(Request::Ping, timeout)
+    }
+
+    /// Holds user code. On failure nothing is held.
+    pub fn prepare(&self, timeout: Duration) -> Result<Prepared, AgentError> {
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        match self
+            .link
+            .request(&Request::Prepare { timeout_ms }, timeout + Duration::from_secs(5))?
+        {
+            Response::Prepared(prepared) => Ok(prepared),
+            _ => Err(AgentError::protocol("Prepare was not answered by Prepared")),
+        }
+    }
+
+    /// Lets user code go on, with the clock stepped first when a time is given.
+    pub fn release(&self, realtime_unix_ns: Option<u64>) -> Result<(), AgentError> {
+        self.done(Request::Release { realtime_unix_ns }, REPLY_TIMEOUT)
+    }
+
+    /// Gives the guest its identity; an error when a step failed that must not.
+    pub fn identify(&self, identity: &Identity, timeout: Duration) -> Result<Identified, AgentError> {
+        match self
+            .link
+            .request(&Request::Identify(Box::new(identity.clone())), timeout)?
+        {
+            Response::Identified(identified) if identified.complete => Ok(identified),
+            Response::Identified(identified) => Err(AgentError::NotIdentified(Box::new(identified))),
+            _ => Err(AgentError::protocol("Identify was not answered by Identified")),
+        }
+    }
+
+    /// Starts a command.
+    pub fn exec(&self, spec: ExecSpec) -> Result<AgentExec, AgentError> {
+        AgentExec::start(&self.link, spec, REPLY_TIMEOUT)
+    }
+
+    /// Runs a command to its end with `input` on its standard input; each output is cut off after `limit_bytes`.
+    pub fn exec_wait(
+        &self,
+        command: Command,
+        input: &[u8],
+        limit_bytes: usize,
+        timeout: Duration,
+    ) -> Result<ExecOutcome, AgentError> {
+        let spec = ExecSpec {
+            command,
+            tty: None,
+            stdin: !input.is_empty(),
+        };
+        self.exec(spec)?.wait(input, limit_bytes, timeout)
+    }
+
+    /// A file or directory of the guest as a tar stream. A directory's entries begin with its last path component.
+    pub fn read_path(&self, path: &str) -> Result<TarReader, AgentError> {
+        TarReader::start(&self.link, path, REPLY_TIMEOUT)
+    }
+
+    /// Takes a tar stream and unpacks it in a directory of the guest. Call [`TarWriter::finish`].
+    pub fn write_path(&self, path: &str) -> Result<TarWriter, AgentError> {
+        TarWriter::start(&self.link, path, REPLY_TIMEOUT)
+    }
+
+    /// How the guest is.
+    pub fn metrics(&self) -> Result<Metrics, AgentError> {
+        match self.link.request(&Request::Metrics, REPLY_TIMEOUT)? {
+            Response::Metrics(metrics) => Ok(metrics),
+            _ => Err(AgentError::protocol("Metrics was not answered by Metrics")),
+        }
+    }
+
+    /// Discards unused blocks; the number of bytes discarded.
+    pub fn fstrim(&self, timeout: Duration) -> Result<u64, AgentError> {
+        match self.link.request(&Request::Fstrim, timeout)? {
+            Response::Trimmed { bytes } => Ok(bytes),
+            _ => Err(AgentError::protocol("Fstrim was not answered by Trimmed")),
+        }
+    }
+
+    /// Writes dirty pages of all file systems to their disks.
+    pub fn sync_fs(&self, timeout: Duration) -> Result<(), AgentError> {
+        self.done(Request::SyncFs, timeout)
+    }
+
+    /// Freezes the file systems on disks; they thaw by themselves after `hold`. The number of file systems.
+    pub fn freeze_fs(&self, hold: Duration) -> Result<u32, AgentError> {
+        let timeout_ms = u32::try_from(hold.as_millis()).unwrap_or(u32::MAX);
+        self.file_systems(Request::FreezeFs { timeout_ms })
+    }
+
+    /// Thaws them; the number that were still frozen.
+    pub fn thaw_fs(&self) -> Result<u32, AgentError> {
+        self.file_systems(Request::ThawFs)
+    }
+
+    /// Sets the machine's own command. It starts at once, or at the release when user code is held.
+    pub fn start_command(&self, command: &Command) -> Result<(), AgentError> {
+        self.done(Request::StartCommand(command.clone()), REPLY_TIMEOUT)
+    }
+
+    /// Asks for an orderly end of the guest. The answer comes before the end.
+    pub fn shutdown(&self, reboot: bool) -> Result<(), AgentError> {
+        self.done(Request::Shutdown { reboot }, REPLY_TIMEOUT)
+    }
+
+    /// Grows the root file system to its disk; its size in bytes.
+    pub fn grow_root(&self, timeout: Duration) -> Result<u64, AgentError> {
+        match self.link.request(&Request::GrowRoot, timeout)? {
+            Response::Grown { size_bytes } => Ok(size_bytes),
+            _ => Err(AgentError::protocol("GrowRoot was not answered by Grown")),
+        }
+    }
+
+    /// Ends the connection; everything that waits on it fails.
+    pub fn close(&self) {
+        self.link.close(None);
+    }
+
+    fn done(&self, request: Request, timeout: Duration) -> Result<(), AgentError> {
+        match self.link.request(&request, timeout)? {
+            Response::Done => Ok(()),
+            _ => Err(AgentError::protocol("a request was not answered by Done")),
+        }
+    }
+
+    fn file_systems(&self, request: Request) -> Result<u32, AgentError> {
+        match self.link.request(&request, REPLY_TIMEOUT)? {
+            Response::FileSystems { count } => Ok(count),
+            _ => Err(AgentError::protocol(
+                "a file system request was not answered by FileSystems",
+            )),
+        }
+    }
+}

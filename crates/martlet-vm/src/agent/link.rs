@@ -1,0 +1,286 @@
+//! The socket: one reader thread, many writers, and the table of who waits for which stream.
+
+use super::AgentError;
+use super::stream::Inbox;
+use martlet_agent_api::frame::{self, Frame, Kind, PREAMBLE_BYTES};
+use martlet_agent_api::{Decoder, Hello, HelloReply, Reply, Request, Response, from_payload, to_payload};
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A guest that has not taken a frame for this long is not going to.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A clone's stream begins with the rest of one frame that its parent was sending, so a few are normal.
+const DAMAGED_FRAMES_MAX: u64 = 256;
+
+/// First wait for an answer to Hello; it doubles.
+const HELLO_RETRY: Duration = Duration::from_millis(50);
+
+enum Waiter {
+    Reply(SyncSender<Reply>),
+    Stream(Arc<Inbox>),
+}
+
+struct Table {
+    waiters: HashMap<u32, Waiter>,
+    hello: Option<SyncSender<HelloReply>>,
+    next_stream: u32,
+    closed: Option<String>,
+}
+
+/// The connection that the handles of one client share.
+pub(super) struct Link {
+    epoch: u64,
+    writer: Mutex<UnixStream>,
+    socket: UnixStream,
+    table: Mutex<Table>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Link(epoch {:016x})", self.epoch)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    pub(super) fn start(socket: UnixStream, epoch: u64) -> Result<Arc<Self>, AgentError> {
+        let writer = socket.try_clone().map_err(AgentError::Connect)?;
+        writer
+            .set_write_timeout(Some(WRITE_TIMEOUT))
+            .map_err(AgentError::Connect)?;
+        let reader = socket.try_clone().map_err(AgentError::Connect)?;
+        let table = Table {
+            waiters: HashMap::new(),
+            hello: None,
+            next_stream: 1,
+            closed: None,
+        };
+        let link = Arc::new(Self {
+            epoch,
+            writer: Mutex::new(writer),
+            socket,
+            table: Mutex::new(table),
+        });
+        let weak = Arc::downgrade(&link);
+        std::thread::Builder::new()
+            .name("agent-reader".into())
+            .spawn(move || read_frames(reader, &weak))
+            .map_err(AgentError::Connect)?;
+        Ok(link)
+    }
+
+    /// Sends Hello until it is answered.
+    pub(super) fn hello(&self, hello: &Hello, timeout: Duration) -> Result<HelloReply, AgentError> {
+        let (sender, receiver) = sync_channel(1);
+        lock(&self.table).hello = Some(sender);
+        let deadline = Instant::now() + timeout;
+        let mut patience = HELLO_RETRY;
+        self.send(Kind::Hello, 0, 0, &to_payload(hello))?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match receiver.recv_timeout(patience.min(left)) {
+                Ok(reply) => return Ok(reply),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
+                Err(RecvTimeoutError::Timeout) if left <= patience => {
+                    return Err(AgentError::Timeout { what: "the greeting" });
+                }
+                Err(RecvTimeoutError::Timeout) => patience = (patience * 2).min(Duration::from_secs(2)),
+            }
+            // Perhaps the guest still waits for the rest of a frame of its former life.
+            self.write(&vec![0; PREAMBLE_BYTES])?;
+            self.send(Kind::Hello, 0, 0, &to_payload(hello))?;
+        }
+    }
+
+    pub(super) fn request(&self, request: &Request, timeout: Duration) -> Result<Response, AgentError> {
+        let (sender, receiver) = sync_channel(1);
+        let stream = self.register(Waiter::Reply(sender))?;
+        let sent = self.send_request(stream, request);
+        let answer = sent.and_then(|()| self.await_reply(&receiver, timeout));
+        self.forget(stream);
+        answer
+    }
+
+    /// Opens a stream: the request that starts it, and the inbox that its frames go to from then on.
+    pub(super) fn open(&self, request: &Request, timeout: Duration) -> Result<(u32, Arc<Inbox>), AgentError> {
+        let (sender, receiver) = sync_channel(1);
+        let inbox = Arc::new(Inbox::new(sender));
+        let stream = self.register(Waiter::Stream(Arc::clone(&inbox)))?;
+        let sent = self.send_request(stream, request);
+        match sent.and_then(|()| self.await_reply(&receiver, timeout)) {
+            Ok(Response::Started) => Ok((stream, inbox)),
+            Ok(_) => {
+                self.forget(stream);
+                Err(AgentError::protocol("a stream was not answered by Started"))
+            }
+            Err(error) => {
+                self.forget(stream);
+                Err(error)
+            }
+        }
+    }
+
+    fn send_request(&self, stream: u32, request: &Request) -> Result<(), AgentError> {
+        let payload = to_payload(request);
+        if payload.len() > frame::MAX_PAYLOAD_BYTES {
+            return Err(AgentError::Remote(martlet_agent_api::RemoteError {
+                kind: martlet_agent_api::RemoteErrorKind::Invalid,
+                message: format!(
+                    "arguments and environment of {} bytes are too long",
+                    payload.len()
+                ),
+            }));
+        }
+        self.send(Kind::Request, 0, stream, &payload)
+    }
+
+    fn await_reply(&self, receiver: &Receiver<Reply>, timeout: Duration) -> Result<Response, AgentError> {
+        match receiver.recv_timeout(timeout) {
+            Ok(reply) => Ok(reply?),
+            Err(RecvTimeoutError::Timeout) => Err(AgentError::Timeout { what: "a request" }),
+            Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
+        }
+    }
+
+    fn register(&self, waiter: Waiter) -> Result<u32, AgentError> {
+        let mut table = lock(&self.table);
+        if table.closed.is_some() {
+            drop(table);
+            return Err(self.ended());
+        }
+        let mut stream = table.next_stream;
+        while stream == 0 || table.waiters.contains_key(&stream) {
+            stream = stream.wrapping_add(1);
+        }
+        table.next_stream = stream.wrapping_add(1);
+        table.waiters.insert(stream, waiter);
+        Ok(stream)
+    }
+
+    pub(super) fn forget(&self, stream: u32) {
+        lock(&self.table).waiters.remove(&stream);
+    }
+
+    pub(super) fn send(&self, kind: Kind, flags: u8, stream: u32, payload: &[u8]) -> Result<(), AgentError> {
+        let mut bytes = Vec::with_capacity(frame::HEADER_BYTES + payload.len());
+        frame::encode(kind, flags, stream, self.epoch, payload, &mut bytes);
+        self.write(&bytes)
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<(), AgentError> {
+        let mut writer = lock(&self.writer);
+        writer.write_all(bytes).map_err(|error| {
+            // Half a frame may have gone out: this connection is of no more use.
+            self.close(None);
+            match error.kind() {
+                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => AgentError::Timeout {
+                    what: "by reading its port",
+                },
+                _ => self.ended(),
+            }
+        })
+    }
+
+    /// Why nothing can be had any more.
+    pub(super) fn ended(&self) -> AgentError {
+        match &lock(&self.table).closed {
+            Some(reason) if !reason.is_empty() => AgentError::protocol(reason.clone()),
+            _ => AgentError::Disconnected,
+        }
+    }
+
+    /// Ends the connection; with a reason when it is the guest's fault.
+    pub(super) fn close(&self, reason: Option<String>) {
+        let waiters = {
+            let mut table = lock(&self.table);
+            table.closed.get_or_insert(reason.unwrap_or_default());
+            table.hello = None;
+            std::mem::take(&mut table.waiters)
+        };
+        for waiter in waiters.into_values() {
+            if let Waiter::Stream(inbox) = waiter {
+                inbox.disconnect();
+            }
+        }
+        // Already closed by the other side is just as well.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn dispatch(&self, frame: Frame) -> Result<(), String> {
+        if frame.epoch != self.epoch {
+            return Ok(()); // late output of a former life
+        }
+        match frame.kind {
+            Kind::HelloReply => {
+                let reply = from_payload(&frame.payload, "HelloReply").map_err(|e| e.to_string())?;
+                if let Some(sender) = lock(&self.table).hello.take() {
+                    let _ = sender.try_send(reply); // the caller may have given up
+                }
+                Ok(())
+            }
+            Kind::Reply => {
+                let reply: Reply = from_payload(&frame.payload, "Reply").map_err(|e| e.to_string())?;
+                match lock(&self.table).waiters.get(&frame.stream) {
+                    Some(Waiter::Reply(sender)) => drop(sender.try_send(reply)),
+                    Some(Waiter::Stream(inbox)) => inbox.reply(reply),
+                    None => {} // nobody waits any more
+                }
+                Ok(())
+            }
+            Kind::Data | Kind::Credit | Kind::Finished => {
+                let inbox = match lock(&self.table).waiters.get(&frame.stream) {
+                    Some(Waiter::Stream(inbox)) => Arc::clone(inbox),
+                    _ => return Ok(()),
+                };
+                inbox.accept(frame)
+            }
+            Kind::Hello | Kind::Request | Kind::Control => Err(format!("the guest sent a {:?}", frame.kind)),
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Both); // wakes the reader
+    }
+}
+
+fn read_frames(mut reader: UnixStream, link: &std::sync::Weak<Link>) {
+    let mut decoder = Decoder::new();
+    let mut buffer = vec![0; 64 * 1024];
+    let reason = loop {
+        let count = match reader.read(&mut buffer) {
+            Ok(0) => break None,
+            Ok(count) => count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(_) => break None,
+        };
+        let Some(link) = link.upgrade() else { return };
+        decoder.push(&buffer[..count]);
+        let mut fault = None;
+        while let Some(frame) = decoder.next_frame() {
+            if let Err(reason) = link.dispatch(frame) {
+                fault = Some(reason);
+                break;
+            }
+        }
+        if fault.is_none() && decoder.damaged() > DAMAGED_FRAMES_MAX {
+            fault = Some("too many damaged frames".into());
+        }
+        if fault.is_some() {
+            break fault;
+        }
+    };
+    if let Some(link) = link.upgrade() {
+        link.close(reason);
+    }
+}
