@@ -141,7 +141,9 @@ impl Eq for PageSet {}
 impl FromIterator<u64> for PageSet {
     fn from_iter<I: IntoIterator<Item = u64>>(pages: I) -> Self {
         let mut set = Self::new();
-        pages.into_iter().for_each(|page| drop(set.insert(page)));
+        for page in pages {
+            set.insert(page);
+        }
         set
     }
 }
