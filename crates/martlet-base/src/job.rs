@@ -72,3 +72,11 @@ pub struct Artifacts {
     /// User of the command, `name|uid[:group|gid]` as the image says it.
     pub user: Option<String>,
 }
+
+/// Fails unless this process may make files of any owner.
+pub(crate) fn need_root(what: &'static str) -> Result<(), BaseError> {
+    match rustix::process::geteuid().is_root() {
+        true => Ok(()),
+        false => Err(BaseError::NeedsRoot { what }),
+    }
+}

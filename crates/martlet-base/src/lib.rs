@@ -23,39 +23,33 @@
 //!
 //! Disks with a boot loader of their own boot by firmware and have neither our kernel nor an agent.
 
+mod boot;
+mod command;
+mod cpio;
+mod debian;
 mod error;
+mod ext4;
+mod guest_modules;
+mod initramfs;
 mod job;
+mod kernel;
+mod modules;
+mod package;
+mod scratch;
+#[cfg(test)]
+mod testing;
+mod tiny;
+mod vmlinux;
 
+pub use debian::{DebianRecipe, build_debian};
 pub use error::BaseError;
+pub use initramfs::initramfs;
 pub use job::{Artifacts, Job, Tools};
+pub use kernel::{Kernel, guest_kernel};
+pub use tiny::build_tiny;
 
 use martlet_api::InitKind;
 use std::path::Path;
-
-/// A base from Debian packages.
-#[derive(Debug, Clone)]
-pub struct DebianRecipe {
-    /// `bookworm`, `trixie`, …
-    pub suite: String,
-    /// Packages beyond the minimal system.
-    pub packages: Vec<String>,
-    /// Size of the root disk; from the content when absent.
-    pub size_bytes: Option<u64>,
-    /// `Systemd` or `Command`.
-    pub init: InitKind,
-}
-
-/// Builds a base from Debian packages.
-pub fn build_debian(_recipe: &DebianRecipe, job: &Job) -> Result<Artifacts, BaseError> {
-    job.check()?;
-    Err(BaseError::Invalid("not written yet".into()))
-}
-
-/// Builds the smallest base there is: busybox and the agent.
-pub fn build_tiny(_size_bytes: Option<u64>, job: &Job) -> Result<Artifacts, BaseError> {
-    job.check()?;
-    Err(BaseError::Invalid("not written yet".into()))
-}
 
 /// Imports a raw or qcow2 disk, an OCI image layout (directory or tar archive) or a `docker save` archive, told from its content.
 pub fn import(_path: &Path, _options: &ImportOptions, job: &Job) -> Result<Artifacts, BaseError> {
