@@ -192,3 +192,10 @@ pub struct ImageDiff {
     /// Bytes that became zero.
     pub removed_bytes: u64,
 }
+
+/// Give a snapshot one more reference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TagRequest {
+    /// The new reference, `name:tag`.
+    pub reference: String,
+}

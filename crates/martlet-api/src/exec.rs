@@ -76,4 +76,42 @@ impl ExecFrame {
         use ExecFrame::*;
         [Stdin, StdinEnd, Resize, Signal, Stdout, Stderr, Exit, Problem].into_iter().find(|k| *k as u8 == byte)
     }
+
+    /// The frame on the wire.
+    pub fn encode(self, payload: &[u8]) -> Vec<u8> {
+        debug_assert!(payload.len() <= Self::PAYLOAD_MAX);
+        let mut frame = Vec::with_capacity(Self::HEADER_LEN + payload.len());
+        frame.push(self as u8);
+        frame.extend_from_slice(&(payload.len() as u32).to_be_bytes());
+        frame.extend_from_slice(payload);
+        frame
+    }
+
+    /// Kind and payload length that a header announces; `None` when it is no header of ours.
+    pub fn decode_header(header: [u8; Self::HEADER_LEN]) -> Option<(Self, usize)> {
+        let [kind, length @ ..] = header;
+        let length = u32::from_be_bytes(length) as usize;
+        Some((Self::from_byte(kind)?, length)).filter(|_| length <= Self::PAYLOAD_MAX)
+    }
+
+    /// Bytes before the payload.
+    pub const HEADER_LEN: usize = 5;
+    /// Longest payload; longer data goes in several frames.
+    pub const PAYLOAD_MAX: usize = 1 << 20;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_round_trip_and_strange_ones_are_refused() {
+        let frame = ExecFrame::Stderr.encode(b"abc");
+        let header = *frame.first_chunk().unwrap();
+        assert_eq!(ExecFrame::decode_header(header), Some((ExecFrame::Stderr, 3)));
+        assert_eq!(&frame[ExecFrame::HEADER_LEN..], b"abc");
+        assert_eq!(ExecFrame::decode_header([99, 0, 0, 0, 0]), None);
+        assert_eq!(ExecFrame::decode_header([16, 0, 16, 0, 1]), None, "longer than PAYLOAD_MAX");
+        assert_eq!(ExecFrame::decode_header([16, 255, 255, 255, 255]), None);
+    }
 }

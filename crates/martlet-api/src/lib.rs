@@ -14,6 +14,7 @@ mod paths;
 mod problem;
 mod progress;
 mod store;
+mod version;
 
 pub use base::*;
 pub use checkpoint::*;
@@ -24,3 +25,4 @@ pub use paths::*;
 pub use problem::*;
 pub use progress::*;
 pub use store::*;
+pub use version::*;

@@ -205,3 +205,30 @@ pub struct GuestUsage {
     /// Processes.
     pub processes: u64,
 }
+
+/// Shut a machine down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StopRequest {
+    /// End it by force when it takes longer.
+    #[serde(default = "StopRequest::default_timeout_ms")]
+    pub timeout_ms: u64,
+}
+
+impl StopRequest {
+    fn default_timeout_ms() -> u64 {
+        Self::default().timeout_ms
+    }
+}
+
+impl Default for StopRequest {
+    fn default() -> Self {
+        Self { timeout_ms: 30_000 }
+    }
+}
+
+/// Give a machine another name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RenameRequest {
+    /// The new name.
+    pub name: String,
+}

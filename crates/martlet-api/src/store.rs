@@ -70,3 +70,19 @@ pub struct DamagedFrame {
     /// Has it been repaired?
     pub repaired: bool,
 }
+
+/// Free what nothing refers to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GcRequest {
+    /// Only say what would be freed.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Read and check everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VerifyRequest {
+    /// State directories of other stores to take whole copies of damaged frames from.
+    #[serde(default)]
+    pub repair_from: Vec<String>,
+}

@@ -2,7 +2,7 @@
 //!
 //! Methods block (page faults, QMP and capture are latency-bound system calls), so the server calls them on its
 //! pool of blocking threads. A call that has begun is never cut short because the client went away: a half-made
-//! checkpoint helps nobody. Names in arguments have passed the checks of
+//! checkpoint helps nobody. Arguments have passed [`crate::check`];
 //! whether the things they name exist is for the implementation to say.
 
 use crate::metrics::Metric;

@@ -1,4 +1,24 @@
 //! The host daemon: HTTP over a unix socket in front of [`control::Control`].
+//!
+//! ```text
+//!   socket ─► server ─► routes ─► extract, check ─► operation ─► Control (blocking threads)
+//!                          │                            └─► server-sent events
+//!                          └─► exec, stream: upgraded connections and bodies without end
+//! ```
+//!
+//! [`server::Service`] is the whole API. What a route takes and gives is said once, in
+//! `routes`, for the router and for the OpenAPI document alike.
 
+pub mod check;
 pub mod control;
+mod exec;
+mod extract;
+mod failure;
+pub mod instance;
 pub mod metrics;
+mod openapi;
+mod operation;
+mod routes;
+pub mod server;
+mod stream;
+pub mod systemd;

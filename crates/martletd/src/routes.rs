@@ -1,0 +1,20 @@
+//! The API's table of routes.
+
+mod bases;
+mod guest;
+mod machines;
+mod service;
+mod snapshots;
+mod store;
+
+use crate::openapi::Routes;
+
+/// Every route.
+pub fn all() -> Routes {
+    let routes = service::routes(Routes::new());
+    let routes = bases::routes(routes);
+    let routes = machines::routes(routes);
+    let routes = guest::routes(routes);
+    let routes = snapshots::routes(routes);
+    store::routes(routes)
+}

@@ -1,0 +1,145 @@
+//! Machines: start and end, checkpoint and fork.
+
+use super::bases::Force;
+use crate::check;
+use crate::extract::{Body, Named, Params, Referenced, WantsEvents};
+use crate::openapi::Method::{Delete, Get, Post};
+use crate::openapi::{Routes, Spec};
+use crate::operation::Reply;
+use crate::server::Server;
+use axum::extract::State;
+use martlet_api::names::{check_name, check_reference};
+use martlet_api::*;
+
+pub fn routes(routes: Routes) -> Routes {
+    let info = |summary| Spec::new(summary).gives::<MachineInfo>();
+    let run_spec = info("Start a machine from a base or a snapshot").takes::<RunRequest>().with_events();
+    let remove_spec = Spec::new("Forget a machine and its disk").query("force", "boolean", false, "Also while it runs");
+    let saves = |summary| {
+        Spec::new(summary).takes::<CheckpointRequest>().gives::<CheckpointReport>().with_events()
+    };
+    let fork_spec = Spec::new("Start clones of a running machine, or of a snapshot (`name:tag` or id)");
+    routes
+        .route(Get, "/v1/machines", Spec::new("All machines").lists::<MachineInfo>(), list)
+        .route(Post, "/v1/machines", run_spec, run)
+        .route(Get, "/v1/usage", Spec::new("What machines use").lists::<MachineUsage>(), usage)
+        .route(Get, "/v1/machines/{name}", info("One machine"), inspect)
+        .route(Delete, "/v1/machines/{name}", remove_spec, remove)
+        .route(Post, "/v1/machines/{name}/stop", info("Shut it down").takes::<StopRequest>(), stop)
+        .route(Post, "/v1/machines/{name}/kill", info("End it at once"), kill)
+        .route(Post, "/v1/machines/{name}/start", info("Boot it again from its disk").with_events(), start)
+        .route(Post, "/v1/machines/{name}/rename", info("Give it another name").takes::<RenameRequest>(), rename)
+        .route(Post, "/v1/machines/{name}/checkpoint", saves("Take a checkpoint; the machine goes on"), checkpoint)
+        .route(Post, "/v1/machines/{name}/suspend", saves("Take a checkpoint and leave nothing running"), suspend)
+        .route(
+            Post,
+            "/v1/machines/{name}/resume",
+            info("Go on from its last snapshot").takes::<ResumeRequest>().with_events(),
+            resume,
+        )
+        .route(
+            Post,
+            "/v1/machines/{name}/rollback",
+            info("Go back to an earlier snapshot").takes::<RollbackRequest>().with_events(),
+            rollback,
+        )
+        .route(
+            Post,
+            "/v1/machines/{name}/fork",
+            fork_spec.takes::<ForkRequest>().gives::<ForkReport>().with_events(),
+            fork,
+        )
+}
+
+async fn list(State(server): State<Server>) -> Reply {
+    server.answer(|control| control.machines()).await
+}
+
+async fn run(
+    State(server): State<Server>,
+    WantsEvents(events): WantsEvents,
+    Body(request): Body<RunRequest>,
+) -> Reply {
+    check::run(&request)?;
+    server.operation(events, |control, progress| control.run(request, progress)).await
+}
+
+async fn usage(State(server): State<Server>) -> Reply {
+    server.answer(|control| control.usage()).await
+}
+
+async fn inspect(State(server): State<Server>, Named(name): Named) -> Reply {
+    server.answer(move |control| control.machine(&name)).await
+}
+
+async fn remove(State(server): State<Server>, Named(name): Named, Params(Force { force }): Params<Force>) -> Reply {
+    server.effect(move |control| control.remove(&name, force)).await
+}
+
+async fn stop(State(server): State<Server>, Named(name): Named, Body(request): Body<StopRequest>) -> Reply {
+    check::stop(&request)?;
+    server.answer(move |control| control.stop(&name, request.timeout_ms)).await
+}
+
+async fn kill(State(server): State<Server>, Named(name): Named) -> Reply {
+    server.answer(move |control| control.kill(&name)).await
+}
+
+async fn start(State(server): State<Server>, Named(name): Named, WantsEvents(events): WantsEvents) -> Reply {
+    server.operation(events, move |control, progress| control.start(&name, progress)).await
+}
+
+async fn rename(State(server): State<Server>, Named(name): Named, Body(request): Body<RenameRequest>) -> Reply {
+    check_name(&request.name)?;
+    server.answer(move |control| control.rename(&name, &request.name)).await
+}
+
+async fn checkpoint(
+    State(server): State<Server>,
+    Named(name): Named,
+    WantsEvents(events): WantsEvents,
+    Body(request): Body<CheckpointRequest>,
+) -> Reply {
+    check::checkpoint(&request)?;
+    server.operation(events, move |control, progress| control.checkpoint(&name, request, progress)).await
+}
+
+async fn suspend(
+    State(server): State<Server>,
+    Named(name): Named,
+    WantsEvents(events): WantsEvents,
+    Body(request): Body<CheckpointRequest>,
+) -> Reply {
+    check::checkpoint(&request)?;
+    server.operation(events, move |control, progress| control.suspend(&name, request, progress)).await
+}
+
+async fn resume(
+    State(server): State<Server>,
+    Named(name): Named,
+    WantsEvents(events): WantsEvents,
+    Body(request): Body<ResumeRequest>,
+) -> Reply {
+    check::probe(request.probe.as_ref())?;
+    server.operation(events, move |control, progress| control.resume(&name, request, progress)).await
+}
+
+async fn rollback(
+    State(server): State<Server>,
+    Named(name): Named,
+    WantsEvents(events): WantsEvents,
+    Body(request): Body<RollbackRequest>,
+) -> Reply {
+    check_reference(&request.to)?;
+    server.operation(events, move |control, progress| control.rollback(&name, request, progress)).await
+}
+
+async fn fork(
+    State(server): State<Server>,
+    Referenced(source): Referenced,
+    WantsEvents(events): WantsEvents,
+    Body(request): Body<ForkRequest>,
+) -> Reply {
+    check::fork(&request)?;
+    server.operation(events, move |control, progress| control.fork(&source, request, progress)).await
+}
