@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex};
 /// Most pages a trace holds: 256 MiB of first touches.
 pub const TRACE_PAGES_MAX: usize = 65_536;
 
+/// How far from a page the rest of its frame is looked for. A frame's pages are near each other, with holes.
+const REACH_PAGES: u64 = 2 * FRAME_PAGES_MAX as u64;
+
 /// Which VM: chosen by the engine, never used for two VMs during a daemon's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VmKey(pub u64);
@@ -139,9 +142,8 @@ impl MemoryImage {
     /// Queues the pages around `pages` that are in the same frames. Never fetches: only what is decoded already.
     fn push_around(&self, pages: Range<u64>) {
         let Some(path) = self.path() else { return };
-        let reach = FRAME_PAGES_MAX as u64 - 1;
-        let before = pages.start.saturating_sub(reach)..pages.start;
-        let after = pages.end..pages.end.saturating_add(reach).min(self.manifest.page_count());
+        let before = pages.start.saturating_sub(REACH_PAGES)..pages.start;
+        let after = pages.end..pages.end.saturating_add(REACH_PAGES).min(self.manifest.page_count());
         for (asked, around) in [(pages.start, before), (pages.end - 1, after)] {
             let PageLocation::Frame { frame, .. } = self.manifest.locate(asked) else {
                 continue;

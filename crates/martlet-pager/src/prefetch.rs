@@ -40,6 +40,8 @@ pub struct PrefetchReport {
     pub known_pages: u64,
     /// Pages whose frame could not be had: a fault will say why.
     pub failed_pages: u64,
+    /// Pages that were not taken: nobody has the image open, or it is gone.
+    pub refused_pages: u64,
     /// Pushes made.
     pub pushes: u64,
     /// It came to the end of the trace.
@@ -115,10 +117,14 @@ impl MemoryImage {
             {
                 Ok(()) if !cancel.is_cancelled() => {
                     self.yield_to_faults(cancel);
-                    path.target.push(run[0] * PAGE_SIZE as u64, &piece);
-                    report.pushes += 1;
-                    report.pushed_pages += run.len() as u64;
-                    self.note_pushed(run.len() as u64);
+                    if path.target.push(run[0] * PAGE_SIZE as u64, &piece) {
+                        report.pushes += 1;
+                        report.pushed_pages += run.len() as u64;
+                        self.note_pushed(run.len() as u64);
+                    } else {
+                        run.iter().for_each(|&page| self.give_back(page));
+                        report.refused_pages += run.len() as u64;
+                    }
                 }
                 outcome => {
                     run.iter().for_each(|&page| self.give_back(page));

@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 /// Takes pages that nobody asked for yet (a kernel's page cache, through a notify-store). A push may be lost.
 /// It may also wait for locks of faults in flight: never call it on a thread that answers faults.
 pub trait PagePush: Send + Sync {
-    /// The image's bytes from `offset_bytes`: whole pages within the image.
-    fn push(&self, offset_bytes: u64, data: &[u8]);
+    /// The image's bytes from `offset_bytes`: whole pages within the image. Were they taken?
+    fn push(&self, offset_bytes: u64, data: &[u8]) -> bool;
 }
 
 /// A contiguous piece of a decoded frame on its way.

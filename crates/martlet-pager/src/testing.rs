@@ -110,12 +110,13 @@ impl Caught {
 }
 
 impl crate::PagePush for Caught {
-    fn push(&self, offset_bytes: u64, data: &[u8]) {
+    fn push(&self, offset_bytes: u64, data: &[u8]) -> bool {
         for (page, bytes) in (offset_bytes / PAGE_SIZE as u64..).zip(data.chunks(PAGE_SIZE)) {
             assert!(
                 self.0.lock().unwrap().insert(page, bytes.to_vec()).is_none(),
                 "page {page} pushed twice"
             );
         }
+        true
     }
 }

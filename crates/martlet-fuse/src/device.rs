@@ -1,0 +1,136 @@
+//! The descriptor of `/dev/fuse`: requests out, answers and notifications in.
+#![allow(unsafe_code)] // readv-like system calls on a raw descriptor
+
+use crate::proto::{Body, TRANSFER_BYTES_MAX, notify};
+use martlet_pager::PagePush;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+pub(crate) struct Device {
+    fd: OwnedFd,
+}
+
+/// What a read of the device brought.
+pub(crate) enum Arrival {
+    /// A request of this many bytes.
+    Request(usize),
+    /// A signal, or a request that was taken back: look around and read again.
+    Nothing,
+    /// The file system is not mounted any more.
+    Unmounted,
+}
+
+impl Device {
+    pub(crate) fn new(fd: OwnedFd) -> Arc<Self> {
+        Arc::new(Self { fd })
+    }
+
+    pub(crate) fn read(&self, buf: &mut [u8]) -> io::Result<Arrival> {
+        // SAFETY: the kernel writes at most `buf.len()` bytes into `buf`, which is exclusively borrowed.
+        let count = unsafe { libc::read(self.fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len()) };
+        if count >= 0 {
+            return Ok(Arrival::Request(count as usize));
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR | libc::ENOENT) => Ok(Arrival::Nothing),
+            Some(libc::EAGAIN) => self.wait().map(|()| Arrival::Nothing),
+            Some(libc::ENODEV) => Ok(Arrival::Unmounted),
+            _ => Err(error),
+        }
+    }
+
+    /// Waits for a request on a descriptor that somebody made non-blocking.
+    fn wait(&self) -> io::Result<()> {
+        let mut poll = libc::pollfd {
+            fd: self.fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid pollfd, exclusively borrowed.
+        match unsafe { libc::poll(&mut poll, 1, 1000) } {
+            -1 if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted => {
+                Err(io::Error::last_os_error())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers request `unique`: an error number or the parts of a body.
+    pub(crate) fn answer(&self, unique: u64, outcome: Result<[&[u8]; 2], i32>) {
+        let (error, parts) = match outcome {
+            Ok(parts) => (0, parts),
+            Err(errno) => (-errno, [&[][..]; 2]),
+        };
+        if let Err(error) = self.send(error, unique, parts) {
+            // The asker was killed, or the file system unmounted: nobody waits any more.
+            let gone = matches!(
+                error.raw_os_error(),
+                Some(libc::ENOENT | libc::ENODEV | libc::EPERM)
+            );
+            if !gone {
+                tracing::warn!(%error, unique, "an answer was refused");
+            }
+        }
+    }
+
+    fn send(&self, code: i32, unique: u64, parts: [&[u8]; 2]) -> io::Result<()> {
+        let length = 16 + parts.iter().map(|part| part.len()).sum::<usize>();
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&(length as u32).to_ne_bytes());
+        header[4..8].copy_from_slice(&code.to_ne_bytes());
+        header[8..].copy_from_slice(&unique.to_ne_bytes());
+        let slice = |part: &[u8]| libc::iovec {
+            iov_base: part.as_ptr().cast_mut().cast(),
+            iov_len: part.len(),
+        };
+        let parts = [slice(&header), slice(parts[0]), slice(parts[1])];
+        // SAFETY: three valid slices that outlive the call; the kernel only reads them.
+        match unsafe { libc::writev(self.fd.as_raw_fd(), parts.as_ptr(), 3) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts bytes into the page cache of a file. Never on a thread that is handling a request.
+    pub(crate) fn store(&self, ino: u64, offset: u64, data: &[u8]) -> io::Result<()> {
+        let head = Body::default().u64(ino).u64(offset).u32(data.len() as u32).u32(0);
+        self.send(notify::STORE, 0, [&head.0, data])
+    }
+
+    /// Drops the page cache of a range. Never on a thread that is handling a request.
+    pub(crate) fn invalidate(&self, ino: u64, offset: u64, length: u64) -> io::Result<()> {
+        let body = Body::default().u64(ino).u64(offset).u64(length);
+        match self.send(notify::INVAL_INODE, 0, [&body.0, &[]]) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()), // nobody has it: nothing is cached
+            outcome => outcome,
+        }
+    }
+
+    /// Asks for every request again that was read and not answered (Linux 6.9).
+    pub(crate) fn resend(&self) -> io::Result<()> {
+        self.send(notify::RESEND, 0, [&[], &[]])
+    }
+}
+
+/// Stores into the page cache of one file.
+pub(crate) struct StorePush {
+    pub(crate) device: Arc<Device>,
+    pub(crate) ino: u64,
+    pub(crate) size_bytes: u64,
+}
+
+impl PagePush for StorePush {
+    fn push(&self, offset_bytes: u64, data: &[u8]) -> bool {
+        // A store beyond the end would lengthen the file.
+        let room = usize::try_from(self.size_bytes.saturating_sub(offset_bytes)).unwrap_or(usize::MAX);
+        let data = &data[..data.len().min(room)];
+        let mut offset = offset_bytes;
+        data.chunks(TRANSFER_BYTES_MAX as usize).all(|chunk| {
+            let stored = self.device.store(self.ino, offset, chunk);
+            offset += chunk.len() as u64;
+            stored.is_ok()
+        })
+    }
+}

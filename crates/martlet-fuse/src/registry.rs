@@ -1,0 +1,427 @@
+//! Which files there are.
+//!
+//! A node is a file's content under a number that the kernel keeps; a name leads to a node, and several names may lead
+//! to one memory image. A node without a name lives on until the kernel forgets it, so who has it open goes on.
+
+use crate::attr::Attr;
+use crate::device::{Device, StorePush};
+use martlet_disk::CowDisk;
+use martlet_pager::{MemoryImage, PushQueue, VmKey};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub(crate) const ROOT: u64 = 1;
+const MEMORY_DIR: u64 = 2;
+const DISK_DIR: u64 = 3;
+const FIRST_FILE: u64 = 16;
+const NAME_BYTES_MAX: usize = 255;
+
+/// What a file shows.
+#[derive(Clone)]
+pub enum Content {
+    /// A memory image: never changes.
+    Memory(Arc<MemoryImage>),
+    /// A writable disk.
+    Disk(Arc<CowDisk>),
+}
+
+impl Content {
+    fn same(&self, other: &Content) -> bool {
+        match (self, other) {
+            (Self::Memory(one), Self::Memory(other)) => Arc::ptr_eq(one, other),
+            (Self::Disk(one), Self::Disk(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+    pub(crate) fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Memory(image) => image.size_bytes(),
+            Self::Disk(disk) => disk.size_bytes(),
+        }
+    }
+}
+
+/// Under which number a file is shown, and to whom. The kernel enforces owner and mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// The number; none takes the next free one. A restarted daemon gives the numbers of its predecessor. Within a
+    /// mount's life a number never shows another content: the kernel has pages of it.
+    pub ino: Option<u64>,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits. QEMU opens memory images for writing, though it never writes.
+    pub mode: u32,
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Self {
+            ino: None,
+            uid: 0,
+            gid: 0,
+            mode: 0o600,
+        }
+    }
+}
+
+/// Why a file cannot be added.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// Not a file's name.
+    #[error("{name:?} cannot be a file's name")]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("{name} is there already")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// The number shows something else.
+    #[error("file number {ino} is taken or reserved")]
+    NumberTaken {
+        /// The number.
+        ino: u64,
+    },
+}
+
+struct Node {
+    content: Content,
+    placement: Placement,
+    names: u64,
+    lookups: u64, // references the kernel holds, as far as they were given since the connection was taken over
+}
+
+#[derive(Default)]
+struct Files {
+    nodes: HashMap<u64, Node>,
+    memory: BTreeMap<String, u64>,
+    disk: BTreeMap<String, u64>,
+    owners: HashMap<u32, VmKey>,
+    highest: u64,
+    push: Option<(Arc<PushQueue>, Arc<Device>)>,
+}
+
+/// The files of a mount. Changes show at once.
+#[derive(Default)]
+pub struct Registry {
+    files: Mutex<Files>,
+}
+
+impl Files {
+    fn names(&mut self, dir: u64) -> Option<&mut BTreeMap<String, u64>> {
+        match dir {
+            MEMORY_DIR => Some(&mut self.memory),
+            DISK_DIR => Some(&mut self.disk),
+            _ => None,
+        }
+    }
+
+    fn attr(&self, ino: u64) -> Option<Attr> {
+        if matches!(ino, ROOT | MEMORY_DIR | DISK_DIR) {
+            return Some(Attr::directory(ino));
+        }
+        let node = self.nodes.get(&ino)?;
+        Some(Attr::file(ino, node.content.size_bytes(), &node.placement))
+    }
+
+    fn attach(&self, ino: u64, node: &Node) {
+        if let (Content::Memory(image), Some((queue, device))) = (&node.content, &self.push) {
+            let size_bytes = image.size_bytes();
+            let push = StorePush {
+                device: device.clone(),
+                ino,
+                size_bytes,
+            };
+            image.set_push(Some((queue.clone(), Arc::new(push))));
+        }
+    }
+
+    fn drop_unused(&mut self, ino: u64) {
+        if self
+            .nodes
+            .get(&ino)
+            .is_some_and(|node| node.names == 0 && node.lookups == 0)
+        {
+            self.nodes.remove(&ino);
+        }
+    }
+}
+
+impl Registry {
+    /// No files.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows `image` as `mem/NAME`; yields its number. The same image under another name is the same file: its
+    /// placement stays that of the first.
+    pub fn add_memory(
+        &self,
+        name: &str,
+        image: Arc<MemoryImage>,
+        placement: Placement,
+    ) -> Result<u64, RegistryError> {
+        self.add(MEMORY_DIR, name, Content::Memory(image), placement)
+    }
+
+    /// Shows `disk` as `disk/NAME`; yields its number.
+    pub fn add_disk(
+        &self,
+        name: &str,
+        disk: Arc<CowDisk>,
+        placement: Placement,
+    ) -> Result<u64, RegistryError> {
+        self.add(DISK_DIR, name, Content::Disk(disk), placement)
+    }
+
+    fn add(
+        &self,
+        dir: u64,
+        name: &str,
+        content: Content,
+        placement: Placement,
+    ) -> Result<u64, RegistryError> {
+        if name.is_empty()
+            || name.len() > NAME_BYTES_MAX
+            || name == "."
+            || name == ".."
+            || name.contains(['/', '\0'])
+        {
+            return Err(RegistryError::BadName {
+                name: name.to_owned(),
+            });
+        }
+        let mut files = self.files();
+        if files.names(dir).is_some_and(|names| names.contains_key(name)) {
+            return Err(RegistryError::NameTaken {
+                name: name.to_owned(),
+            });
+        }
+        let there = files
+            .nodes
+            .iter()
+            .find(|(_, node)| node.content.same(&content))
+            .map(|(&ino, _)| ino);
+        let next = files.highest.max(FIRST_FILE - 1) + 1;
+        let ino = placement.ino.or(there).unwrap_or(next);
+        if ino < FIRST_FILE || ino >= 1 << 62 || there.is_some_and(|there| there != ino) {
+            return Err(RegistryError::NumberTaken { ino });
+        }
+        if there.is_none() {
+            if files.nodes.contains_key(&ino) {
+                return Err(RegistryError::NumberTaken { ino });
+            }
+            let node = Node {
+                content,
+                placement,
+                names: 0,
+                lookups: 0,
+            };
+            files.attach(ino, &node);
+            files.nodes.insert(ino, node);
+        }
+        files.highest = files.highest.max(ino);
+        files.nodes.get_mut(&ino).expect("there since above").names += 1;
+        files
+            .names(dir)
+            .expect("one of the two directories")
+            .insert(name.to_owned(), ino);
+        Ok(ino)
+    }
+
+    /// Takes a name away; was it there? Who has the file open goes on.
+    pub fn remove_memory(&self, name: &str) -> bool {
+        self.remove(MEMORY_DIR, name)
+    }
+    /// Takes a name away; was it there? Who has the file open goes on.
+    pub fn remove_disk(&self, name: &str) -> bool {
+        self.remove(DISK_DIR, name)
+    }
+    fn remove(&self, dir: u64, name: &str) -> bool {
+        let mut files = self.files();
+        let Some(ino) = files.names(dir).and_then(|names| names.remove(name)) else {
+            return false;
+        };
+        if let Some(node) = files.nodes.get_mut(&ino) {
+            node.names -= 1;
+        }
+        files.drop_unused(ino);
+        true
+    }
+
+    /// The highest number ever given: a successor that gives new ones starts above it.
+    pub fn highest_ino(&self) -> u64 {
+        self.files().highest
+    }
+    /// Numbers up to `ino` are not given any more.
+    pub fn reserve(&self, ino: u64) {
+        let mut files = self.files();
+        files.highest = files.highest.max(ino.min(1 << 61));
+    }
+
+    /// Process `pid` is `vm`'s: its free-page reports are kept as that VM's.
+    pub fn set_owner(&self, pid: u32, vm: VmKey) {
+        self.files().owners.insert(pid, vm);
+    }
+    /// The process is gone; its number may come again.
+    pub fn clear_owner(&self, pid: u32) {
+        self.files().owners.remove(&pid);
+    }
+    /// Whose a process is.
+    pub(crate) fn owner(&self, pid: u32) -> Option<VmKey> {
+        self.files().owners.get(&pid).copied()
+    }
+
+    /// What a number shows.
+    pub fn content(&self, ino: u64) -> Option<Content> {
+        self.files().nodes.get(&ino).map(|node| node.content.clone())
+    }
+
+    pub(crate) fn set_push(&self, push: Option<(Arc<PushQueue>, Arc<Device>)>) {
+        let mut files = self.files();
+        files.push = push;
+        for (&ino, node) in &files.nodes {
+            match (&files.push, &node.content) {
+                (None, Content::Memory(image)) => image.set_push(None),
+                _ => files.attach(ino, node),
+            }
+        }
+    }
+
+    pub(crate) fn attr(&self, ino: u64) -> Option<Attr> {
+        self.files().attr(ino)
+    }
+
+    /// A name in a directory; the kernel holds a reference from now on.
+    pub(crate) fn lookup(&self, dir: u64, name: &[u8]) -> Option<Attr> {
+        let mut files = self.files();
+        let ino = match (dir, name) {
+            (ROOT, b"mem") => MEMORY_DIR,
+            (ROOT, b"disk") => DISK_DIR,
+            _ => *files.names(dir)?.get(std::str::from_utf8(name).ok()?)?,
+        };
+        if let Some(node) = files.nodes.get_mut(&ino) {
+            node.lookups += 1;
+        }
+        files.attr(ino)
+    }
+
+    /// The kernel gave up `count` references.
+    pub(crate) fn forget(&self, ino: u64, count: u64) {
+        let mut files = self.files();
+        if let Some(node) = files.nodes.get_mut(&ino) {
+            node.lookups = node.lookups.saturating_sub(count);
+        }
+        files.drop_unused(ino);
+    }
+
+    /// A directory's entries: number, name, is it a directory. `None` for what is none.
+    pub(crate) fn list(&self, dir: u64) -> Option<Vec<(u64, String, bool)>> {
+        let mut files = self.files();
+        if dir == ROOT {
+            return Some(vec![
+                (MEMORY_DIR, "mem".into(), true),
+                (DISK_DIR, "disk".into(), true),
+            ]);
+        }
+        Some(
+            files
+                .names(dir)?
+                .iter()
+                .map(|(name, &ino)| (ino, name.clone(), false))
+                .collect(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use martlet_image::{FrameId, Manifest};
+    use martlet_pager::{FrameSource, Pager, SourceError};
+
+    struct Nothing;
+    impl FrameSource for Nothing {
+        fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+            Err(SourceError::Missing { frame: *id })
+        }
+    }
+    fn image() -> Arc<MemoryImage> {
+        MemoryImage::new(Pager::new(Arc::new(Nothing), 0), Arc::new(Manifest::zero(4)))
+    }
+
+    #[test]
+    fn one_image_is_one_file_under_any_name() {
+        let (registry, one, other) = (Registry::new(), image(), image());
+        let ino = registry
+            .add_memory("a", one.clone(), Placement::default())
+            .unwrap();
+        assert_eq!(
+            registry.add_memory("b", one.clone(), Placement::default()),
+            Ok(ino)
+        );
+        assert_ne!(
+            registry.add_memory("c", other.clone(), Placement::default()),
+            Ok(ino)
+        );
+        let given = Placement {
+            ino: Some(ino),
+            ..Placement::default()
+        };
+        assert_eq!(
+            registry.add_memory("d", image(), given),
+            Err(RegistryError::NumberTaken { ino })
+        );
+        for ino in [0, 1, 3, 15, u64::MAX] {
+            let given = Placement {
+                ino: Some(ino),
+                ..Placement::default()
+            };
+            assert_eq!(
+                registry.add_memory("d", image(), given),
+                Err(RegistryError::NumberTaken { ino })
+            );
+        }
+        assert_eq!(
+            registry.add_memory("a", other, given),
+            Err(RegistryError::NameTaken { name: "a".into() })
+        );
+    }
+
+    #[test]
+    fn names_that_are_no_names_are_refused() {
+        let registry = Registry::new();
+        for name in ["", ".", "..", "a/b", "a\0", &"x".repeat(256)] {
+            let refused = registry.add_memory(name, image(), Placement::default());
+            assert_eq!(refused, Err(RegistryError::BadName { name: name.into() }));
+        }
+        assert!(
+            registry
+                .add_memory(&"é".repeat(127), image(), Placement::default())
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn what_is_removed_lives_until_the_kernel_forgets_it() {
+        let registry = Registry::new();
+        let ino = registry.add_memory("a", image(), Placement::default()).unwrap();
+        assert_eq!(registry.lookup(MEMORY_DIR, b"a").map(|attr| attr.ino), Some(ino));
+        assert!(registry.remove_memory("a") && !registry.remove_memory("a"));
+        assert!(registry.lookup(MEMORY_DIR, b"a").is_none());
+        assert!(registry.content(ino).is_some());
+        registry.forget(ino, 1);
+        assert!(registry.content(ino).is_none());
+        let next = registry.add_memory("a", image(), Placement::default());
+        assert_ne!(next, Ok(ino), "numbers are never given twice");
+    }
+}

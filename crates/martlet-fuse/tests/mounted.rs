@@ -1,0 +1,331 @@
+//! Files of a real mount, read and written through the kernel.
+#![allow(unsafe_code)] // fallocate and friends have no safe wrappers
+
+mod support;
+
+use martlet_disk::CowDisk;
+use martlet_fuse::{
+    MountOptions, Placement, Prefetcher, Registry, Server, mount, mounts_at, set_readahead, unmount,
+};
+use martlet_image::PAGE_SIZE;
+use martlet_pager::{MemoryImage, PageSet, Pager, VmKey};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+use support::{Mapping, Mounted, image};
+
+fn fallocate(file: &File, mode: i32, offset: u64, length: u64) -> io::Result<()> {
+    // SAFETY: no memory is involved; the descriptor is open.
+    match unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as i64, length as i64) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+
+#[test]
+fn a_memory_image_is_mapped_right_to_the_byte() {
+    let (shelf, manifest, content) = image(2000, 3);
+    let registry = Registry::new();
+    let memory = MemoryImage::new(Pager::new(shelf.clone(), 64 << 20), manifest);
+    let ino = registry
+        .add_memory("a", memory.clone(), Placement::default())
+        .unwrap();
+    registry
+        .add_memory("clone of a", memory.clone(), Placement::default())
+        .unwrap();
+    let (mounted, server) = Mounted::served(&registry);
+
+    let start = Barrier::new(4);
+    std::thread::scope(|scope| {
+        for name in ["a", "clone of a", "a", "clone of a"] {
+            let (path, start, content) = (mounted.mem(name), &start, &content);
+            scope.spawn(move || {
+                let mapping = Mapping::private(&path);
+                start.wait();
+                assert!(mapping.bytes() == content, "mapped bytes differ");
+            });
+        }
+    });
+    assert_eq!(
+        shelf.fetches.load(Relaxed),
+        shelf.frames(),
+        "each frame fetched once"
+    );
+
+    let one = Mapping::private(&mounted.mem("a"));
+    one.write(5, 99);
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(mounted.mem("clone of a"))
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 5).unwrap();
+    assert_eq!(
+        (byte[0], one.bytes()[5]),
+        (content[5], 99),
+        "what a VM writes is its own"
+    );
+    assert_eq!(
+        file.write_at(b"x", 5).unwrap_err().raw_os_error(),
+        Some(libc::EROFS)
+    );
+    assert_eq!(file.set_len(1).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    assert_eq!(file.metadata().unwrap().ino(), ino);
+    assert!(File::create(mounted.mem("b")).is_err());
+    let mut names: Vec<_> = fs::read_dir(mounted.dir.join("mem"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["a", "clone of a"]);
+
+    assert!(registry.remove_memory("a") && registry.remove_memory("clone of a"));
+    assert!(
+        File::open(mounted.mem("a")).is_err(),
+        "a removed name is gone at once"
+    );
+    server.invalidate(ino).unwrap();
+    assert!(
+        one.page(1000) == &content[1000 * PAGE_SIZE..1001 * PAGE_SIZE],
+        "who has it open goes on"
+    );
+}
+
+#[test]
+fn damage_is_an_error_and_never_wrong_bytes() {
+    let (shelf, manifest, content) = image(64, 0);
+    let (page, frame, _) = manifest.stored_pages().next().unwrap();
+    shelf.break_frame(frame);
+    let registry = Registry::new();
+    let memory = MemoryImage::new(Pager::new(shelf.clone(), 1 << 20), manifest.clone());
+    registry
+        .add_memory("m", memory.clone(), Placement::default())
+        .unwrap();
+    let (mounted, server) = Mounted::served(&registry);
+    let file = File::open(mounted.mem("m")).unwrap();
+    let mut buf = [0; PAGE_SIZE];
+    let error = file.read_exact_at(&mut buf, page * PAGE_SIZE as u64).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+
+    // A mapping gets SIGBUS; a child takes it.
+    let mapping = Mapping::private(&mounted.mem("m"));
+    // SAFETY: the child only touches memory and leaves.
+    let status = unsafe {
+        match libc::fork() {
+            0 => {
+                libc::signal(libc::SIGBUS, libc::SIG_DFL);
+                libc::_exit(mapping.base.add(page as usize * PAGE_SIZE).read_volatile().into());
+            }
+            child => {
+                let mut status = 0;
+                assert_eq!(libc::waitpid(child, &mut status, 0), child);
+                status
+            }
+        }
+    };
+    assert!(
+        libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGBUS,
+        "status {status:#x}"
+    );
+
+    shelf.mend();
+    file.read_exact_at(&mut buf, page * PAGE_SIZE as u64).unwrap();
+    assert!(
+        buf[..] == content[page as usize * PAGE_SIZE..][..PAGE_SIZE],
+        "a mended frame is read"
+    );
+    drop((mapping, server));
+}
+
+#[test]
+fn free_pages_are_noted_for_the_vm_that_reports_them() {
+    let (shelf, manifest, content) = image(64, 1);
+    let registry = Registry::new();
+    let memory = MemoryImage::new(Pager::new(shelf, 1 << 20), manifest);
+    registry
+        .add_memory("m", memory.clone(), Placement::default())
+        .unwrap();
+    let (mounted, _server) = Mounted::served(&registry);
+    let mapping = Mapping::private(&mounted.mem("m"));
+    mapping.write(8 * PAGE_SIZE, 42);
+    fallocate(mapping.file(), PUNCH, 0, 4096).unwrap();
+    assert!(memory.free_pages(VmKey(7)).is_empty(), "nobody's yet");
+    registry.set_owner(std::process::id(), VmKey(7)); // found out when it reports, not when it opened the file
+    fallocate(mapping.file(), PUNCH, 8192, 5 * 4096).unwrap();
+    assert_eq!(memory.free_pages(VmKey(7)), (2..7).collect::<PageSet>());
+    assert_eq!(mapping.page(8)[0], 42, "private pages are kept");
+    assert!(
+        mapping.page(3) == &content[3 * PAGE_SIZE..4 * PAGE_SIZE],
+        "the image does not change"
+    );
+    let zero = fallocate(mapping.file(), libc::FALLOC_FL_ZERO_RANGE, 0, 4096);
+    assert_eq!(zero.unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
+}
+
+#[test]
+fn prefetched_pages_are_not_asked_for() {
+    let (shelf, manifest, content) = image(4096, 2);
+    let registry = Registry::new();
+    let memory = MemoryImage::new(Pager::new(shelf, 64 << 20), manifest);
+    registry
+        .add_memory("m", memory.clone(), Placement::default())
+        .unwrap();
+    let (mounted, server) = Mounted::served(&registry);
+    set_readahead(&mounted.dir, 0).unwrap();
+    let trace: Vec<u32> = (0..1024).chain(3000..3100).collect();
+    let nobody = Prefetcher::start(memory.clone(), trace.clone(), 1 << 30)
+        .unwrap()
+        .join();
+    assert_eq!(
+        (nobody.pushed_pages, nobody.refused_pages),
+        (0, 1124),
+        "nobody has it open"
+    );
+    let mapping = Mapping::private(&mounted.mem("m"));
+    let report = Prefetcher::start(memory.clone(), trace, 1 << 30).unwrap().join();
+    assert_eq!((report.pushed_pages, report.complete), (1124, true));
+    let reads = memory.stats().reads;
+    for page in (0..1024).chain(3000..3100) {
+        assert!(
+            mapping.page(page) == &content[page as usize * PAGE_SIZE..][..PAGE_SIZE],
+            "page {page}"
+        );
+    }
+    assert_eq!(memory.stats().reads, reads, "no faults");
+    assert!(mapping.page(2000) == &content[2000 * PAGE_SIZE..][..PAGE_SIZE]);
+    assert_eq!((memory.stats().reads, memory.trace()), (reads + 1, vec![2000]));
+    assert!(server.pusher(16).is_some() && server.pusher(17).is_none());
+    // The rest of page 2000's frame comes by itself.
+    let (_, frame, _) = memory.manifest().stored_pages().find(|(page, ..)| *page == 2000).unwrap();
+    let mates = memory.manifest().stored_pages().filter(|(page, id, _)| *id == frame && *page != 2000);
+    let expected = 1124 + mates.count() as u64;
+    let start = Instant::now();
+    while memory.stats().pushed_pages != expected {
+        assert!(start.elapsed() < Duration::from_secs(20), "{} of {expected}", memory.stats().pushed_pages);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_disk_is_written_discarded_and_frozen_under_load() {
+    let (shelf, manifest, mut content) = image(512, 4);
+    let pager = Pager::new(shelf, 16 << 20);
+    let store = tempfile::tempdir().unwrap();
+    let size_bytes = 513 * 4096 - 512;
+    content.resize(size_bytes, 0);
+    let disk = CowDisk::create(&store.path().join("d"), pager, manifest, size_bytes as u64).unwrap();
+    let registry = Registry::new();
+    let placement = Placement {
+        uid: 1234,
+        mode: 0o640,
+        ..Placement::default()
+    };
+    registry.add_disk("d", disk.clone(), placement).unwrap();
+    let (mounted, _server) = Mounted::served(&registry);
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(mounted.disk("d"))
+        .unwrap();
+    let metadata = file.metadata().unwrap();
+    assert_eq!(
+        (metadata.len(), metadata.uid(), metadata.mode() & 0o7777),
+        (size_bytes as u64, 1234, 0o640)
+    );
+
+    // Four writers, each in its own quarter, while the disk is frozen again and again.
+    let quarter = size_bytes / 4;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = content
+            .chunks_mut(quarter)
+            .take(4)
+            .enumerate()
+            .map(|(n, model)| {
+                let (file, base) = (&file, n * quarter);
+                scope.spawn(move || {
+                    let mut state = n as u64 + 1;
+                    let mut random = |below: usize| {
+                        state = state
+                            .wrapping_mul(6364136223846793005)
+                            .wrapping_add(1442695040888963407);
+                        (state >> 33) as usize % below
+                    };
+                    for step in 0..200 {
+                        let at = random(model.len());
+                        let length = 1 + random(40_000.min(model.len() - at));
+                        let offset = (base + at) as u64;
+                        match random(4) {
+                            0 => {
+                                fallocate(file, PUNCH, offset, length as u64).unwrap();
+                                model[at..at + length].fill(0);
+                            }
+                            1 => {
+                                let mut buf = vec![0; length];
+                                file.read_exact_at(&mut buf, offset).unwrap();
+                                assert!(buf == model[at..at + length], "step {step}: read differs");
+                            }
+                            _ => {
+                                model[at..at + length].fill(step as u8 + 1);
+                                file.write_all_at(&model[at..at + length], offset).unwrap();
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        let done = &done;
+        scope.spawn(move || {
+            while !done.load(Relaxed) {
+                drop(disk.freeze().unwrap());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        done.store(true, Relaxed);
+    });
+    file.sync_all().unwrap();
+    let mut whole = vec![0; size_bytes];
+    file.read_exact_at(&mut whole, 0).unwrap();
+    assert!(whole == content);
+    assert_eq!(file.read_at(&mut [0; 8], size_bytes as u64).unwrap(), 0);
+    assert_eq!(
+        file.write_at(b"beyond", size_bytes as u64)
+            .unwrap_err()
+            .raw_os_error(),
+        Some(libc::ENOSPC)
+    );
+    assert_eq!(file.set_len(9).unwrap_err().raw_os_error(), Some(libc::EPERM));
+
+    fallocate(&file, PUNCH, 4096, 8 * 4096).unwrap();
+    file.write_all_at(b"data", 4096 * 5).unwrap();
+    // SAFETY: no memory is involved; the descriptor is open.
+    let seek = |offset, whence| unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    assert_eq!(
+        (seek(4096, libc::SEEK_DATA), seek(4096 * 5, libc::SEEK_HOLE)),
+        (4096 * 5, 4096 * 6)
+    );
+}
+
+#[test]
+fn mounting_again_replaces_what_was_left() {
+    let registry = Registry::new();
+    let (mounted, fd) = Mounted::new();
+    drop(fd); // the daemon died before it served
+    assert_eq!(mounts_at(&mounted.dir).unwrap(), 1);
+    assert!(fs::read_dir(&mounted.dir).is_err(), "a dead mount");
+    let fd = mount(&mounted.dir, MountOptions { allow_other: true }).unwrap();
+    assert_eq!(mounts_at(&mounted.dir).unwrap(), 1);
+    let server = Server::start(fd, registry, None, 2).unwrap();
+    assert_eq!(fs::read_dir(&mounted.dir).unwrap().count(), 2);
+    unmount(&mounted.dir).unwrap();
+    assert_eq!(mounts_at(&mounted.dir).unwrap(), 0);
+    server.join();
+}
