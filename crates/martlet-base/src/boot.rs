@@ -30,7 +30,9 @@ pub(crate) struct Boot {
 
 impl Boot {
     pub(crate) fn new(suite: &str, job: &Job) -> Result<Self, BaseError> {
-        Ok(Self { kernel: guest_kernel(suite, job)? })
+        Ok(Self {
+            kernel: guest_kernel(suite, job)?,
+        })
     }
 
     /// Puts kernel and initramfs beside the root disk.

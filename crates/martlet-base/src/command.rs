@@ -31,9 +31,16 @@ impl Run {
         let tool = tool.as_ref();
         let mut command = Command::new(tool);
         // Messages are parsed and shown: one language. Daemons often start without the sbin directories.
-        command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive").env("PATH", search_path());
+        command
+            .env("LC_ALL", "C.UTF-8")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("PATH", search_path());
         command.stdin(Stdio::null()).process_group(0);
-        Self { tool: tool.to_string_lossy().into_owned(), package, command }
+        Self {
+            tool: tool.to_string_lossy().into_owned(),
+            package,
+            command,
+        }
     }
 
     pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -66,10 +73,15 @@ impl Run {
         job.check()?;
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = Group(self.command.spawn().map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                BaseError::MissingTool { tool: self.tool.clone(), package: self.package }
-            }
-            _ => BaseError::Io { action: "start", path: (&self.tool).into(), source: error },
+            std::io::ErrorKind::NotFound => BaseError::MissingTool {
+                tool: self.tool.clone(),
+                package: self.package,
+            },
+            _ => BaseError::Io {
+                action: "start",
+                path: (&self.tool).into(),
+                source: error,
+            },
         })?);
         let stdout = child.0.stdout.take().expect("standard output was asked for");
         let stderr = child.0.stderr.take().expect("standard error was asked for");
@@ -77,7 +89,10 @@ impl Run {
         let (status, answer, last_words) = std::thread::scope(|scope| {
             let answer = scope.spawn(move || {
                 let mut bytes = Vec::new();
-                stdout.take(STDOUT_LIMIT_BYTES).read_to_end(&mut bytes).map(|_| bytes)
+                stdout
+                    .take(STDOUT_LIMIT_BYTES)
+                    .read_to_end(&mut bytes)
+                    .map(|_| bytes)
             });
             let last_words = scope.spawn(move || tail(stderr, &lines));
             let status = loop {
@@ -102,9 +117,15 @@ impl Run {
         let status: ExitStatus = status?;
         let last_words = last_words.unwrap_or_default();
         if !status.success() {
-            return Err(BaseError::Tool { tool: self.tool, status: status.to_string(), last_words });
+            return Err(BaseError::Tool {
+                tool: self.tool,
+                status: status.to_string(),
+                last_words,
+            });
         }
-        answer.unwrap_or_else(|_| Ok(Vec::new())).during("read the output of", Path::new(&self.tool))
+        answer
+            .unwrap_or_else(|_| Ok(Vec::new()))
+            .during("read the output of", Path::new(&self.tool))
     }
 }
 
@@ -176,8 +197,13 @@ mod tests {
     #[test]
     fn a_missing_tool_names_its_package() {
         let bench = Bench::new();
-        let error = Run::new("no-such-tool", "some-package").output(&bench.job()).unwrap_err();
-        assert!(error.to_string().contains("apt-get install some-package"), "{error}");
+        let error = Run::new("no-such-tool", "some-package")
+            .output(&bench.job())
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("apt-get install some-package"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -188,7 +214,10 @@ mod tests {
             .args(["-c", "echo one >&2; echo two >&2; exit 3"])
             .watched(&bench.job(), &mut |line| lines.push(line.to_owned()))
             .unwrap_err();
-        assert!(matches!(&error, BaseError::Tool { last_words, .. } if last_words == "one\ntwo"), "{error}");
+        assert!(
+            matches!(&error, BaseError::Tool { last_words, .. } if last_words == "one\ntwo"),
+            "{error}"
+        );
         assert!(lines.len() <= 2);
     }
 
@@ -204,11 +233,17 @@ mod tests {
                 }
                 bench.cancel.store(true, std::sync::atomic::Ordering::Relaxed);
             });
-            let error = Run::new("sh", "dash").args(["-c", &script]).output(&bench.job()).unwrap_err();
+            let error = Run::new("sh", "dash")
+                .args(["-c", &script])
+                .output(&bench.job())
+                .unwrap_err();
             assert!(matches!(error, BaseError::Cancelled));
         });
         let pid = std::fs::read_to_string(&pid_file).unwrap();
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        assert!(stat.is_err() || stat.is_ok_and(|text| text.contains(") Z ")), "the grandchild still runs");
+        assert!(
+            stat.is_err() || stat.is_ok_and(|text| text.contains(") Z ")),
+            "the grandchild still runs"
+        );
     }
 }

@@ -16,7 +16,10 @@ const CHARACTER: u32 = 0o020_000;
 
 impl Archive {
     pub(crate) fn new() -> Self {
-        Self { bytes: Vec::new(), inodes: 0 }
+        Self {
+            bytes: Vec::new(),
+            inodes: 0,
+        }
     }
 
     pub(crate) fn directory(&mut self, name: &str) {
@@ -45,7 +48,9 @@ impl Archive {
         self.inodes = self.inodes.max(inode);
         self.bytes.extend_from_slice(b"070701");
         let name_size = name.len() as u32 + 1;
-        for field in [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0] {
+        for field in [
+            inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0,
+        ] {
             self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
@@ -81,12 +86,22 @@ mod tests {
             .expect("cpio is installed (script/bootstrap)");
         child.stdin.take().unwrap().write_all(&archive.finish()).unwrap();
         let listing = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
-        let rows: Vec<Vec<&str>> = listing.lines().map(|line| line.split_whitespace().collect()).collect();
-        let brief: Vec<String> =
-            rows.iter().map(|row| format!("{} {}:{} {}", row[0], row[2], row[3], row[row.len() - 1])).collect();
+        let rows: Vec<Vec<&str>> = listing
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        let brief: Vec<String> = rows
+            .iter()
+            .map(|row| format!("{} {}:{} {}", row[0], row[2], row[3], row[row.len() - 1]))
+            .collect();
         assert_eq!(
             brief,
-            ["drwxr-xr-x 0:0 dev", "crw------- 0:0 dev/console", "-rwxr-xr-x 0:0 init", "-rw-r--r-- 0:0 odd"]
+            [
+                "drwxr-xr-x 0:0 dev",
+                "crw------- 0:0 dev/console",
+                "-rwxr-xr-x 0:0 init",
+                "-rw-r--r-- 0:0 odd"
+            ]
         );
         assert_eq!(rows[3][4], "4097");
         assert!(rows[1].concat().contains("5,1"), "{listing}");

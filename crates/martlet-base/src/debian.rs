@@ -34,13 +34,19 @@ const STABLE: [&str; 5] = ["bullseye", "bookworm", "trixie", "stable", "oldstabl
 const BASIC: [&str; 5] = ["iproute2", "kmod", "login", "netbase", "procps"];
 const SYSTEMD: [&str; 3] = ["dbus", "systemd-sysv", "udev"];
 
-/// Timers that would run in every clone at once, as soon as its clock is stepped.
-const MASKED: [&str; 5] = [
+/// Timers that would run in every clone at once, as soon as its clock is stepped; then what our machines have no use
+/// for and their boot would wait for.
+const MASKED: [&str; 10] = [
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "e2scrub_reap.service",
+    "getty@tty1.service",
+    "dev-hugepages.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-pstore.service",
 ];
 
 /// Lines of a sources.list for a suite.
@@ -66,7 +72,10 @@ pub fn build_debian(recipe: &DebianRecipe, job: &Job) -> Result<Artifacts, BaseE
     }
     job::need_root("installing packages")?;
     if !Path::new(KEYRING).exists() {
-        return Err(BaseError::MissingTool { tool: KEYRING.into(), package: "debian-archive-keyring" });
+        return Err(BaseError::MissingTool {
+            tool: KEYRING.into(),
+            package: "debian-archive-keyring",
+        });
     }
     let boot = Boot::new(&recipe.suite, job)?;
     let scratch = Scratch::new(job.work_dir)?;
@@ -76,7 +85,15 @@ pub fn build_debian(recipe: &DebianRecipe, job: &Job) -> Result<Artifacts, BaseE
     guest_modules::install(&boot.kernel, &tree, job)?;
     let mut unfinished = Unfinished::new();
     let root_disk = unfinished.add(job.work_dir.join("root.img"));
-    ext4::make(&tree, &root_disk, &Ext4 { size_bytes: recipe.size_bytes, journal: true }, job)?;
+    ext4::make(
+        &tree,
+        &root_disk,
+        &Ext4 {
+            size_bytes: recipe.size_bytes,
+            journal: true,
+        },
+        job,
+    )?;
     drop(scratch);
     let mut origin = format!("debian {}", recipe.suite);
     if !recipe.packages.is_empty() {
@@ -89,12 +106,26 @@ pub fn build_debian(recipe: &DebianRecipe, job: &Job) -> Result<Artifacts, BaseE
 
 fn install(recipe: &DebianRecipe, tree: &Path, scratch: &Scratch, job: &Job) -> Result<(), BaseError> {
     job.stage(format!("installing Debian {} packages", recipe.suite));
-    let systemd = if recipe.init == InitKind::Systemd { &SYSTEMD[..] } else { &[] };
+    let systemd = if recipe.init == InitKind::Systemd {
+        &SYSTEMD[..]
+    } else {
+        &[]
+    };
     let chosen = recipe.packages.iter().map(String::as_str);
-    let packages: Vec<&str> = BASIC.iter().copied().chain(systemd.iter().copied()).chain(chosen).collect();
+    let packages: Vec<&str> = BASIC
+        .iter()
+        .copied()
+        .chain(systemd.iter().copied())
+        .chain(chosen)
+        .collect();
     let run = Run::new("mmdebstrap", "mmdebstrap")
         .env("TMPDIR", scratch.path())
-        .args(["--mode=root", "--variant=minbase", "--format=directory", "--architectures=amd64"])
+        .args([
+            "--mode=root",
+            "--variant=minbase",
+            "--format=directory",
+            "--architectures=amd64",
+        ])
         .arg(format!("--include={}", packages.join(",")))
         .arg("--aptopt=Acquire::Languages \"none\"")
         .arg("--aptopt=Acquire::Retries \"3\"")
@@ -108,7 +139,11 @@ fn install(recipe: &DebianRecipe, tree: &Path, scratch: &Scratch, job: &Job) -> 
         .arg(tree)
         .args(sources(&recipe.suite).lines());
     let told = run.watched(job, &mut |line| {
-        if let Some(step) = line.strip_prefix("I: ").filter(|step| step.starts_with("installing") || step.starts_with("downloading") || step.starts_with("extracting")) {
+        if let Some(step) = line.strip_prefix("I: ").filter(|step| {
+            step.starts_with("installing")
+                || step.starts_with("downloading")
+                || step.starts_with("extracting")
+        }) {
             job.stage(step.trim_end_matches('.'));
         }
     });
@@ -117,18 +152,34 @@ fn install(recipe: &DebianRecipe, tree: &Path, scratch: &Scratch, job: &Job) -> 
 
 /// Says which of the ways in which installing packages fails it was.
 fn explain(error: BaseError, suite: &str) -> BaseError {
-    let BaseError::Tool { last_words, .. } = &error else { return error };
-    if let Some(name) = last_words.split("Unable to locate package ").nth(1).and_then(|rest| rest.split_whitespace().next()) {
+    let BaseError::Tool { last_words, .. } = &error else {
+        return error;
+    };
+    if let Some(name) = last_words
+        .split("Unable to locate package ")
+        .nth(1)
+        .and_then(|rest| rest.split_whitespace().next())
+    {
         return BaseError::Invalid(format!("Debian {suite} has no package {name}"));
     }
     if last_words.contains("has no installation candidate") {
-        return BaseError::Invalid(format!("a package is not available in Debian {suite}: {last_words}"));
+        return BaseError::Invalid(format!(
+            "a package is not available in Debian {suite}: {last_words}"
+        ));
     }
-    if ["Failed to fetch", "Could not resolve", "Temporary failure", "Unable to connect", "does not have a Release file"]
-        .iter()
-        .any(|sign| last_words.contains(sign))
+    if [
+        "Failed to fetch",
+        "Could not resolve",
+        "Temporary failure",
+        "Unable to connect",
+        "does not have a Release file",
+    ]
+    .iter()
+    .any(|sign| last_words.contains(sign))
     {
-        return BaseError::Download { last_words: last_words.clone() };
+        return BaseError::Download {
+            last_words: last_words.clone(),
+        };
     }
     error
 }
@@ -144,12 +195,28 @@ fn furnish(tree: &Path, init: InitKind) -> Result<(), BaseError> {
         std::fs::write(&path, content).during("write", &path)
     };
     write("etc/hostname", "martlet\n")?;
-    write("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 martlet\n::1 localhost ip6-localhost ip6-loopback\n")?;
-    write("etc/fstab", "/dev/vda / ext4 defaults 0 0\n")?;
-    write("etc/resolv.conf", "# Written by the agent when the machine may reach the outside.\n")?;
+    write(
+        "etc/hosts",
+        "127.0.0.1 localhost\n127.0.1.1 martlet\n::1 localhost ip6-localhost ip6-loopback\n",
+    )?;
+    // The agent has mounted the root writable; naming it here would only have it mounted again.
+    write("etc/fstab", "# The root is mounted by the boot initramfs.\n")?;
+    // For the asking, not because the processor could: loading it takes seconds under emulation.
+    write(
+        "etc/modprobe.d/martlet.conf",
+        "blacklist kvm_amd\nblacklist kvm_intel\n",
+    )?;
+    write(
+        "etc/resolv.conf",
+        "# Written by the agent when the machine may reach the outside.\n",
+    )?;
     // Empty means: first boot, make one. Absent would make systemd ask on the console.
     write("etc/machine-id", "")?;
-    for name in ["var/lib/dbus/machine-id", "var/lib/systemd/random-seed", "var/lib/systemd/credential.secret"] {
+    for name in [
+        "var/lib/dbus/machine-id",
+        "var/lib/systemd/random-seed",
+        "var/lib/systemd/credential.secret",
+    ] {
         let _ = std::fs::remove_file(tree.join(name));
     }
     if init == InitKind::Systemd {
@@ -171,10 +238,16 @@ fn furnish_systemd(
     for unit in MASKED {
         link("/dev/null", &units.join(unit))?;
     }
-    link("/lib/systemd/system/multi-user.target", &units.join("default.target"))?;
+    link(
+        "/lib/systemd/system/multi-user.target",
+        &units.join("default.target"),
+    )?;
     if tree.join("etc/ssh/sshd_config").exists() {
         for kind in ["rsa", "ecdsa", "ed25519"] {
-            for name in [format!("etc/ssh/ssh_host_{kind}_key"), format!("etc/ssh/ssh_host_{kind}_key.pub")] {
+            for name in [
+                format!("etc/ssh/ssh_host_{kind}_key"),
+                format!("etc/ssh/ssh_host_{kind}_key.pub"),
+            ] {
                 let _ = std::fs::remove_file(tree.join(name));
             }
         }
@@ -186,7 +259,10 @@ fn furnish_systemd(
         )?;
         let wants = units.join("multi-user.target.wants");
         std::fs::create_dir_all(&wants).during("create", &wants)?;
-        link("/etc/systemd/system/martlet-ssh-keys.service", &wants.join("martlet-ssh-keys.service"))?;
+        link(
+            "/etc/systemd/system/martlet-ssh-keys.service",
+            &wants.join("martlet-ssh-keys.service"),
+        )?;
     }
     Ok(())
 }
@@ -202,18 +278,38 @@ mod tests {
     use crate::testing::Bench;
 
     fn recipe() -> DebianRecipe {
-        DebianRecipe { suite: "bookworm".into(), packages: vec![], size_bytes: None, init: InitKind::Systemd }
+        DebianRecipe {
+            suite: "bookworm".into(),
+            packages: vec![],
+            size_bytes: None,
+            init: InitKind::Systemd,
+        }
     }
 
     #[test]
     fn bad_recipes_are_refused_at_once() {
         let bench = Bench::new();
         let bad = [
-            DebianRecipe { suite: "../etc".into(), ..recipe() },
-            DebianRecipe { packages: vec!["--setup-hook=reboot".into()], ..recipe() },
-            DebianRecipe { size_bytes: Some(0), ..recipe() },
-            DebianRecipe { size_bytes: Some(u64::MAX), ..recipe() },
-            DebianRecipe { init: InitKind::Firmware, ..recipe() },
+            DebianRecipe {
+                suite: "../etc".into(),
+                ..recipe()
+            },
+            DebianRecipe {
+                packages: vec!["--setup-hook=reboot".into()],
+                ..recipe()
+            },
+            DebianRecipe {
+                size_bytes: Some(0),
+                ..recipe()
+            },
+            DebianRecipe {
+                size_bytes: Some(u64::MAX),
+                ..recipe()
+            },
+            DebianRecipe {
+                init: InitKind::Firmware,
+                ..recipe()
+            },
         ];
         for recipe in bad {
             let error = build_debian(&recipe, &bench.job()).unwrap_err();
@@ -229,25 +325,36 @@ mod tests {
             status: "exit status: 25".into(),
             last_words: last_words.into(),
         };
-        let missing = explain(tool("E: Unable to locate package nosuch\nE: apt-get failed"), "bookworm");
+        let missing = explain(
+            tool("E: Unable to locate package nosuch\nE: apt-get failed"),
+            "bookworm",
+        );
         assert_eq!(missing.to_string(), "Debian bookworm has no package nosuch");
         assert!(explain(tool("E: Failed to fetch http://x"), "bookworm").is_retryable());
-        assert!(matches!(explain(tool("E: setup failed"), "bookworm"), BaseError::Tool { .. }));
+        assert!(matches!(
+            explain(tool("E: setup failed"), "bookworm"),
+            BaseError::Tool { .. }
+        ));
     }
 
     #[test]
     fn a_furnished_tree_has_no_identity() {
         let bench = Bench::new();
         let tree = bench.path();
-        for (name, content) in
-            [("etc/ssh/sshd_config", ""), ("etc/ssh/ssh_host_rsa_key", "secret"), ("etc/machine-id", "0123\n")]
-        {
+        for (name, content) in [
+            ("etc/ssh/sshd_config", ""),
+            ("etc/ssh/ssh_host_rsa_key", "secret"),
+            ("etc/machine-id", "0123\n"),
+        ] {
             std::fs::create_dir_all(tree.join(name).parent().unwrap()).unwrap();
             std::fs::write(tree.join(name), content).unwrap();
         }
         furnish(tree, InitKind::Systemd).unwrap();
         assert_eq!(std::fs::read(tree.join("etc/machine-id")).unwrap(), b"");
         assert!(!tree.join("etc/ssh/ssh_host_rsa_key").exists());
-        assert_eq!(std::fs::read_link(tree.join("etc/systemd/system/apt-daily.timer")).unwrap(), Path::new("/dev/null"));
+        assert_eq!(
+            std::fs::read_link(tree.join("etc/systemd/system/apt-daily.timer")).unwrap(),
+            Path::new("/dev/null")
+        );
     }
 }

@@ -18,7 +18,9 @@ pub enum BaseError {
     #[error("{0}")]
     Invalid(String),
     /// The content does not fit into the size asked for.
-    #[error("the content needs about {needed_bytes} bytes, which does not fit into {size_bytes}: ask for a larger disk or leave the size out")]
+    #[error(
+        "the content needs about {needed_bytes} bytes, which does not fit into {size_bytes}: ask for a larger disk or leave the size out"
+    )]
     TooSmall {
         /// Size asked for.
         size_bytes: u64,
@@ -50,7 +52,9 @@ pub enum BaseError {
         last_words: String,
     },
     /// Ownership and device nodes can only be made by root.
-    #[error("{what} keeps ownership and device nodes as they are in the image, which needs root: start martletd as root")]
+    #[error(
+        "{what} keeps ownership and device nodes as they are in the image, which needs root: start martletd as root"
+    )]
     NeedsRoot {
         /// The step that needs it.
         what: &'static str,
@@ -86,7 +90,10 @@ impl BaseError {
     }
 
     pub(crate) fn bad_source(path: &Path, reason: impl Into<String>) -> Self {
-        Self::BadSource { path: path.to_owned(), reason: reason.into() }
+        Self::BadSource {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
     }
 }
 
@@ -97,6 +104,10 @@ pub(crate) trait IoContext<T> {
 
 impl<T, E: Into<std::io::Error>> IoContext<T> for Result<T, E> {
     fn during(self, action: &'static str, path: &Path) -> Result<T, BaseError> {
-        self.map_err(|error| BaseError::Io { action, path: path.to_owned(), source: error.into() })
+        self.map_err(|error| BaseError::Io {
+            action,
+            path: path.to_owned(),
+            source: error.into(),
+        })
     }
 }

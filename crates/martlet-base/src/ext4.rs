@@ -61,7 +61,11 @@ impl Content {
                 }
                 content.inodes += 1;
                 // A directory's entries take a block, and so do the attributes of a few files.
-                content.bytes += if meta.is_file() { meta.len().next_multiple_of(BLOCK_BYTES) } else { BLOCK_BYTES };
+                content.bytes += if meta.is_file() {
+                    meta.len().next_multiple_of(BLOCK_BYTES)
+                } else {
+                    BLOCK_BYTES
+                };
             }
         }
         Ok(content)
@@ -85,7 +89,10 @@ pub(crate) fn make(tree: &Path, image: &Path, how: &Ext4, job: &Job) -> Result<(
     let content = Content::measure(tree)?;
     let size = how.size_bytes.unwrap_or_else(|| content.roomy_bytes()) / BLOCK_BYTES * BLOCK_BYTES;
     if content.needed_bytes() > size {
-        return Err(BaseError::TooSmall { size_bytes: size, needed_bytes: content.needed_bytes() });
+        return Err(BaseError::TooSmall {
+            size_bytes: size,
+            needed_bytes: content.needed_bytes(),
+        });
     }
     let file = std::fs::File::create(image).during("create", image)?;
     file.set_len(size).during("size", image)?;
@@ -94,7 +101,14 @@ pub(crate) fn make(tree: &Path, image: &Path, how: &Ext4, job: &Job) -> Result<(
     let inodes = (size / BYTES_PER_INODE).max(content.inodes * 2 + 1024);
     let made = Run::new("mke2fs", "e2fsprogs")
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "martlet"])
-        .args(["-O", if how.journal { "has_journal" } else { "^has_journal" }])
+        .args([
+            "-O",
+            if how.journal {
+                "has_journal"
+            } else {
+                "^has_journal"
+            },
+        ])
         .args(["-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"])
         .args(["-N", &inodes.to_string(), "-d"])
         .arg(tree)
@@ -102,9 +116,19 @@ pub(crate) fn make(tree: &Path, image: &Path, how: &Ext4, job: &Job) -> Result<(
         .output(job);
     match made {
         Err(BaseError::Tool { last_words, .. })
-            if ["Could not allocate", "too small", "No free space", "not enough space"].iter().any(|sign| last_words.contains(sign)) =>
+            if [
+                "Could not allocate",
+                "too small",
+                "No free space",
+                "not enough space",
+            ]
+            .iter()
+            .any(|sign| last_words.contains(sign)) =>
         {
-            Err(BaseError::TooSmall { size_bytes: size, needed_bytes: content.roomy_bytes() })
+            Err(BaseError::TooSmall {
+                size_bytes: size,
+                needed_bytes: content.roomy_bytes(),
+            })
         }
         other => other.map(drop),
     }
@@ -131,15 +155,26 @@ mod tests {
         std::fs::write(tree.join("big"), vec![1; 12 << 20]).unwrap();
         std::fs::hard_link(tree.join("big"), tree.join("same")).unwrap();
         let image = bench.path().join("image");
-        let how = Ext4 { size_bytes: Some(8 << 20), journal: true };
+        let how = Ext4 {
+            size_bytes: Some(8 << 20),
+            journal: true,
+        };
         match make(&tree, &image, &how, &bench.job()).unwrap_err() {
             BaseError::TooSmall { needed_bytes, .. } => assert!((12 << 20..20 << 20).contains(&needed_bytes)),
             other => panic!("{other}"),
         }
-        let how = Ext4 { size_bytes: None, journal: true };
+        let how = Ext4 {
+            size_bytes: None,
+            journal: true,
+        };
         make(&tree, &image, &how, &bench.job()).unwrap();
         let meta = std::fs::metadata(&image).unwrap();
         assert_eq!(meta.len() % ROUND_BYTES, 0);
-        assert!(meta.blocks() * 512 < 40 << 20, "the image is not sparse: {} of {}", meta.blocks() * 512, meta.len());
+        assert!(
+            meta.blocks() * 512 < 40 << 20,
+            "the image is not sparse: {} of {}",
+            meta.blocks() * 512,
+            meta.len()
+        );
     }
 }

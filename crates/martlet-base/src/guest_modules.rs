@@ -10,12 +10,47 @@ use crate::{BaseError, Job};
 use std::path::Path;
 
 const SELECTION: &[&str] = &[
-    "autofs4", "binfmt_misc", "fuse", "isofs", "loop", "overlay", "squashfs", "virtiofs", "xfs", "zram", // storage
-    "bridge", "dummy", "macvlan", "tun", "veth", "vxlan", "wireguard", // networks
-    "nf_tables", "nft_ct", "nft_chain_nat", "nft_compat", "nft_limit", "nft_log", "nft_masq", "nft_nat",
-    "nft_redir", "nft_reject_inet", "xt_MASQUERADE", "xt_addrtype", "xt_comment", "xt_conntrack", // firewalls
-    "af_packet_diag", "inet_diag", "netlink_diag", "tcp_diag", "udp_diag", "unix_diag", // CRIU, ss
-    "kvm_amd", "kvm_intel", "vsock", "vmw_vsock_virtio_transport", // nested machines
+    "autofs4",
+    "binfmt_misc",
+    "fuse",
+    "isofs",
+    "loop",
+    "overlay",
+    "squashfs",
+    "virtiofs",
+    "xfs",
+    "zram", // storage
+    "bridge",
+    "dummy",
+    "macvlan",
+    "tun",
+    "veth",
+    "vxlan",
+    "wireguard", // networks
+    "nf_tables",
+    "nft_ct",
+    "nft_chain_nat",
+    "nft_compat",
+    "nft_limit",
+    "nft_log",
+    "nft_masq",
+    "nft_nat",
+    "nft_redir",
+    "nft_reject_inet",
+    "xt_MASQUERADE",
+    "xt_addrtype",
+    "xt_comment",
+    "xt_conntrack", // firewalls
+    "af_packet_diag",
+    "inet_diag",
+    "netlink_diag",
+    "tcp_diag",
+    "udp_diag",
+    "unix_diag", // CRIU, ss
+    "kvm_amd",
+    "kvm_intel",
+    "vsock",
+    "vmw_vsock_virtio_transport", // nested machines
 ];
 
 /// Copies the selection into `tree`, which must be of trusted packages.
@@ -39,5 +74,10 @@ pub(crate) fn install(kernel: &Kernel, tree: &Path, job: &Job) -> Result<(), Bas
             copy(list)?;
         }
     }
-    Run::new("depmod", "kmod").arg("-b").arg(tree).arg(&kernel.release).output(job).map(drop)
+    Run::new("depmod", "kmod")
+        .arg("-b")
+        .arg(tree)
+        .arg(&kernel.release)
+        .output(job)
+        .map(drop)
 }

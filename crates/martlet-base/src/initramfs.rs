@@ -19,7 +19,10 @@ const OPTIONAL: [&str; 5] = ["virtio_rng", "virtio_balloon", "ext4", "vmgenid", 
 pub fn initramfs(kernel: &Kernel, agent: &Path, job: &Job) -> Result<Vec<u8>, BaseError> {
     let program = std::fs::read(agent).during("read the guest agent", agent)?;
     if !program.starts_with(b"\x7fELF") {
-        return Err(BaseError::Invalid(format!("the guest agent {} is not a program", agent.display())));
+        return Err(BaseError::Invalid(format!(
+            "the guest agent {} is not a program",
+            agent.display()
+        )));
     }
     let mut archive = Archive::new();
     for dir in ["dev", "modules", "proc", "run", "sys", "root"] {
@@ -30,7 +33,11 @@ pub fn initramfs(kernel: &Kernel, agent: &Path, job: &Job) -> Result<Vec<u8>, Ba
     archive.file("init", 0o755, &program);
     let modules = kernel.modules()?;
     for (number, file) in modules.load_order(&REQUIRED, &OPTIONAL)?.iter().enumerate() {
-        archive.file(&format!("modules/{number:02}-{}.ko", name(file)), 0o644, &modules.read(file, job)?);
+        archive.file(
+            &format!("modules/{number:02}-{}.ko", name(file)),
+            0o644,
+            &modules.read(file, job)?,
+        );
     }
     Ok(archive.finish())
 }

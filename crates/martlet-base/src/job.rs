@@ -31,11 +31,21 @@ impl Job<'_> {
     pub(crate) fn stage(&self, stage: impl Into<String>) {
         let stage = stage.into();
         tracing::debug!(%stage, "base");
-        (self.progress)(Progress { stage, done: 0, total: None, unit: ProgressUnit::None });
+        (self.progress)(Progress {
+            stage,
+            done: 0,
+            total: None,
+            unit: ProgressUnit::None,
+        });
     }
 
     pub(crate) fn bytes(&self, stage: &str, done: u64, total: Option<u64>) {
-        (self.progress)(Progress { stage: stage.into(), done, total, unit: ProgressUnit::Bytes });
+        (self.progress)(Progress {
+            stage: stage.into(),
+            done,
+            total,
+            unit: ProgressUnit::Bytes,
+        });
     }
 
     pub(crate) fn check(&self) -> Result<(), BaseError> {

@@ -56,16 +56,29 @@ fn newest(home: &Path) -> Option<(Kernel, Duration)> {
         .ok()?
         .flatten()
         .filter_map(|entry| {
-            let release = entry.file_name().into_string().ok().filter(|name| !name.starts_with("scratch"))?;
-            let age = entry.metadata().ok()?.modified().ok()?.elapsed().unwrap_or_default();
+            let release = entry
+                .file_name()
+                .into_string()
+                .ok()
+                .filter(|name| !name.starts_with("scratch"))?;
+            let age = entry
+                .metadata()
+                .ok()?
+                .modified()
+                .ok()?
+                .elapsed()
+                .unwrap_or_default();
             Some((kernel_in(&entry.path(), release)?, age))
         })
         .min_by_key(|(_, age)| *age)
 }
 
 fn kernel_in(dir: &Path, release: String) -> Option<Kernel> {
-    let kernel =
-        Kernel { image: dir.join("vmlinux"), modules_dir: dir.join("lib/modules").join(&release), release };
+    let kernel = Kernel {
+        image: dir.join("vmlinux"),
+        modules_dir: dir.join("lib/modules").join(&release),
+        release,
+    };
     (kernel.image.is_file() && kernel.modules_dir.join("modules.dep").is_file()).then_some(kernel)
 }
 
@@ -75,9 +88,14 @@ fn fetch(suite: &str, home: &Path, job: &Job) -> Result<Kernel, BaseError> {
     let scratch = Scratch::new(home)?;
     let apt = Apt::new(scratch.path(), suite)?;
     apt.get().arg("update").output(job).map_err(download_failed)?;
-    let shown = apt.run("apt-cache").args(["show", "--no-all-versions", META_PACKAGE]).output(job)?;
+    let shown = apt
+        .run("apt-cache")
+        .args(["show", "--no-all-versions", META_PACKAGE])
+        .output(job)?;
     let package = dependency(&String::from_utf8_lossy(&shown)).ok_or_else(|| {
-        BaseError::Invalid(format!("Debian {suite} has no {META_PACKAGE} package to take a guest kernel from"))
+        BaseError::Invalid(format!(
+            "Debian {suite} has no {META_PACKAGE} package to take a guest kernel from"
+        ))
     })?;
     let release = package["linux-image-".len()..].to_owned();
     let target = home.join(&release);
@@ -91,11 +109,24 @@ fn fetch(suite: &str, home: &Path, job: &Job) -> Result<Kernel, BaseError> {
     job.stage(format!("downloading {package}"));
     let (downloads, tree) = (scratch.path().join("downloads"), scratch.path().join("tree"));
     std::fs::create_dir(&downloads).during("create", &downloads)?;
-    apt.get().args(["download", &package]).current_dir(&downloads).output(job).map_err(download_failed)?;
-    let archive = std::fs::read_dir(&downloads).during("list", &downloads)?.flatten().next();
-    let archive = archive.ok_or_else(|| BaseError::Download { last_words: format!("{package} did not arrive") })?;
+    apt.get()
+        .args(["download", &package])
+        .current_dir(&downloads)
+        .output(job)
+        .map_err(download_failed)?;
+    let archive = std::fs::read_dir(&downloads)
+        .during("list", &downloads)?
+        .flatten()
+        .next();
+    let archive = archive.ok_or_else(|| BaseError::Download {
+        last_words: format!("{package} did not arrive"),
+    })?;
     job.stage(format!("unpacking {package}"));
-    Run::new("dpkg-deb", "dpkg").arg("-x").arg(archive.path()).arg(&tree).output(job)?;
+    Run::new("dpkg-deb", "dpkg")
+        .arg("-x")
+        .arg(archive.path())
+        .arg(&tree)
+        .output(job)?;
     let kernel_dir = scratch.path().join("kernel");
     arrange(&tree, &release, &kernel_dir, job)?;
     if let Err(error) = std::fs::rename(&kernel_dir, &target) {
@@ -114,7 +145,11 @@ fn arrange(tree: &Path, release: &str, to: &Path, job: &Job) -> Result<(), BaseE
     let target = to.join("lib/modules");
     std::fs::create_dir_all(&target).during("create", &target)?;
     std::fs::rename(modules, target.join(release)).during("move", modules)?;
-    Run::new("depmod", "kmod").arg("-b").arg(to).arg(release).output(job)?;
+    Run::new("depmod", "kmod")
+        .arg("-b")
+        .arg(to)
+        .arg(release)
+        .output(job)?;
     let packed = tree.join("boot").join(format!("vmlinuz-{release}"));
     let bytes = std::fs::read(&packed).during("read", &packed)?;
     let image = to.join("vmlinux");
@@ -132,7 +167,9 @@ fn download_failed(error: BaseError) -> BaseError {
 fn dependency(shown: &str) -> Option<String> {
     let depends = shown.lines().find_map(|line| line.strip_prefix("Depends:"))?;
     let name = depends.split([',', '|']).find_map(|one| {
-        one.split_whitespace().next().filter(|name| name.starts_with("linux-image-") && name.len() < 100)
+        one.split_whitespace()
+            .next()
+            .filter(|name| name.starts_with("linux-image-") && name.len() < 100)
     })?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
     name.bytes().all(plain).then(|| name.to_owned())
@@ -146,11 +183,20 @@ struct Apt {
 impl Apt {
     fn new(scratch: &Path, suite: &str) -> Result<Self, BaseError> {
         let root = scratch.join("apt");
-        for dir in ["etc/sources.list.d", "etc/preferences.d", "etc/trusted.gpg.d", "state/lists/partial", "cache/archives/partial"] {
+        for dir in [
+            "etc/sources.list.d",
+            "etc/preferences.d",
+            "etc/trusted.gpg.d",
+            "state/lists/partial",
+            "cache/archives/partial",
+        ] {
             let dir = root.join(dir);
             std::fs::create_dir_all(&dir).during("create", &dir)?;
         }
-        for (name, content) in [("status", String::new()), ("etc/sources.list", debian::sources(suite))] {
+        for (name, content) in [
+            ("status", String::new()),
+            ("etc/sources.list", debian::sources(suite)),
+        ] {
             let path = root.join(name);
             std::fs::write(&path, content).during("write", &path)?;
         }
@@ -192,11 +238,17 @@ mod tests {
 
     #[test]
     fn the_meta_package_names_its_kernel() {
-        let shown = "Package: linux-image-cloud-amd64\nDepends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)\n";
+        let shown =
+            "Package: linux-image-cloud-amd64\nDepends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)\n";
         assert_eq!(dependency(shown).unwrap(), "linux-image-6.1.0-56-cloud-amd64");
         let newer = "Depends: foo, linux-image-6.12.1+deb13-cloud-amd64 (= 1) | bar\n";
         assert_eq!(dependency(newer).unwrap(), "linux-image-6.12.1+deb13-cloud-amd64");
-        for bad in ["", "Depends: libc6\n", "Depends: linux-image-../../etc\n", "Package: linux-image-x\n"] {
+        for bad in [
+            "",
+            "Depends: libc6\n",
+            "Depends: linux-image-../../etc\n",
+            "Package: linux-image-x\n",
+        ] {
             assert_eq!(dependency(bad), None, "{bad}");
         }
     }

@@ -27,13 +27,16 @@ mod boot;
 mod command;
 mod cpio;
 mod debian;
+mod disk;
 mod error;
 mod ext4;
 mod guest_modules;
+mod import;
 mod initramfs;
 mod job;
 mod kernel;
 mod modules;
+mod oci;
 mod package;
 mod scratch;
 #[cfg(test)]
@@ -42,26 +45,11 @@ mod tiny;
 mod vmlinux;
 
 pub use debian::{DebianRecipe, build_debian};
+pub use disk::import_disk;
 pub use error::BaseError;
+pub use import::{ImportOptions, import};
 pub use initramfs::initramfs;
 pub use job::{Artifacts, Job, Tools};
 pub use kernel::{Kernel, guest_kernel};
+pub use oci::import_oci;
 pub use tiny::build_tiny;
-
-use martlet_api::InitKind;
-use std::path::Path;
-
-/// Imports a raw or qcow2 disk, an OCI image layout (directory or tar archive) or a `docker save` archive, told from its content.
-pub fn import(_path: &Path, _options: &ImportOptions, job: &Job) -> Result<Artifacts, BaseError> {
-    job.check()?;
-    Err(BaseError::Invalid("not written yet".into()))
-}
-
-/// How to import.
-#[derive(Debug, Clone, Default)]
-pub struct ImportOptions {
-    /// Size of the root disk for OCI images; from the content when absent.
-    pub size_bytes: Option<u64>,
-    /// Told from the content when absent.
-    pub init: Option<InitKind>,
-}

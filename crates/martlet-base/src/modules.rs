@@ -37,17 +37,31 @@ impl Modules {
         let needs: BTreeMap<String, Vec<String>> = dep
             .lines()
             .filter_map(|line| line.split_once(':'))
-            .map(|(file, needs)| (file.to_owned(), needs.split_whitespace().map(str::to_owned).collect()))
+            .map(|(file, needs)| {
+                (
+                    file.to_owned(),
+                    needs.split_whitespace().map(str::to_owned).collect(),
+                )
+            })
             .collect();
         let files = needs.keys().map(|file| (name(file), file.clone())).collect();
-        Self { dir: dir.to_owned(), files, needs, builtin: builtin.lines().map(name).collect() }
+        Self {
+            dir: dir.to_owned(),
+            files,
+            needs,
+            builtin: builtin.lines().map(name).collect(),
+        }
     }
 
     /// Files to load, each after everything it needs. Built-in names need none; a name that this kernel does not
     /// have at all is an error if it is among `required` and left out if it is among `optional`.
     pub(crate) fn load_order(&self, required: &[&str], optional: &[&str]) -> Result<Vec<String>, BaseError> {
         let mut order = Vec::new();
-        for (wanted, required) in required.iter().map(|w| (w, true)).chain(optional.iter().map(|w| (w, false))) {
+        for (wanted, required) in required
+            .iter()
+            .map(|w| (w, true))
+            .chain(optional.iter().map(|w| (w, false)))
+        {
             match self.files.get(&name(wanted)) {
                 Some(file) => self.visit(file, &mut order, &mut BTreeSet::new()),
                 None if required && !self.builtin.contains(&name(wanted)) => {
@@ -84,7 +98,10 @@ impl Modules {
                 .during("read", &path)
         };
         match path.extension().and_then(|extension| extension.to_str()) {
-            Some("xz") => Run::new("xz", "xz-utils").args(["-dc", "--"]).arg(&path).output(job),
+            Some("xz") => Run::new("xz", "xz-utils")
+                .args(["-dc", "--"])
+                .arg(&path)
+                .output(job),
             Some("gz") => limited(&mut flate2::read::GzDecoder::new(stored()?)),
             Some("zst") => limited(&mut zstd::Decoder::new(stored()?).during("read", &path)?),
             _ => limited(&mut stored()?),
@@ -110,24 +127,39 @@ mod tests {
         kernel/a.ko: kernel/b.ko\nkernel/b.ko: kernel/a.ko\n";
 
     fn modules() -> Modules {
-        Modules::parse(Path::new("/m"), DEP, "kernel/fs/ext4/ext4.ko\nkernel/net/packet/af_packet.ko\n")
+        Modules::parse(
+            Path::new("/m"),
+            DEP,
+            "kernel/fs/ext4/ext4.ko\nkernel/net/packet/af_packet.ko\n",
+        )
     }
 
     #[test]
     fn what_is_needed_comes_first_and_once() {
-        let order = modules().load_order(&["virtio_pci", "virtio_rng", "ext4"], &["vmgenid"]).unwrap();
+        let order = modules()
+            .load_order(&["virtio_pci", "virtio_rng", "ext4"], &["vmgenid"])
+            .unwrap();
         let names: Vec<String> = order.iter().map(|file| name(file)).collect();
         assert_eq!(names, ["virtio", "virtio_ring", "virtio_pci", "virtio_rng"]);
     }
 
     #[test]
     fn a_required_module_must_exist() {
-        assert!(modules().load_order(&["virtio_blk"], &[]).unwrap_err().to_string().contains("virtio_blk"));
+        assert!(
+            modules()
+                .load_order(&["virtio_blk"], &[])
+                .unwrap_err()
+                .to_string()
+                .contains("virtio_blk")
+        );
     }
 
     #[test]
     fn a_cycle_ends() {
-        assert_eq!(modules().load_order(&["a"], &[]).unwrap(), ["kernel/b.ko", "kernel/a.ko"]);
+        assert_eq!(
+            modules().load_order(&["a"], &[]).unwrap(),
+            ["kernel/b.ko", "kernel/a.ko"]
+        );
     }
 
     #[test]
@@ -141,7 +173,13 @@ mod tests {
         std::io::Write::write_all(&mut gz, &plain).unwrap();
         std::fs::write(dir.join("g.ko.gz"), gz.finish().unwrap()).unwrap();
         std::fs::copy(dir.join("p.ko"), dir.join("x.ko")).unwrap();
-        assert!(std::process::Command::new("xz").arg(dir.join("x.ko")).status().unwrap().success());
+        assert!(
+            std::process::Command::new("xz")
+                .arg(dir.join("x.ko"))
+                .status()
+                .unwrap()
+                .success()
+        );
         let modules = Modules::parse(dir, "", "");
         for file in ["p.ko", "z.ko.zst", "g.ko.gz", "x.ko.xz"] {
             assert!(modules.read(file, &bench.job()).unwrap() == plain, "{file}");

@@ -8,7 +8,10 @@ const PACKAGES_MAX: usize = 2000;
 /// Debian policy 5.6.1: at least two characters, lower case letters, digits, `+ - .`, beginning with a letter or digit.
 pub(crate) fn check_packages(names: &[String]) -> Result<(), BaseError> {
     if names.len() > PACKAGES_MAX {
-        return Err(BaseError::Invalid(format!("{} packages asked for, at most {PACKAGES_MAX} are possible", names.len())));
+        return Err(BaseError::Invalid(format!(
+            "{} packages asked for, at most {PACKAGES_MAX} are possible",
+            names.len()
+        )));
     }
     match names.iter().find(|name| !is_package(name)) {
         None => Ok(()),
@@ -30,7 +33,9 @@ fn is_package(name: &str) -> bool {
 /// A suite is a code name or a class: `bookworm`, `stable`, `trixie-backports`.
 pub(crate) fn check_suite(suite: &str) -> Result<(), BaseError> {
     let fits = (3..=40).contains(&suite.len())
-        && suite.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && suite
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && suite.as_bytes()[0].is_ascii_lowercase();
     match fits {
         true => Ok(()),
@@ -50,12 +55,33 @@ mod tests {
             assert!(is_package(good), "{good}");
         }
         for bad in [
-            "", "a", "-y", "--option", "Redis", "a b", "a,b", "a;b", "redis/sid", "redis=1.0", "a\n", "é1", "?true", "~nfoo",
-            "redis-", "redis+", "./x.deb", "a*",
+            "",
+            "a",
+            "-y",
+            "--option",
+            "Redis",
+            "a b",
+            "a,b",
+            "a;b",
+            "redis/sid",
+            "redis=1.0",
+            "a\n",
+            "é1",
+            "?true",
+            "~nfoo",
+            "redis-",
+            "redis+",
+            "./x.deb",
+            "a*",
         ] {
             assert!(!is_package(bad), "{bad:?}");
         }
-        assert!(check_packages(&["x".repeat(300)]).unwrap_err().to_string().contains("not a Debian package name"));
+        assert!(
+            check_packages(&["x".repeat(300)])
+                .unwrap_err()
+                .to_string()
+                .contains("not a Debian package name")
+        );
         assert!(check_packages(&vec!["ab".to_owned(); PACKAGES_MAX + 1]).is_err());
     }
 
@@ -64,7 +90,15 @@ mod tests {
         for good in ["bookworm", "trixie", "stable", "bookworm-backports"] {
             assert!(check_suite(good).is_ok(), "{good}");
         }
-        for bad in ["", "../x", "-o", "book worm", "bookworm/updates", "Bookworm", "deb http://x"] {
+        for bad in [
+            "",
+            "../x",
+            "-o",
+            "book worm",
+            "bookworm/updates",
+            "Bookworm",
+            "deb http://x",
+        ] {
             assert!(check_suite(bad).is_err(), "{bad:?}");
         }
     }

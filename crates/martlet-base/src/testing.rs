@@ -13,12 +13,24 @@ pub(crate) struct Bench {
 impl Bench {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let tools = Tools { agent: dir.path().join("agent"), cache_dir: dir.path().join("cache") };
-        Self { dir, tools, cancel: AtomicBool::new(false) }
+        let tools = Tools {
+            agent: dir.path().join("agent"),
+            cache_dir: dir.path().join("cache"),
+        };
+        Self {
+            dir,
+            tools,
+            cancel: AtomicBool::new(false),
+        }
     }
 
     pub fn job(&self) -> Job<'_> {
-        Job { tools: &self.tools, work_dir: self.dir.path(), progress: &|_| (), cancel: &self.cancel }
+        Job {
+            tools: &self.tools,
+            work_dir: self.dir.path(),
+            progress: &|_| (),
+            cancel: &self.cancel,
+        }
     }
 
     pub fn path(&self) -> &Path {

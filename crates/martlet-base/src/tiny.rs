@@ -14,7 +14,10 @@ const SIZE_BYTES: u64 = 32 << 20;
 const BUSYBOX: [&str; 2] = ["/usr/bin/busybox", "/bin/busybox"];
 
 const FILES: [(&str, &str); 5] = [
-    ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
+    (
+        "etc/passwd",
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    ),
     ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
     ("etc/hostname", "martlet\n"),
     ("etc/hosts", "127.0.0.1 localhost\n"),
@@ -32,7 +35,10 @@ pub fn build_tiny(size_bytes: Option<u64>, job: &Job) -> Result<Artifacts, BaseE
     populate(&tree, &busybox, job)?;
     let mut unfinished = Unfinished::new();
     let root_disk = unfinished.add(job.work_dir.join("root.img"));
-    let how = Ext4 { size_bytes: Some(size_bytes.unwrap_or(SIZE_BYTES)), journal: false };
+    let how = Ext4 {
+        size_bytes: Some(size_bytes.unwrap_or(SIZE_BYTES)),
+        journal: false,
+    };
     ext4::make(&tree, &root_disk, &how, job)?;
     drop(scratch);
     let artifacts = boot.artifacts(root_disk, InitKind::Command, "tiny".into(), &mut unfinished, job)?;
@@ -42,8 +48,15 @@ pub fn build_tiny(size_bytes: Option<u64>, job: &Job) -> Result<Artifacts, BaseE
 
 /// Nothing else is in the guest that a dynamically linked one could be linked against.
 fn static_busybox() -> Result<PathBuf, BaseError> {
-    let missing = || BaseError::MissingTool { tool: "busybox (static)".into(), package: "busybox-static" };
-    let path = BUSYBOX.iter().map(PathBuf::from).find(|path| path.exists()).ok_or_else(missing)?;
+    let missing = || BaseError::MissingTool {
+        tool: "busybox (static)".into(),
+        package: "busybox-static",
+    };
+    let path = BUSYBOX
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .ok_or_else(missing)?;
     let program = std::fs::read(&path).during("read", &path)?;
     let loader = b"/lib64/ld-linux";
     match program.windows(loader.len()).any(|window| window == loader) {
@@ -53,7 +66,20 @@ fn static_busybox() -> Result<PathBuf, BaseError> {
 }
 
 fn populate(tree: &Path, busybox: &Path, job: &Job) -> Result<(), BaseError> {
-    for dir in ["bin", "dev", "etc/martlet", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/sbin", "var"] {
+    for dir in [
+        "bin",
+        "dev",
+        "etc/martlet",
+        "proc",
+        "root",
+        "run",
+        "sbin",
+        "sys",
+        "tmp",
+        "usr/bin",
+        "usr/sbin",
+        "var",
+    ] {
         let dir = tree.join(dir);
         std::fs::create_dir_all(&dir).during("create", &dir)?;
     }
@@ -61,7 +87,9 @@ fn populate(tree: &Path, busybox: &Path, job: &Job) -> Result<(), BaseError> {
     std::fs::set_permissions(&tmp, std::fs::Permissions::from_mode(0o1777)).during("open up", &tmp)?;
     let program = tree.join("bin/busybox");
     std::fs::copy(busybox, &program).during("copy", &program)?;
-    let applets = Run::new(busybox, "busybox-static").arg("--list-full").output(job)?;
+    let applets = Run::new(busybox, "busybox-static")
+        .arg("--list-full")
+        .output(job)?;
     for applet in String::from_utf8_lossy(&applets).lines() {
         let at = tree.join(applet);
         // Some have places that a tiny system does not, and busybox itself is there already.

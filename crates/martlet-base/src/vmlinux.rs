@@ -15,10 +15,16 @@ const PVH_NOTE_SHORT: &[u8] = b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0";
 
 /// The ELF kernel in `image`, if QEMU could start it.
 pub(crate) fn extract(image: &[u8]) -> Option<Vec<u8>> {
-    if image.get(0x202..0x206)? != b"HdrS" || u16::from_le_bytes(*image.get(0x206..)?.first_chunk()?) < 0x208 {
+    if image.get(0x202..0x206)? != b"HdrS" || u16::from_le_bytes(*image.get(0x206..)?.first_chunk()?) < 0x208
+    {
         return None;
     }
-    let field = |at: usize| image.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize);
+    let field = |at: usize| {
+        image
+            .get(at..at + 4)?
+            .first_chunk()
+            .map(|bytes| u32::from_le_bytes(*bytes) as usize)
+    };
     let start = (usize::from(*image.get(0x1f1)?) + 1) * 512 + field(0x248)?;
     let payload = image.get(start..start.checked_add(field(0x24c)?)?)?;
     let kernel = match payload {
@@ -27,13 +33,18 @@ pub(crate) fn extract(image: &[u8]) -> Option<Vec<u8>> {
         [0x1f, 0x8b, ..] => limited(flate2::read::GzDecoder::new(payload))?,
         _ => return None,
     };
-    let pvh = [PVH_NOTE, PVH_NOTE_SHORT].iter().any(|note| contains(&kernel, note));
+    let pvh = [PVH_NOTE, PVH_NOTE_SHORT]
+        .iter()
+        .any(|note| contains(&kernel, note));
     (kernel.starts_with(b"\x7fELF") && pvh).then_some(kernel)
 }
 
 fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     // Notes are aligned to 4 bytes, within the file as in memory.
-    bytes.chunks_exact(4).enumerate().any(|(word, _)| bytes[word * 4..].starts_with(wanted))
+    bytes
+        .chunks_exact(4)
+        .enumerate()
+        .any(|(word, _)| bytes[word * 4..].starts_with(wanted))
 }
 
 /// Decodes what there is; the payload has the kernel's size appended, which decoders report as trailing garbage.
@@ -48,7 +59,9 @@ fn limited(reader: impl Read) -> Option<Vec<u8>> {
 fn lz4_legacy(mut input: &[u8]) -> Option<Vec<u8>> {
     let mut output = Vec::new();
     while let Some((size, rest)) = input.split_first_chunk() {
-        let Some((block, rest)) = rest.split_at_checked(u32::from_le_bytes(*size) as usize) else { break };
+        let Some((block, rest)) = rest.split_at_checked(u32::from_le_bytes(*size) as usize) else {
+            break;
+        };
         lz4_block(block, &mut output)?;
         input = rest;
     }
@@ -147,7 +160,14 @@ mod tests {
 
     #[test]
     fn hostile_lz4_ends_without_harm() {
-        for block in [&[][..], &[0xf0], &[0x10], &[0x00, 0, 0], &[0x10, b'a', 2, 0], &[0x1f, b'a', 1, 0, 255]] {
+        for block in [
+            &[][..],
+            &[0xf0],
+            &[0x10],
+            &[0x00, 0, 0],
+            &[0x10, b'a', 2, 0],
+            &[0x1f, b'a', 1, 0, 255],
+        ] {
             assert_eq!(lz4_block(block, &mut Vec::new()), None, "{block:?}");
         }
         // 64 KiB that claim to expand without end stop at the limit.

@@ -1,0 +1,339 @@
+//! Disks made bases: raw and qcow2.
+//!
+//! ```text
+//! raw, qcow2 ─ qemu-img info ─► refused unless whole and self-contained ─ qemu-img convert ─► raw, sparse
+//!     boot sector or partition table ─► Firmware: boots by itself, no agent
+//!     bare ext4 file system          ─► our kernel, initramfs and agent
+//! ```
+//!
+//! The format is told from the first bytes and then named to qemu-img, which otherwise would guess: a guest that wrote a
+//! qcow2 header onto its raw disk could have it open any file of the host as a backing file.
+
+use crate::boot::{Boot, DEFAULT_SUITE};
+use crate::command::Run;
+use crate::error::IoContext;
+use crate::ext4::SIZE_MAX_BYTES;
+use crate::scratch::Unfinished;
+use crate::{Artifacts, BaseError, Job};
+use martlet_api::InitKind;
+use serde::Deserialize;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+const ALIGN_BYTES: u64 = 4096;
+const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
+
+/// What `qemu-img info` says, as far as it matters here.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Info {
+    virtual_size: u64,
+    format: String,
+    #[serde(default)]
+    backing_filename: Option<String>,
+    #[serde(default)]
+    encrypted: bool,
+    #[serde(default)]
+    format_specific: Option<FormatSpecific>,
+}
+
+#[derive(Debug, Deserialize)]
+struct FormatSpecific {
+    #[serde(default)]
+    data: FormatData,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct FormatData {
+    data_file: Option<String>,
+    corrupt: bool,
+}
+
+/// What a disk holds, as far as booting goes.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum Layout {
+    BootSector,
+    Ext4,
+    Unknown,
+}
+
+/// Imports a raw or qcow2 disk. `init` is told from the content when absent: a disk with a boot sector boots by firmware,
+/// a bare ext4 file system by our kernel with systemd as its init.
+pub fn import_disk(path: &Path, init: Option<InitKind>, job: &Job) -> Result<Artifacts, BaseError> {
+    let format = format_of(path)?;
+    let info = inspect(path, format, job)?;
+    let mut unfinished = Unfinished::new();
+    let root_disk = unfinished.add(job.work_dir.join("root.img"));
+    convert(path, format, &info, &root_disk, job)?;
+    let layout = layout_of(&root_disk)?;
+    let init = match (layout, init) {
+        (Layout::BootSector, None | Some(InitKind::Firmware)) => InitKind::Firmware,
+        (Layout::Ext4, None) => InitKind::Systemd,
+        (Layout::Ext4, Some(init)) if init != InitKind::Firmware => init,
+        (Layout::Unknown, _) => {
+            return Err(BaseError::bad_source(
+                path,
+                "it has neither a boot sector nor a bare ext4 file system: nothing could boot it",
+            ));
+        }
+        (Layout::BootSector, _) => {
+            return Err(BaseError::bad_source(
+                path,
+                "it has a boot sector or a partition table, so it boots by firmware only",
+            ));
+        }
+        (Layout::Ext4, _) => {
+            return Err(BaseError::bad_source(
+                path,
+                "it is a bare file system without a boot sector: firmware could not boot it",
+            ));
+        }
+    };
+    let artifacts = match init {
+        InitKind::Firmware => Artifacts {
+            root_disk,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            init,
+            origin: format.to_owned(),
+            kernel_version: None,
+            cmd: Vec::new(),
+            env: Vec::new(),
+            workdir: None,
+            user: None,
+        },
+        _ => Boot::new(DEFAULT_SUITE, job)?.artifacts(
+            root_disk,
+            init,
+            format.to_owned(),
+            &mut unfinished,
+            job,
+        )?,
+    };
+    unfinished.keep();
+    Ok(artifacts)
+}
+
+fn format_of(path: &Path) -> Result<&'static str, BaseError> {
+    let meta = std::fs::metadata(path).during("open", path)?;
+    if !meta.is_file() || meta.len() == 0 {
+        return Err(BaseError::bad_source(
+            path,
+            "it is not a file with anything in it",
+        ));
+    }
+    let mut magic = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(4).read_to_end(&mut magic))
+        .during("read", path)?;
+    Ok(if magic == QCOW2_MAGIC { "qcow2" } else { "raw" })
+}
+
+fn inspect(path: &Path, format: &str, job: &Job) -> Result<Info, BaseError> {
+    job.stage("looking at the disk");
+    let answer = Run::new("qemu-img", "qemu-utils")
+        .args(["info", "--output=json", "-f", format])
+        .arg(image_name(path))
+        .output(job)
+        .map_err(|error| unreadable(error, path))?;
+    let info: Info = serde_json::from_slice(&answer)
+        .map_err(|error| BaseError::bad_source(path, format!("qemu-img describes it strangely: {error}")))?;
+    check(&info, path)?;
+    Ok(info)
+}
+
+fn check(info: &Info, path: &Path) -> Result<(), BaseError> {
+    let data = info.format_specific.as_ref().map(|specific| &specific.data);
+    let reason = if let Some(file) = &info.backing_filename {
+        format!("it is an overlay over {file:.200?}: make it whole with `qemu-img convert -O qcow2` first")
+    } else if let Some(file) = data.and_then(|data| data.data_file.as_ref()) {
+        format!(
+            "its data is in another file, {file:.200?}: make it whole with `qemu-img convert -O qcow2` first"
+        )
+    } else if info.encrypted {
+        "it is encrypted".into()
+    } else if data.is_some_and(|data| data.corrupt) {
+        "it is marked as damaged: try `qemu-img check -r all` on a copy".into()
+    } else if info.virtual_size == 0 || info.virtual_size > SIZE_MAX_BYTES {
+        format!(
+            "its size of {} bytes is not possible, at most {SIZE_MAX_BYTES} are",
+            info.virtual_size
+        )
+    } else {
+        return Ok(());
+    };
+    Err(BaseError::bad_source(path, reason))
+}
+
+fn convert(path: &Path, format: &str, info: &Info, to: &Path, job: &Job) -> Result<(), BaseError> {
+    job.bytes("copying the disk", 0, Some(info.virtual_size));
+    Run::new("qemu-img", "qemu-utils")
+        .args([
+            "convert",
+            "-f",
+            &info.format,
+            "-O",
+            "raw",
+            "-S",
+            "4k",
+            "-t",
+            "writeback",
+        ])
+        .arg(image_name(path))
+        .arg(to)
+        .output(job)
+        .map_err(|error| unreadable(error, path))?;
+    debug_assert_eq!(info.format, format);
+    let file = File::options().write(true).open(to).during("open", to)?;
+    file.set_len(info.virtual_size.next_multiple_of(ALIGN_BYTES))
+        .during("size", to)
+}
+
+/// Names with a colon would be taken for a protocol.
+fn image_name(path: &Path) -> std::ffi::OsString {
+    let mut name = std::ffi::OsString::from("file:");
+    name.push(path);
+    name
+}
+
+fn unreadable(error: BaseError, path: &Path) -> BaseError {
+    match error {
+        error if error.is_no_space() => error,
+        BaseError::Tool { last_words, .. } => BaseError::bad_source(path, last_words),
+        other => other,
+    }
+}
+
+fn layout_of(disk: &Path) -> Result<Layout, BaseError> {
+    let mut file = File::open(disk).during("open", disk)?;
+    let mut read = |at: u64, bytes: &mut [u8]| -> Result<bool, BaseError> {
+        file.seek(SeekFrom::Start(at)).during("read", disk)?;
+        match file.read_exact(bytes) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error).during("read", disk),
+        }
+    };
+    let (mut sector, mut magic) = ([0; 512], [0; 2]);
+    // A boot sector has code in it; the mark alone is left by tools that wiped one.
+    if read(0, &mut sector)? && sector[510..] == [0x55, 0xaa] && sector[..440].iter().any(|byte| *byte != 0) {
+        return Ok(Layout::BootSector);
+    }
+    Ok(if read(1024 + 0x38, &mut magic)? && magic == [0x53, 0xef] {
+        Layout::Ext4
+    } else {
+        Layout::Unknown
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Bench;
+
+    fn qemu_img(args: &[&str], dir: &Path) {
+        let status = std::process::Command::new("qemu-img")
+            .args(args)
+            .current_dir(dir)
+            .stdout(std::process::Stdio::null())
+            .status();
+        assert!(
+            status
+                .expect("qemu-img is installed (script/bootstrap)")
+                .success(),
+            "{args:?}"
+        );
+    }
+
+    #[test]
+    fn a_bootable_qcow2_becomes_a_raw_firmware_disk() {
+        let bench = Bench::new();
+        let mut disk = vec![0; 1 << 20];
+        disk[0] = 0xeb;
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk[700_000] = 7;
+        std::fs::write(bench.path().join("a: odd, name.raw"), &disk).unwrap();
+        qemu_img(
+            &["convert", "-O", "qcow2", "file:a: odd, name.raw", "b.qcow2"],
+            bench.path(),
+        );
+        for name in ["a: odd, name.raw", "b.qcow2"] {
+            let artifacts = import_disk(&bench.path().join(name), None, &bench.job()).unwrap();
+            assert_eq!(artifacts.init, InitKind::Firmware);
+            assert!(artifacts.kernel.is_none());
+            assert!(std::fs::read(&artifacts.root_disk).unwrap() == disk, "{name}");
+        }
+    }
+
+    #[test]
+    fn overlays_external_data_and_damage_are_refused_and_leave_nothing() {
+        let bench = Bench::new();
+        let dir = bench.path();
+        qemu_img(&["create", "-q", "-f", "qcow2", "whole.qcow2", "1M"], dir);
+        qemu_img(
+            &[
+                "create",
+                "-q",
+                "-f",
+                "qcow2",
+                "-b",
+                "whole.qcow2",
+                "-F",
+                "qcow2",
+                "overlay.qcow2",
+            ],
+            dir,
+        );
+        qemu_img(
+            &[
+                "create",
+                "-q",
+                "-f",
+                "qcow2",
+                "-o",
+                "data_file=secret.raw",
+                "outside.qcow2",
+                "1M",
+            ],
+            dir,
+        );
+        let whole = std::fs::read(dir.join("whole.qcow2")).unwrap();
+        std::fs::write(dir.join("short.qcow2"), &whole[..60]).unwrap();
+        let mut absurd = whole.clone();
+        absurd[24..32].copy_from_slice(&u64::MAX.to_be_bytes());
+        std::fs::write(dir.join("absurd.qcow2"), &absurd).unwrap();
+        std::fs::write(dir.join("empty.raw"), b"").unwrap();
+        std::fs::write(dir.join("noise.raw"), [9; 8192]).unwrap();
+        let cases = [
+            ("overlay.qcow2", "overlay over"),
+            ("outside.qcow2", "another file"),
+            ("short.qcow2", ""),
+            ("absurd.qcow2", ""),
+            ("empty.raw", "not a file with anything"),
+            ("noise.raw", "neither a boot sector"),
+            ("whole.qcow2", "neither a boot sector"),
+        ];
+        for (name, expected) in cases {
+            let error = import_disk(&dir.join(name), None, &bench.job()).unwrap_err();
+            assert!(matches!(error, BaseError::BadSource { .. }), "{name}: {error}");
+            assert!(error.to_string().contains(expected), "{name}: {error}");
+            assert!(!dir.join("root.img").exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_raw_disk_that_begins_like_nothing_is_never_opened_as_qcow2() {
+        let bench = Bench::new();
+        let path = bench.path().join("ext4.img");
+        let mut disk = vec![0; 4097];
+        disk[1080..1082].copy_from_slice(&[0x53, 0xef]);
+        std::fs::write(&path, &disk).unwrap();
+        assert_eq!(format_of(&path).unwrap(), "raw");
+        assert_eq!(layout_of(&path).unwrap(), Layout::Ext4);
+        let error = import_disk(&path, Some(InitKind::Firmware), &bench.job()).unwrap_err();
+        assert!(error.to_string().contains("bare file system"), "{error}");
+    }
+}
