@@ -1,0 +1,222 @@
+//! The pages a machine has made its own, taken out of QEMU's process while the guest stands still.
+//!
+//! QEMU maps guest memory `MAP_PRIVATE` from a file, so the kernel already knows which pages differ from the file:
+//! those that are anonymous. No dirty log, and no help from QEMU.
+//!
+//! 1. [`Mapping::find`] finds the file's mapping in `/proc/PID/maps`.
+//! 2. [`private_pages`] asks for the pages that are present or swapped out, *and not the file's*.
+//! 3. [`capture`] copies exactly these with `process_vm_readv`.
+//!
+//! **Only private pages are ever touched.** Any other page of the mapping would fault into our own file server, which
+//! may be waiting for whoever captures.
+
+use crate::VmError;
+use martlet_image::{PAGE_SIZE, is_zero};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+mod buffer;
+mod copy;
+mod page_set;
+mod scan;
+
+pub use buffer::CaptureBuffer;
+pub use page_set::PageSet;
+
+/// Most pages of a mapping we take care of: 16 TiB would be a lie.
+const PAGES_MAX: u64 = 1 << 32;
+
+/// Where a file is mapped in a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapping {
+    segments: Vec<Segment>,
+    page_count: u64,
+}
+
+/// A contiguous part of a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Segment {
+    /// Address in the process.
+    start: u64,
+    /// Its size.
+    page_count: u64,
+    /// Page of the file that is at `start`.
+    first_page: u64,
+}
+
+impl Mapping {
+    /// Finds the private mapping of a file in a process.
+    pub fn find(pid: u32, file: &Path) -> Result<Self, VmError> {
+        let metadata = std::fs::metadata(file).map_err(VmError::io(format!("look at {}", file.display())))?;
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))
+            .map_err(VmError::io(format!("read the mappings of process {pid}")))?;
+        let device = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+        let found = parse_maps(&maps, |line| {
+            (line.device, line.inode) == (device, metadata.ino())
+        })
+        // Some file systems show one device number to stat and another one here.
+        .or_else(|| {
+            parse_maps(&maps, |line| {
+                line.inode == metadata.ino() && Path::new(line.path) == file
+            })
+        });
+        found.ok_or_else(|| VmError::Memory {
+            pid,
+            reason: format!("{} is not mapped privately", file.display()),
+        })
+    }
+
+    /// Pages from the file's start to the mapping's end.
+    pub fn page_count(&self) -> u64 {
+        self.page_count
+    }
+}
+
+struct MapsLine<'a> {
+    device: (u32, u32),
+    inode: u64,
+    path: &'a str,
+}
+
+fn parse_maps(maps: &str, wanted: impl Fn(&MapsLine) -> bool) -> Option<Mapping> {
+    let mut segments = Vec::new();
+    for line in maps.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let parsed = (|| {
+            let (start, end) = fields.next()?.split_once('-')?;
+            let private = fields.next()?.ends_with('p');
+            let offset = hex(fields.next()?)?;
+            let (major, minor) = fields.next()?.split_once(':')?;
+            let device = (hex(major)? as u32, hex(minor)? as u32);
+            let inode = fields.next()?.parse().ok()?;
+            let path = line
+                .find('/')
+                .map(|at| line[at..].trim_end_matches(" (deleted)"))
+                .unwrap_or_default();
+            let (start, end) = (hex(start)?, hex(end)?);
+            let segment = Segment {
+                start,
+                page_count: end.checked_sub(start)? / PAGE_SIZE as u64,
+                first_page: offset / PAGE_SIZE as u64,
+            };
+            Some((segment, private, MapsLine { device, inode, path }))
+        })();
+        if let Some((segment, true, line)) = parsed
+            && wanted(&line)
+        {
+            segments.push(segment);
+        }
+    }
+    let page_count = segments.iter().map(|s| s.first_page + s.page_count).max()?;
+    (page_count < PAGES_MAX).then_some(Mapping { segments, page_count })
+}
+
+fn hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok()
+}
+
+/// The pages of a mapping that are the process's own. The process should stand still, else they are out of date.
+pub fn private_pages(pid: u32, mapping: &Mapping) -> Result<PageSet, VmError> {
+    scan::private_pages(pid, mapping)
+        .map_err(VmError::io(format!("ask for the private pages of process {pid}")))
+}
+
+/// Makes room for a capture before the guest is stopped: the kernel clears the buffer's memory now, not during the
+/// pause. An eighth more than what is private at this moment.
+pub fn prepare(pid: u32, mapping: &Mapping, buffer: &mut CaptureBuffer) -> Result<(), VmError> {
+    let size_bytes = private_pages(pid, mapping)?.len() as usize * PAGE_SIZE;
+    buffer
+        .reserve(size_bytes + size_bytes / 8)
+        .map_err(VmError::io("make room for guest memory"))
+}
+
+/// Copies these pages, in order, into the buffer. All of them must be private.
+pub fn read_pages(
+    pid: u32,
+    mapping: &Mapping,
+    pages: &PageSet,
+    buffer: &mut CaptureBuffer,
+) -> Result<(), VmError> {
+    buffer
+        .reserve(pages.len() as usize * PAGE_SIZE)
+        .map_err(VmError::io("make room for guest memory"))?;
+    copy::read_pages(pid, mapping, pages, buffer.as_mut_slice()).map_err(|e| VmError::Memory {
+        pid,
+        reason: format!("cannot be read: {e}"),
+    })
+}
+
+/// Finds and copies all private pages. The guest must stand still.
+pub fn capture(pid: u32, mapping: &Mapping, mut buffer: CaptureBuffer) -> Result<CapturedMemory, VmError> {
+    let pages = private_pages(pid, mapping)?;
+    read_pages(pid, mapping, &pages, &mut buffer)?;
+    Ok(CapturedMemory { pages, buffer })
+}
+
+/// A machine's own pages at one instant.
+#[derive(Debug)]
+pub struct CapturedMemory {
+    pages: PageSet,
+    buffer: CaptureBuffer,
+}
+
+impl CapturedMemory {
+    /// Which pages.
+    pub fn pages(&self) -> &PageSet {
+        &self.pages
+    }
+
+    /// How much.
+    pub fn size_bytes(&self) -> u64 {
+        self.pages.len() * PAGE_SIZE as u64
+    }
+
+    /// Every page with its index, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &[u8; PAGE_SIZE])> {
+        self.pages
+            .iter()
+            .zip(self.buffer.as_slice().as_chunks::<PAGE_SIZE>().0)
+    }
+
+    /// Every page that is not zero, ascending. Telling zeros apart is left to the time after the pause.
+    pub fn iter_nonzero(&self) -> impl Iterator<Item = (u64, &[u8; PAGE_SIZE])> {
+        self.iter().filter(|(_, page)| !is_zero(&page[..]))
+    }
+
+    /// Gives the buffer back, for the next capture.
+    pub fn into_buffer(self) -> CaptureBuffer {
+        self.buffer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_is_found_in_parts_by_device_and_inode() {
+        let maps = "\
+7f0000000000-7f0000002000 rw-p 00000000 fd:01 42                 /m/mem with space (deleted)
+7f0000002000-7f0000003000 rw-p 00002000 fd:01 42                 /m/mem with space
+7f0000010000-7f0000011000 rw-s 00000000 fd:01 42                 /m/mem with space
+7f0000020000-7f0000021000 r--p 00000000 fd:02 42                 /other
+garbage
+7ffc00000000-7ffc00001000 rw-p 00000000 00:00 0                  [stack]
+";
+        let mapping = parse_maps(maps, |l| l.device == (0xfd, 1) && l.inode == 42).unwrap();
+        assert_eq!(mapping.page_count(), 3);
+        assert_eq!(mapping.segments.len(), 2);
+        assert_eq!(
+            mapping.segments[1],
+            Segment {
+                start: 0x7f0000002000,
+                page_count: 1,
+                first_page: 2
+            }
+        );
+        assert!(parse_maps(maps, |l| l.path == "/m/mem with space").is_some());
+        assert_eq!(parse_maps(maps, |l| l.inode == 7), None);
+        let absurd = "0-fffffffffffff000 rw-p 00000000 fd:01 42 /m\n";
+        assert_eq!(parse_maps(absurd, |_| true), None);
+    }
+}

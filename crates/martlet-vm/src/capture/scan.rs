@@ -1,0 +1,195 @@
+//! Which pages of a mapping are private: the `PAGEMAP_SCAN` call (Linux 6.7), or plain reads of the page map before
+//! that.
+#![allow(unsafe_code)] // the ioctl has no safe interface
+
+use super::{Mapping, PageSet, Segment};
+use martlet_image::PAGE_SIZE;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+const REGIONS: usize = 4096;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+#[repr(C)]
+#[derive(Debug, Default)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+pub fn private_pages(pid: u32, mapping: &Mapping) -> io::Result<PageSet> {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+    let mut pages = PageSet::new(mapping.page_count);
+    for segment in &mapping.segments {
+        match scan(&pagemap, segment, &mut pages) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+                read(&pagemap, segment, &mut pages)?;
+            }
+            other => other?,
+        }
+    }
+    Ok(pages)
+}
+
+/// When the vector is full, the kernel may step back and report the last regions again: adding them to a set a second
+/// time does no harm, counting them would.
+fn scan(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()> {
+    let end = segment.start + segment.page_count * PAGE_SIZE as u64;
+    let mut regions = vec![PageRegion::default(); REGIONS];
+    let mut start = segment.start;
+    while start < end {
+        let mut arg = ScanArg {
+            size: size_of::<ScanArg>() as u64,
+            start,
+            end,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: regions.len() as u64,
+            category_inverted: PAGE_IS_FILE,
+            category_mask: PAGE_IS_FILE,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_FILE,
+            ..ScanArg::default()
+        };
+        // SAFETY: the argument has the kernel's layout and size; its vector is ours, alive, and as long as it says.
+        let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &mut arg) };
+        if count < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for region in regions.iter().take(count as usize) {
+            let first = region.start.saturating_sub(segment.start) / PAGE_SIZE as u64;
+            pages.insert_range(
+                segment.first_page + first,
+                region.end.saturating_sub(region.start) / PAGE_SIZE as u64,
+            );
+        }
+        if arg.walk_end <= start {
+            return Err(io::Error::other("the kernel's page scan does not advance"));
+        }
+        start = arg.walk_end;
+    }
+    Ok(())
+}
+
+fn read(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()> {
+    const PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
+    const FILE: u64 = 1 << 61;
+    let mut bytes = vec![0; 64 << 10];
+    let mut done = 0;
+    while done < segment.page_count {
+        let count = (segment.page_count - done).min(bytes.len() as u64 / 8);
+        let chunk = &mut bytes[..count as usize * 8];
+        pagemap.read_exact_at(chunk, (segment.start / PAGE_SIZE as u64 + done) * 8)?;
+        for (index, entry) in chunk.as_chunks::<8>().0.iter().enumerate() {
+            let entry = u64::from_le_bytes(*entry);
+            if entry & PRESENT_OR_SWAPPED != 0 && entry & FILE == 0 {
+                pages.insert_range(segment.first_page + done + index as u64, 1);
+            }
+        }
+        done += count;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    /// A private mapping of a file, in this process.
+    struct Mapped(*mut u8, usize);
+
+    impl Mapped {
+        fn new(file: &File, size: usize) -> Self {
+            let fd = file.as_fd().as_raw_fd();
+            // SAFETY: a new mapping.
+            let at = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    size,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE,
+                    fd,
+                    0,
+                )
+            };
+            assert_ne!(at, libc::MAP_FAILED);
+            Self(at.cast(), size)
+        }
+
+        fn write(&self, page: usize) {
+            // SAFETY: within the mapping.
+            unsafe { self.0.add(page * PAGE_SIZE).write_volatile(1) };
+        }
+
+        fn read(&self, page: usize) {
+            // SAFETY: within the mapping.
+            unsafe { self.0.add(page * PAGE_SIZE).read_volatile() };
+        }
+    }
+
+    impl Drop for Mapped {
+        fn drop(&mut self) {
+            // SAFETY: our mapping.
+            unsafe { libc::munmap(self.0.cast(), self.1) };
+        }
+    }
+
+    /// More regions than the vector holds, so that the scan has to go on several times.
+    #[test]
+    fn both_ways_find_exactly_what_was_written() {
+        let page_count = REGIONS * 5;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mem");
+        let file = File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        file.set_len((page_count * PAGE_SIZE) as u64).unwrap();
+        let mapped = Mapped::new(&file, page_count * PAGE_SIZE);
+        let mut expected = PageSet::new(page_count as u64);
+        for page in 0..page_count {
+            match page % 7 {
+                0 | 3 => {
+                    mapped.write(page);
+                    expected.insert_range(page as u64, 1);
+                }
+                1 => mapped.read(page),
+                _ => {}
+            }
+        }
+        let pid = std::process::id();
+        let mapping = Mapping::find(pid, &path).unwrap();
+        assert_eq!(private_pages(pid, &mapping).unwrap(), expected);
+        let mut plain = PageSet::new(page_count as u64);
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        read(&pagemap, &mapping.segments[0], &mut plain).unwrap();
+        assert_eq!(plain, expected);
+    }
+}
