@@ -1,0 +1,463 @@
+//! The command line: each option is defined once, here, and feeds help, man pages and completions.
+
+use crate::values::{env_pair, name, new_reference, port, probe, reference, size, tag};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
+use martlet_api::{Accel, InitKind, PortForward, Probe};
+use std::path::PathBuf;
+
+/// What the exit status means; in the long help and in the man page.
+pub const EXIT_CODES: &str = "\
+Exit status:
+  0    it worked
+  1    it did not work, for a reason not listed here
+  2    the command line or the request is wrong
+  3    no such machine, snapshot, base or path
+  4    it exists already, is in use, is in the wrong state, or another command is at work on it
+  5    this host cannot do it: incompatible, or something is missing (see `martlet doctor`)
+  6    stored data is damaged (see `martlet verify`)
+  7    no space or memory left (see `martlet df`, `martlet gc`)
+  8    the guest or its hypervisor failed (see `martlet logs`)
+  exec has the command's own status (128 + N when signal N ended it), and
+  125  exec itself failed    126  the command cannot be executed    127  there is no such command";
+
+/// Checkpoint, suspend, resume and fork running virtual machines.
+///
+/// The daemon (martletd) is started when it is needed and not there.
+#[derive(Debug, Parser)]
+#[command(name = "martlet", version, propagate_version = true, after_long_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Print the API's answer as JSON (errors too, on standard error)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say nothing but results and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// The daemon's socket [default: the user's own daemon, else the system-wide one if it may be used]
+    #[arg(long, global = true, env = "MARTLET_SOCKET", value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make and keep bases: what machines boot from
+    #[command(subcommand)]
+    Base(BaseCommand),
+    /// Start a machine from a base (boots) or a snapshot (restores under a new identity)
+    Run(RunArgs),
+    /// List machines
+    #[command(visible_alias = "ls")]
+    Ps,
+    /// Show everything about a machine, snapshot or base
+    Inspect {
+        /// Machine, snapshot (NAME:TAG or id) or base
+        #[arg(value_parser = reference)]
+        name: String,
+    },
+    /// Execute a command in a machine
+    Exec(ExecArgs),
+    /// Copy files and directories: `martlet cp file NAME:/path`, `martlet cp NAME:/path .`
+    ///
+    /// Directories are copied with what is in them. Files copied in belong to root, files copied out to you. `-` is a tar
+    /// stream on standard input or output.
+    Cp {
+        /// Path, NAME:PATH or -
+        source: String,
+        /// Path, NAME:PATH or -
+        destination: String,
+    },
+    /// Attach to the serial console; Ctrl-] detaches
+    Console {
+        /// Machine
+        #[arg(value_parser = name)]
+        name: String,
+    },
+    /// Print the console's log
+    Logs {
+        /// Go on while the machine runs
+        #[arg(short, long)]
+        follow: bool,
+        /// Machine
+        #[arg(value_parser = name)]
+        name: String,
+    },
+    /// Shut machines down
+    Stop {
+        /// End it by force after this many seconds
+        #[arg(short, long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86400))]
+        timeout: u64,
+        /// Machines
+        #[arg(required = true, value_parser = name)]
+        names: Vec<String>,
+    },
+    /// End machines at once
+    Kill {
+        /// Machines
+        #[arg(required = true, value_parser = name)]
+        names: Vec<String>,
+    },
+    /// Boot stopped machines again from their disks
+    Start {
+        /// Machines
+        #[arg(required = true, value_parser = name)]
+        names: Vec<String>,
+    },
+    /// Forget machines and their disks; their snapshots stay
+    Rm {
+        /// Also while they run
+        #[arg(short, long)]
+        force: bool,
+        /// Machines
+        #[arg(required = true, value_parser = name)]
+        names: Vec<String>,
+    },
+    /// Give a machine another name
+    Rename {
+        /// Machine
+        #[arg(value_parser = name)]
+        name: String,
+        /// Its new name
+        #[arg(value_parser = name)]
+        new: String,
+    },
+    /// Show what machines use
+    Top {
+        /// Once, instead of again and again (also when the output is no terminal)
+        #[arg(long)]
+        once: bool,
+    },
+    /// Save a running machine's state as a snapshot; it goes on
+    Checkpoint(CheckpointArgs),
+    /// Save a running machine's state as a snapshot, and leave nothing running
+    Suspend(CheckpointArgs),
+    /// Let a suspended machine go on where it was
+    Resume {
+        #[command(flatten)]
+        probe: ProbeArg,
+        /// Machine
+        #[arg(value_parser = name)]
+        name: String,
+    },
+    /// Start clones of a running machine or a snapshot, each with an identity of its own
+    Fork {
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 1)]
+        count: u32,
+        /// Clones are called PREFIX-1, PREFIX-2, … [default: the machine's name]
+        #[arg(long, value_parser = name)]
+        prefix: Option<String>,
+        /// Fork even though no agent is in the guest: clones keep the parent's identity and entropy
+        #[arg(long)]
+        allow_agentless: bool,
+        #[command(flatten)]
+        probe: ProbeArg,
+        /// Machine, or snapshot (NAME:TAG or id)
+        #[arg(value_parser = reference)]
+        source: String,
+    },
+    /// Put a machine back to one of its snapshots
+    Rollback {
+        /// Machine
+        #[arg(value_parser = name)]
+        name: String,
+        /// Snapshot (NAME:TAG or id)
+        #[arg(value_parser = reference)]
+        to: String,
+    },
+    /// List snapshots, or remove some
+    Images {
+        #[command(subcommand)]
+        command: Option<ImagesCommand>,
+    },
+    /// Show the ancestry of a machine or snapshot
+    Log {
+        /// Machine, or snapshot (NAME:TAG or id)
+        #[arg(value_parser = reference)]
+        source: String,
+    },
+    /// Show how two snapshots differ
+    Diff {
+        /// Snapshot (NAME:TAG or id)
+        #[arg(value_parser = reference)]
+        from: String,
+        /// Snapshot (NAME:TAG or id)
+        #[arg(value_parser = reference)]
+        to: String,
+    },
+    /// Give a snapshot one more reference
+    Tag {
+        /// Snapshot (NAME:TAG or id)
+        #[arg(value_parser = reference)]
+        reference: String,
+        /// NAME:TAG
+        #[arg(value_parser = new_reference)]
+        new: String,
+    },
+    /// Remove snapshots (the same as `images rm`)
+    Rmi {
+        /// Snapshots (NAME:TAG or id)
+        #[arg(required = true, value_parser = reference)]
+        references: Vec<String>,
+    },
+    /// Free space that nothing refers to
+    Gc {
+        /// Only say what would be freed
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Read everything in the store and check it against its hashes
+    Verify {
+        /// Take whole copies of damaged frames from the store in this state directory
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        repair_from: Vec<PathBuf>,
+    },
+    /// Show where the space goes
+    Df,
+    /// Check this host: KVM, QEMU, FUSE, kernel, space, permissions; and say how to mend each
+    Doctor,
+    /// Start, stop or ask after the daemon
+    #[command(subcommand)]
+    Daemon(DaemonCommand),
+    /// Print a completion script: `martlet completions bash > /etc/bash_completion.d/martlet`
+    Completions {
+        /// Shell
+        shell: Shell,
+    },
+    /// Write the man pages into a directory
+    Man {
+        /// Directory
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+    /// Print the versions of this program and of the daemon
+    Version,
+}
+
+/// `martlet base …`
+#[derive(Debug, Subcommand)]
+pub enum BaseCommand {
+    /// Build a base from Debian packages
+    Build {
+        /// Name of the base
+        #[arg(value_parser = name)]
+        name: String,
+        /// Packages beyond the minimal system, separated by commas
+        #[arg(long, value_delimiter = ',', value_name = "PACKAGES")]
+        packages: Vec<String>,
+        /// Size of the root disk, such as 2G [default: from the content]
+        #[arg(long, value_parser = size)]
+        size: Option<u64>,
+        /// Debian suite
+        #[arg(long, default_value = "bookworm")]
+        suite: String,
+        /// What runs as process 1
+        #[arg(long, value_enum, default_value = "systemd")]
+        init: Init,
+        /// The smallest base there is: busybox and the agent
+        #[arg(long, conflicts_with_all = ["packages", "init"])]
+        tiny: bool,
+    },
+    /// Make a base of a raw or qcow2 disk, an OCI layout directory or a `docker save` archive
+    Import {
+        /// Name of the base [default: from the file's name]
+        #[arg(long, value_parser = name)]
+        name: Option<String>,
+        /// Size of the root disk of an OCI image, such as 2G [default: from the content]
+        #[arg(long, value_parser = size)]
+        size: Option<u64>,
+        /// What runs as process 1 [default: told from the content]
+        #[arg(long, value_enum)]
+        init: Option<Init>,
+        /// Disk, directory or archive
+        #[arg(value_hint = ValueHint::AnyPath)]
+        file: PathBuf,
+    },
+    /// List bases
+    Ls,
+    /// Remove bases
+    Rm {
+        /// Also when machines were started from it
+        #[arg(short, long)]
+        force: bool,
+        /// Bases
+        #[arg(required = true, value_parser = name)]
+        names: Vec<String>,
+    },
+    /// Show everything about a base
+    Inspect {
+        /// Base
+        #[arg(value_parser = name)]
+        name: String,
+    },
+}
+
+/// What runs as process 1.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Init {
+    /// The image's own init
+    Systemd,
+    /// The agent, which runs the machine's command
+    Command,
+    /// The disk's boot loader; no agent
+    Firmware,
+}
+
+impl From<Init> for InitKind {
+    fn from(init: Init) -> Self {
+        match init {
+            Init::Systemd => Self::Systemd,
+            Init::Command => Self::Command,
+            Init::Firmware => Self::Firmware,
+        }
+    }
+}
+
+/// `martlet run …`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Name of the machine [default: made up]
+    #[arg(long, value_parser = name)]
+    pub name: Option<String>,
+    /// Virtual CPUs
+    #[arg(long)]
+    pub cpus: Option<u32>,
+    /// Memory, such as 512M or 2G
+    #[arg(short, long, value_parser = size, value_name = "SIZE")]
+    pub memory: Option<u64>,
+    /// Grow the root disk to this size
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub disk: Option<u64>,
+    /// Environment of the command
+    #[arg(short, long, value_parser = env_pair, value_name = "NAME=VALUE")]
+    pub env: Vec<(String, String)>,
+    /// Forward a port of the host's loopback to the guest: 8080:80; 80 alone picks a free host port
+    #[arg(short, long = "port", value_parser = port, value_name = "[HOST:]GUEST")]
+    pub ports: Vec<PortForward>,
+    /// Accelerator [default: kvm where the CPU has it, else tcg]
+    #[arg(long, value_enum)]
+    pub accel: Option<Accelerator>,
+    /// Let the guest reach the outside
+    #[arg(long)]
+    pub outbound: bool,
+    /// Return as soon as QEMU runs
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Start again from the last checkpoint when QEMU dies
+    #[arg(long)]
+    pub restart: bool,
+    /// Start even though the snapshot's guest has no agent to give it a new identity
+    #[arg(long)]
+    pub allow_agentless: bool,
+    #[command(flatten)]
+    pub probe: ProbeArg,
+    /// Command to run instead of the base's (as one shell line)
+    #[arg(long, value_name = "LINE", conflicts_with = "command")]
+    pub cmd: Option<String>,
+    /// Base, or snapshot (NAME:TAG or id)
+    #[arg(value_parser = reference)]
+    pub from: String,
+    /// Command to run instead of the base's
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// `--probe`
+#[derive(Debug, Args)]
+pub struct ProbeArg {
+    /// Ask a service until it answers, and time it: connect to PORT, send SEND, expect EXPECT (\r, \n, \t are understood)
+    #[arg(long, value_parser = probe, value_name = "PORT[=SEND[=EXPECT]]")]
+    pub probe: Option<Probe>,
+}
+
+/// An accelerator.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Accelerator {
+    /// Hardware virtualisation
+    Kvm,
+    /// Emulation
+    Tcg,
+}
+
+impl From<Accelerator> for Accel {
+    fn from(accelerator: Accelerator) -> Self {
+        match accelerator {
+            Accelerator::Kvm => Self::Kvm,
+            Accelerator::Tcg => Self::Tcg,
+        }
+    }
+}
+
+/// `martlet exec …`
+#[derive(Debug, Args)]
+#[command(after_long_help = EXIT_CODES)]
+pub struct ExecArgs {
+    /// Pass standard input on; without it the command reads end of file
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Add to its environment
+    #[arg(short, long, value_parser = env_pair, value_name = "NAME=VALUE")]
+    pub env: Vec<(String, String)>,
+    /// Working directory [default: /]
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User name or number [default: root]
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Machine
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// Command and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// `martlet checkpoint …`, `martlet suspend …`
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// Tag of the snapshot: it is called NAME:TAG [default: a number]
+    #[arg(short, long, value_parser = tag)]
+    pub tag: Option<String>,
+    /// A note to keep with it
+    #[arg(long)]
+    pub note: Option<String>,
+    /// Machine
+    #[arg(value_parser = name)]
+    pub name: String,
+}
+
+/// `martlet images …`
+#[derive(Debug, Subcommand)]
+pub enum ImagesCommand {
+    /// List snapshots
+    Ls,
+    /// Remove references, the last of a snapshot with the snapshot
+    Rm {
+        /// Snapshots (NAME:TAG or id)
+        #[arg(required = true, value_parser = reference)]
+        references: Vec<String>,
+    },
+}
+
+/// `martlet daemon …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum DaemonCommand {
+    /// Start it, unless it is there
+    Start,
+    /// Stop it; machines go on
+    Stop,
+    /// Is it there?
+    Status,
+}

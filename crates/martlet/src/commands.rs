@@ -1,0 +1,149 @@
+//! One function for each command: what it asks of the daemon, and how the answer is shown.
+
+mod base;
+mod machine;
+mod service;
+mod snapshot;
+mod store;
+mod timeline;
+
+use crate::cli::{Cli, Command, Global, ImagesCommand};
+use crate::client::Client;
+use crate::daemon::Daemon;
+use crate::failure::{Failure, Outcome};
+use crate::progress::Reporter;
+use crate::{console, exec, files, show, terminal};
+use martlet_api::{ExecRequest, Problem, ProblemCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Runs a command; answers with its exit status.
+pub fn run(cli: Cli) -> Outcome<u8> {
+    let Cli { global: Global { json, quiet, socket }, command } = cli;
+    let context = Context { json, quiet, daemon: Daemon::find(socket) };
+    match command {
+        Command::Exec(args) => return execute(&context, args),
+        Command::Doctor => return service::doctor(&context),
+        Command::Fork { source, count, prefix, allow_agentless, probe } => {
+            let request = martlet_api::ForkRequest { count, prefix, allow_agentless, probe: probe.probe };
+            return snapshot::fork(&context, &source, &request);
+        }
+        Command::Verify { repair_from } => return store::verify(&context, &repair_from),
+        Command::Daemon(command) => return service::daemon(&context, command),
+        Command::Base(command) => base::run(&context, command),
+        Command::Run(args) => machine::run(&context, args),
+        Command::Ps => machine::list(&context),
+        Command::Inspect { name } => machine::inspect(&context, &name),
+        Command::Cp { source, destination } => files::copy(&context.client()?, &source, &destination),
+        Command::Console { name } => console::attach(&context.client()?, &name, quiet),
+        Command::Logs { follow, name } => machine::logs(&context, &name, follow),
+        Command::Stop { timeout, names } => machine::stop(&context, &names, timeout),
+        Command::Kill { names } => machine::kill(&context, &names),
+        Command::Start { names } => machine::start(&context, &names),
+        Command::Rm { force, names } => machine::remove(&context, &names, force),
+        Command::Rename { name, new } => machine::rename(&context, &name, &new),
+        Command::Top { once } => machine::top(&context, once),
+        Command::Checkpoint(args) => snapshot::checkpoint(&context, args, "checkpoint"),
+        Command::Suspend(args) => snapshot::checkpoint(&context, args, "suspend"),
+        Command::Resume { probe, name } => machine::resume(&context, &name, probe.probe),
+        Command::Rollback { name, to } => machine::rollback(&context, &name, to),
+        Command::Images { command: None | Some(ImagesCommand::Ls) } => snapshot::list(&context),
+        Command::Images { command: Some(ImagesCommand::Rm { references }) } | Command::Rmi { references } => {
+            snapshot::remove(&context, &references)
+        }
+        Command::Log { source } => snapshot::log(&context, &source),
+        Command::Diff { from, to } => snapshot::diff(&context, &from, &to),
+        Command::Tag { reference, new } => snapshot::tag(&context, &reference, new),
+        Command::Gc { dry_run } => store::gc(&context, dry_run),
+        Command::Df => store::df(&context),
+        Command::Completions { shell } => service::completions(shell),
+        Command::Man { dir } => service::man(&dir),
+        Command::Version => service::version(&context),
+    }
+    .map(|()| 0)
+}
+
+/// What every command has.
+struct Context {
+    json: bool,
+    quiet: bool,
+    daemon: Daemon,
+}
+
+impl Context {
+    fn client(&self) -> Outcome<Client> {
+        self.daemon.client()
+    }
+
+    /// Reads something and shows it.
+    fn get<T: DeserializeOwned>(&self, path: &str, text: impl FnOnce(T) -> String) -> Outcome {
+        self.show(self.client()?.get(path)?, text)
+    }
+
+    /// Does something long and shows what came of it.
+    fn long<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        what: &str,
+        text: impl FnOnce(T) -> String,
+    ) -> Outcome {
+        let answer = self.operation(path, body, what)?;
+        self.show(answer, text)
+    }
+
+    /// Does something long.
+    fn operation(&self, path: &str, body: &impl Serialize, what: &str) -> Outcome<Value> {
+        let client = self.client()?;
+        let reporter = Reporter::new(what, self.quiet, self.json);
+        client.operation(path, body, &reporter)
+    }
+
+    /// Shows an answer: as it is, or in words.
+    fn show<T: DeserializeOwned>(&self, answer: Value, text: impl FnOnce(T) -> String) -> Outcome {
+        if self.json {
+            show::print(&format!("{answer:#}\n"));
+            return Ok(());
+        }
+        show::print(&text(understood(answer)?));
+        Ok(())
+    }
+
+    /// The same for each of several names, to the end; the first failure is the command's, the others are told.
+    fn each(&self, names: &[String], mut act: impl FnMut(&Client, &str) -> Outcome) -> Outcome {
+        let client = self.client()?;
+        let mut first: Option<Failure> = None;
+        for name in names {
+            if let Err(failure) = act(&client, name) {
+                match first {
+                    None => first = Some(failure),
+                    Some(_) => eprint!("{}", failure.text(self.json)),
+                }
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+}
+
+/// An answer as the type it should have.
+fn understood<T: DeserializeOwned>(answer: Value) -> Outcome<T> {
+    serde_json::from_value(answer).map_err(|error| {
+        Problem::new(ProblemCode::Internal, "the daemon's answer is not what this program understands")
+            .cause(error)
+            .remediation("see `martlet version`: both should be of one version")
+            .into()
+    })
+}
+
+fn execute(context: &Context, args: crate::cli::ExecArgs) -> Outcome<u8> {
+    let tty = args.tty.then(|| terminal::size().unwrap_or(martlet_api::TtySize { rows: 24, cols: 80 }));
+    let mut env: std::collections::BTreeMap<_, _> = args.env.into_iter().collect();
+    if let (Some(_), Ok(term)) = (tty, std::env::var("TERM")) {
+        env.entry("TERM".to_string()).or_insert(term);
+    }
+    let request =
+        ExecRequest { argv: args.command, env, cwd: args.workdir, user: args.user, tty, stdin: args.interactive };
+    let client = context.client().map_err(|failure| failure.exit_with(crate::failure::EXEC_FAILED))?;
+    exec::run(&client, &args.name, request)
+}

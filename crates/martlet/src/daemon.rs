@@ -1,0 +1,177 @@
+//! The daemon from outside: which socket, is it there, start it, stop it.
+
+use crate::client::Client;
+use crate::failure::{Failure, Outcome};
+use martlet_api::{Paths, Problem, ProblemCode, SYSTEM_SOCKET, VersionInfo};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a daemon may take to open its store and serve.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to end: it lets requests that have begun come to their answer.
+const STOP_TIMEOUT: Duration = Duration::from_secs(90);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How much of a dead daemon's log is shown.
+const LOG_LINES: usize = 8;
+const LOG_TAIL_BYTES: u64 = 8 << 10;
+
+/// A daemon's place; it need not run.
+pub struct Daemon {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Where it keeps its state, if it is started from here.
+    state_dir: PathBuf,
+}
+
+impl Daemon {
+    /// The daemon to talk to: the one asked for, else the user's own, else the system-wide one when it answers.
+    pub fn find(socket: Option<PathBuf>) -> Self {
+        let paths = Paths::of_this_user();
+        let state_dir = std::env::var_os("MARTLET_STATE_DIR").map_or(paths.state_dir, PathBuf::from);
+        let socket = socket.unwrap_or_else(|| {
+            let system = Path::new(SYSTEM_SOCKET);
+            match !answers(&paths.socket) && answers(system) {
+                true => system.to_path_buf(),
+                false => paths.socket,
+            }
+        });
+        Self { socket, state_dir }
+    }
+
+    /// Does somebody answer on the socket?
+    pub fn answers(&self) -> bool {
+        answers(&self.socket)
+    }
+
+    /// A client of the daemon, which is started first when it is not there.
+    pub fn client(&self) -> Outcome<Client> {
+        if !self.answers() {
+            self.start()?;
+        }
+        Client::new(&self.socket)
+    }
+
+    /// Its version, if it is there.
+    pub fn version(&self) -> Outcome<Option<VersionInfo>> {
+        if !self.answers() {
+            return Ok(None);
+        }
+        let answer = Client::new(&self.socket)?.get("/version")?;
+        let version = serde_json::from_value(answer);
+        version.map(Some).map_err(|error| Problem::new(ProblemCode::Internal, "that is no martletd").cause(error).into())
+    }
+
+    /// Starts it and waits until it answers.
+    pub fn start(&self) -> Outcome {
+        let program = program();
+        let (mut log, log_path) = self.open_log()?;
+        let begin = log.seek(SeekFrom::End(0)).unwrap_or(0);
+        let spawned = log.try_clone().and_then(|log| {
+            let mut command = Command::new(&program);
+            command.arg("--socket").arg(&self.socket).arg("--state-dir").arg(&self.state_dir);
+            command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+            // Out of this terminal's foreground, so that Ctrl-C is not meant for it.
+            command.current_dir("/").process_group(0).spawn()
+        });
+        let mut child = spawned.map_err(|error| {
+            Failure::from(
+                Problem::new(ProblemCode::MissingDependency, format!("cannot start {}", program.display()))
+                    .cause(error)
+                    .remediation("install martletd beside martlet or in a directory of PATH"),
+            )
+        })?;
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !self.answers() {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Err(died(&log_path, log, begin, &format!("the daemon ended at once: {status}")));
+            }
+            if Instant::now() > deadline {
+                return Err(slow(&mut child, &log_path, log, begin));
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Asks it to end and waits until it has. Machines go on.
+    pub fn stop(&self) -> Outcome<bool> {
+        let Some(version) = self.version()? else { return Ok(false) };
+        crate::process::terminate(version.pid)
+            .map_err(|error| Failure::io(format!("cannot signal the daemon (process {})", version.pid), error))?;
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while Path::new("/proc").join(version.pid.to_string()).join("exe").exists() && self.answers() {
+            if Instant::now() > deadline {
+                return Err(Problem::new(ProblemCode::Busy, "the daemon does not end")
+                    .cause(format!("process {} still has requests to answer", version.pid))
+                    .into());
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        Ok(true)
+    }
+
+    fn open_log(&self) -> Outcome<(File, PathBuf)> {
+        let path = self.state_dir.join("martletd.log");
+        let opened = fs::create_dir_all(&self.state_dir)
+            .and_then(|()| OpenOptions::new().create(true).append(true).read(true).open(&path));
+        match opened {
+            Ok(file) => Ok((file, path)),
+            Err(error) => {
+                let mut failure = Failure::io(format!("cannot open the daemon's log {}", path.display()), error);
+                failure.problem.remediation =
+                    Some("choose a state directory you may write to with MARTLET_STATE_DIR".into());
+                Err(failure.exit_with(1))
+            }
+        }
+    }
+}
+
+fn answers(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok()
+}
+
+/// Beside this program, else from PATH.
+fn program() -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("martletd")));
+    beside.filter(|path| path.exists()).unwrap_or_else(|| "martletd".into())
+}
+
+fn died(path: &Path, log: File, begin: u64, what: &str) -> Failure {
+    let words = last_words(log, begin);
+    let problem = Problem::new(ProblemCode::Internal, what).remediation(format!(
+        "see {}; `martlet doctor` checks what the daemon needs",
+        path.display()
+    ));
+    if words.is_empty() { problem.into() } else { problem.cause(words).into() }
+}
+
+fn slow(child: &mut Child, path: &Path, log: File, begin: u64) -> Failure {
+    let what = format!("the daemon (process {}) does not answer after {START_TIMEOUT:?}", child.id());
+    died(path, log, begin, &what)
+}
+
+/// The end of what was logged since `begin`.
+fn last_words(mut log: File, begin: u64) -> String {
+    let end = log.seek(SeekFrom::End(0)).unwrap_or(0);
+    let from = begin.max(end.saturating_sub(LOG_TAIL_BYTES));
+    let mut bytes = Vec::new();
+    if log.seek(SeekFrom::Start(from)).is_ok() {
+        let _ = log.read_to_end(&mut bytes);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().map(plain).collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}
+
+/// The message of a line of a JSON log.
+fn plain(line: &str) -> String {
+    let message = serde_json::from_str::<serde_json::Value>(line)
+        .ok()
+        .and_then(|entry| entry.get("message").or_else(|| entry.get("fields")?.get("message"))?.as_str().map(String::from));
+    message.unwrap_or_else(|| line.to_string())
+}
