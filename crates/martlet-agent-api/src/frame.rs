@@ -62,7 +62,9 @@ impl Kind {
     /// The kind a byte stands for.
     pub fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
-        [Hello, HelloReply, Request, Reply, Data, Credit, Control, Finished].into_iter().find(|k| *k as u8 == byte)
+        [Hello, HelloReply, Request, Reply, Data, Credit, Control, Finished]
+            .into_iter()
+            .find(|k| *k as u8 == byte)
     }
 }
 
@@ -83,8 +85,18 @@ pub struct Frame {
 
 impl fmt::Debug for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Frame { kind, flags, stream, epoch, payload } = self;
-        write!(f, "{kind:?}(stream {stream}, flags {flags:#x}, epoch {epoch:016x}, {} bytes)", payload.len())
+        let Frame {
+            kind,
+            flags,
+            stream,
+            epoch,
+            payload,
+        } = self;
+        write!(
+            f,
+            "{kind:?}(stream {stream}, flags {flags:#x}, epoch {epoch:016x}, {} bytes)",
+            payload.len()
+        )
     }
 }
 
@@ -93,7 +105,11 @@ impl fmt::Debug for Frame {
 /// # Panics
 /// When `payload` is longer than [`MAX_PAYLOAD_BYTES`]: senders split their data.
 pub fn encode(kind: Kind, flags: u8, stream: u32, epoch: u64, payload: &[u8], out: &mut Vec<u8>) {
-    assert!(payload.len() <= MAX_PAYLOAD_BYTES, "a payload of {} bytes must be split", payload.len());
+    assert!(
+        payload.len() <= MAX_PAYLOAD_BYTES,
+        "a payload of {} bytes must be split",
+        payload.len()
+    );
     let start = out.len();
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
@@ -114,7 +130,14 @@ impl Frame {
     /// As [`encode`].
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_BYTES + self.payload.len());
-        encode(self.kind, self.flags, self.stream, self.epoch, &self.payload, &mut out);
+        encode(
+            self.kind,
+            self.flags,
+            self.stream,
+            self.epoch,
+            &self.payload,
+            &mut out,
+        );
         out
     }
 }

@@ -165,8 +165,6 @@ pub struct Prepared {
     pub hold_ms: f64,
     /// How many groups of processes were frozen.
     pub groups: u32,
-    /// How many processes are in them.
-    pub processes: u32,
 }
 
 /// Who a machine is, and what makes it differ from the one it was cloned from.

@@ -23,7 +23,9 @@ pub struct WindowError;
 
 impl Default for SendWindow {
     fn default() -> Self {
-        Self { available: WINDOW_BYTES }
+        Self {
+            available: WINDOW_BYTES,
+        }
     }
 }
 
@@ -42,7 +44,11 @@ impl SendWindow {
 
     /// Credit came back. More than was ever spent is an error.
     pub fn grant(&mut self, bytes: u32) -> Result<(), WindowError> {
-        let total = self.available.checked_add(bytes).filter(|total| *total <= WINDOW_BYTES).ok_or(WindowError)?;
+        let total = self
+            .available
+            .checked_add(bytes)
+            .filter(|total| *total <= WINDOW_BYTES)
+            .ok_or(WindowError)?;
         self.available = total;
         Ok(())
     }
@@ -57,7 +63,10 @@ pub struct ReceiveWindow {
 
 impl Default for ReceiveWindow {
     fn default() -> Self {
-        Self { allowed: WINDOW_BYTES, consumed: 0 }
+        Self {
+            allowed: WINDOW_BYTES,
+            consumed: 0,
+        }
     }
 }
 
@@ -71,7 +80,9 @@ impl ReceiveWindow {
 
     /// `bytes` of it were consumed; the credit to hand back now, if any.
     pub fn consume(&mut self, bytes: usize) -> Option<u32> {
-        self.consumed = self.consumed.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.consumed = self
+            .consumed
+            .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         let outstanding = WINDOW_BYTES - self.allowed;
         let grant = self.consumed.min(outstanding);
         (grant >= GRANT_BYTES).then(|| {

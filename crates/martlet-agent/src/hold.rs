@@ -1,0 +1,397 @@
+//! Holding user code with the cgroup v2 freezer.
+//!
+//! ```text
+//!             Prepare                Hello(clone)
+//!  Running ───────────► Held ─────────────────────► AwaitingIdentity
+//!     ▲                  │ ▲                               │
+//!     └───── Release ────┘ └────── Identify succeeded ─────┘
+//!  (a guest booted with martlet.hold=1 starts in Held, with its init still behind the gate)
+//! ```
+//!
+//! The agent has a cgroup of its own; every other cgroup at the top of the hierarchy is frozen, process 1 included, and
+//! user processes at the very top are moved down first. What the agent starts (commands) is in frozen cgroups too, and
+//! none is started while held. If the host never comes back, the guest stays held: that is the point.
+
+use crate::fault::{Result, failed, fault};
+use crate::log::log;
+use crate::syscalls;
+use martlet_agent_api::{Prepared, RemoteErrorKind};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The agent's cgroup, the only one that is never frozen.
+const OWN_GROUP: &str = "martlet-agent";
+/// User processes found at the top of the hierarchy.
+const USER_GROUP: &str = "martlet-user";
+/// Commands for the host.
+pub const EXEC_GROUP: &str = "martlet-exec";
+/// The machine's own command.
+pub const COMMAND_GROUP: &str = "martlet-command";
+
+/// How often a group is asked whether it is frozen by now.
+const FROZEN_POLL: Duration = Duration::from_micros(300);
+
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Running,
+    Held,
+    AwaitingIdentity,
+}
+
+type Gate = Box<dyn FnOnce() + Send>;
+
+struct State {
+    phase: Phase,
+    /// What waits for the first release: the image's init, the machine's command.
+    gates: Vec<Gate>,
+}
+
+/// Whether user code runs.
+pub struct Hold {
+    /// Root of the cgroup v2 hierarchy; none where the agent cannot hold anything.
+    cgroups: Option<PathBuf>,
+    /// Processes of the agent.
+    own: Vec<u32>,
+    state: Mutex<State>,
+}
+
+/// While this lives nothing can be held: for starting a process.
+pub struct SpawnPermit<'a> {
+    _state: MutexGuard<'a, State>,
+    hold: &'a Hold,
+}
+
+impl SpawnPermit<'_> {
+    /// Opens a group for a new process to join.
+    pub fn group(&self, name: &str) -> Option<File> {
+        let dir = self.hold.cgroups.as_ref()?.join(name);
+        let opened =
+            make_group(&dir).and_then(|()| File::options().write(true).open(dir.join("cgroup.procs")));
+        opened
+            .map_err(|error| log(&format!("cannot use the cgroup {name}: {error}")))
+            .ok()
+    }
+}
+
+impl Hold {
+    /// `own` are the processes of the agent beside the calling one. Puts the agent into its own group.
+    pub fn new(cgroups: Option<PathBuf>, own: &[u32], held: bool) -> Self {
+        let cgroups = cgroups.filter(|root| syscalls::is_cgroup2(root));
+        let own = own.iter().copied().chain([std::process::id()]).collect();
+        // A former agent may have ended in the middle of a hold: then this one goes on with it.
+        let held = held || cgroups.as_deref().is_some_and(any_frozen);
+        let phase = if held { Phase::Held } else { Phase::Running };
+        let hold = Self {
+            cgroups,
+            own,
+            state: Mutex::new(State {
+                phase,
+                gates: Vec::new(),
+            }),
+        };
+        if let Some(root) = &hold.cgroups {
+            if let Err(error) = hold.join_own_group(root) {
+                log(&format!("cannot have a cgroup of my own: {error}"));
+            }
+        }
+        hold
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is user code held?
+    pub fn is_held(&self) -> bool {
+        self.lock().phase != Phase::Running
+    }
+
+    /// Can this guest be held at all?
+    pub fn is_possible(&self) -> bool {
+        self.cgroups.is_some()
+    }
+
+    /// A process may be started while the permit lives; refused while held.
+    pub fn permit_spawn(&self) -> Result<SpawnPermit<'_>> {
+        let state = self.lock();
+        match state.phase {
+            Phase::Running => Ok(SpawnPermit {
+                _state: state,
+                hold: self,
+            }),
+            Phase::Held | Phase::AwaitingIdentity => Err(fault(
+                RemoteErrorKind::State,
+                "user code is held; nothing can be started before the release",
+            )),
+        }
+    }
+
+    /// Runs `gate` at the release, or now when nothing is held.
+    pub fn at_release(&self, gate: impl FnOnce() + Send + 'static) {
+        let mut state = self.lock();
+        if state.phase == Phase::Running {
+            drop(state);
+            gate();
+        } else {
+            state.gates.push(Box::new(gate));
+        }
+    }
+
+    /// The host says that this is a clone: no release without an identity.
+    pub fn require_identity(&self) {
+        let mut state = self.lock();
+        if state.phase == Phase::Held {
+            state.phase = Phase::AwaitingIdentity;
+        }
+    }
+
+    /// The identity was put on.
+    pub fn identity_done(&self) {
+        let mut state = self.lock();
+        if state.phase == Phase::AwaitingIdentity {
+            state.phase = Phase::Held;
+        }
+    }
+
+    /// Holds user code; nothing is held when it fails.
+    pub fn prepare(&self, timeout: Duration) -> Result<Prepared> {
+        let started = Instant::now();
+        let mut state = self.lock();
+        if state.phase != Phase::Running {
+            return Ok(Prepared::default());
+        }
+        let Some(root) = &self.cgroups else {
+            return Err(fault(
+                RemoteErrorKind::Unsupported,
+                "the guest has no cgroup v2 hierarchy at /sys/fs/cgroup",
+            ));
+        };
+        match self.freeze_all(root, started + timeout) {
+            Ok(groups) => {
+                state.phase = Phase::Held;
+                Ok(Prepared {
+                    hold_ms: started.elapsed().as_secs_f64() * 1e3,
+                    groups,
+                })
+            }
+            Err(error) => {
+                self.thaw_all(root);
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets user code go on after `before` has run; refused to a clone without its identity.
+    pub fn release(&self, before: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut state = self.lock();
+        if state.phase == Phase::AwaitingIdentity {
+            return Err(fault(
+                RemoteErrorKind::State,
+                "this clone has not taken its identity; it stays held",
+            ));
+        }
+        before()?;
+        if state.phase == Phase::Held {
+            if let Some(root) = &self.cgroups {
+                self.thaw_all(root);
+            }
+            state.phase = Phase::Running;
+        }
+        let gates = std::mem::take(&mut state.gates);
+        drop(state);
+        for gate in gates {
+            gate();
+        }
+        Ok(())
+    }
+
+    fn join_own_group(&self, root: &Path) -> io::Result<()> {
+        let dir = root.join(OWN_GROUP);
+        make_group(&dir)?;
+        let members = pids(&dir)?;
+        for pid in self.own.iter().filter(|pid| !members.contains(pid)) {
+            fs::write(dir.join("cgroup.procs"), pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn freeze_all(&self, root: &Path, deadline: Instant) -> Result<u32> {
+        let cannot = |error: io::Error| failed("cannot hold user code", error);
+        self.join_own_group(root).map_err(cannot)?;
+        self.empty_root(root, deadline)?;
+        // A group that user code makes while others are being frozen is found in the next round.
+        let mut frozen: Vec<PathBuf> = Vec::new();
+        loop {
+            let new: Vec<_> = user_groups(root)
+                .map_err(cannot)?
+                .into_iter()
+                .filter(|g| !frozen.contains(g))
+                .collect();
+            if new.is_empty() {
+                break;
+            }
+            for group in new {
+                set_frozen(&group, true).map_err(cannot)?;
+                frozen.push(group);
+            }
+            for group in &frozen {
+                while !is_frozen(group) {
+                    if Instant::now() >= deadline {
+                        let name = group.file_name().unwrap_or_default();
+                        return Err(fault(
+                            RemoteErrorKind::Failed,
+                            format!("{name:?} did not freeze in time"),
+                        ));
+                    }
+                    thread::sleep(FROZEN_POLL);
+                }
+            }
+        }
+        // Frozen processes make no new ones, so what is at the top now stays alone there.
+        self.empty_root(root, deadline)?;
+        Ok(frozen.len() as u32)
+    }
+
+    /// Moves user processes out of the hierarchy's top, which cannot be frozen.
+    fn empty_root(&self, root: &Path, deadline: Instant) -> Result<()> {
+        loop {
+            let members = pids(root).map_err(|error| failed("cannot list processes", error))?;
+            let users: Vec<_> = members
+                .into_iter()
+                .filter(|pid| !self.own.contains(pid) && is_user_process(*pid))
+                .collect();
+            if users.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(fault(
+                    RemoteErrorKind::Failed,
+                    "processes at the top of the cgroup hierarchy keep appearing",
+                ));
+            }
+            let dir = root.join(USER_GROUP);
+            make_group(&dir).map_err(|error| failed("cannot make a cgroup", error))?;
+            for pid in users {
+                let _ = fs::write(dir.join("cgroup.procs"), pid.to_string()); // it may have ended; looked at again above
+            }
+        }
+    }
+
+    fn thaw_all(&self, root: &Path) {
+        for group in user_groups(root).unwrap_or_default() {
+            if let Err(error) = set_frozen(&group, false) {
+                log(&format!("cannot thaw {group:?}: {error}"));
+            }
+        }
+    }
+}
+
+fn make_group(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn user_groups(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut groups = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() && entry.file_name() != OWN_GROUP {
+            groups.push(entry.path());
+        }
+    }
+    Ok(groups)
+}
+
+fn any_frozen(root: &Path) -> bool {
+    let wanted = |group: &PathBuf| {
+        fs::read_to_string(group.join("cgroup.freeze")).is_ok_and(|text| text.trim() == "1")
+    };
+    user_groups(root).is_ok_and(|groups| groups.iter().any(wanted))
+}
+
+fn set_frozen(group: &Path, frozen: bool) -> io::Result<()> {
+    match fs::write(group.join("cgroup.freeze"), if frozen { "1" } else { "0" }) {
+        // Removed since it was listed: nobody was in it.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn is_frozen(group: &Path) -> bool {
+    match fs::read_to_string(group.join("cgroup.events")) {
+        Ok(events) => events.lines().any(|line| line == "frozen 1"),
+        Err(_) => !group.exists(),
+    }
+}
+
+fn pids(group: &Path) -> io::Result<Vec<u32>> {
+    let text = fs::read_to_string(group.join("cgroup.procs"))?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+}
+
+/// Is it there, and no kernel thread?
+pub fn is_user_process(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    // The name, in parentheses, may hold anything; after it come state, ppid, pgrp, session, tty, tpgid, flags.
+    let flags = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & PF_KTHREAD == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_is_not_released_before_its_identity() {
+        let hold = Hold::new(None, &[], true);
+        let (opened, gate) = std::sync::mpsc::channel();
+        hold.at_release(move || opened.send(()).unwrap());
+        hold.require_identity();
+        assert_eq!(hold.release(|| Ok(())).unwrap_err().kind, RemoteErrorKind::State);
+        assert_eq!(
+            hold.permit_spawn().err().map(|error| error.kind),
+            Some(RemoteErrorKind::State)
+        );
+        hold.identity_done();
+        assert!(
+            hold.release(|| Err(failed("the clock", "no"))).is_err(),
+            "a failed clock keeps it held"
+        );
+        assert!(hold.is_held() && gate.try_recv().is_err());
+        hold.release(|| Ok(())).unwrap();
+        gate.try_recv().unwrap();
+        assert!(hold.permit_spawn().is_ok());
+    }
+
+    #[test]
+    fn a_guest_without_cgroups_says_so() {
+        let hold = Hold::new(Some("/proc".into()), &[], false);
+        assert_eq!(
+            hold.prepare(Duration::ZERO).unwrap_err().kind,
+            RemoteErrorKind::Unsupported
+        );
+        assert!(!hold.is_held());
+    }
+
+    #[test]
+    fn kernel_threads_are_told_apart() {
+        assert!(is_user_process(std::process::id()));
+        assert!(!is_user_process(u32::MAX));
+    }
+}
