@@ -23,6 +23,7 @@ use document::{Config, Image};
 use layer::Content;
 use martlet_api::InitKind;
 use source::Source;
+use std::collections::BTreeMap;
 use std::path::Path;
 use tree::{Kind, Meta, Tree};
 
@@ -116,9 +117,15 @@ fn furnish(tree: &mut Tree, config: &Config, scratch: &Scratch) -> Result<(), St
             )?;
         }
     }
+    // In the agent's words: the environment by name.
+    let env: BTreeMap<&str, &str> = config
+        .env
+        .iter()
+        .filter_map(|pair| pair.split_once('='))
+        .collect();
     let command = serde_json::json!({
         "argv": config.command(),
-        "env": config.env,
+        "env": env,
         "cwd": Some(&config.working_dir).filter(|dir| !dir.is_empty()),
         "user": Some(&config.user).filter(|user| !user.is_empty()),
     });
@@ -149,3 +156,7 @@ fn furnish(tree: &mut Tree, config: &Config, scratch: &Scratch) -> Result<(), St
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+#[path = "import_tests.rs"]
+mod tests;
