@@ -1,6 +1,7 @@
 //! A prefetch on a thread of its own, behind everybody else.
 #![allow(unsafe_code)] // setpriority(2) on the thread itself
 
+use martlet_image::Trace;
 use martlet_pager::{Cancel, MemoryImage, PrefetchReport};
 use std::io;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ pub struct Prefetcher {
 impl Prefetcher {
     /// Pushes the pages of `trace` into the page cache. Somebody must have the image's file open: the kernel takes no
     /// pages for a file it does not know.
-    pub fn start(image: Arc<MemoryImage>, trace: Vec<u32>, budget_bytes: u64) -> io::Result<Self> {
+    pub fn start(image: Arc<MemoryImage>, trace: Trace, budget_bytes: u64) -> io::Result<Self> {
         let cancel = Arc::new(Cancel::default());
         let run = {
             let cancel = cancel.clone();

@@ -26,7 +26,7 @@ mod source;
 #[cfg(test)]
 mod testing;
 
-pub use memory::{MemoryImage, MemoryStats, TRACE_PAGES_MAX, VmKey};
+pub use memory::{MemoryImage, MemoryStats, VmKey};
 pub use page_set::PageSet;
 pub use pager::{Pager, PagerStats};
 pub use prefetch::{Cancel, PrefetchReport};

@@ -3,14 +3,11 @@
 use crate::cache::lock;
 use crate::push::{PagePush, Piece, PushQueue};
 use crate::{PageSet, Pager, SourceError};
-use martlet_image::{FRAME_PAGES_MAX, FrameId, Manifest, PAGE_SIZE, PageLocation};
+use martlet_image::{FRAME_PAGES_MAX, Manifest, PAGE_SIZE, PageLocation, TRACE_PAGES_MAX, Trace};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
-
-/// Most pages a trace holds: 256 MiB of first touches.
-pub const TRACE_PAGES_MAX: usize = 65_536;
+use std::sync::{Arc, Mutex, Weak};
 
 /// How far from a page the rest of its frame is looked for. A frame's pages are near each other, with holes.
 const REACH_PAGES: u64 = 2 * FRAME_PAGES_MAX as u64;
@@ -32,6 +29,14 @@ pub struct MemoryStats {
     pub pushed_pages: u64,
 }
 
+/// What became of a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handed {
+    Pushed,
+    Refused,
+    Failed,
+}
+
 #[derive(Default)]
 struct Record {
     /// Pages that were handed over, asked for or not.
@@ -48,6 +53,7 @@ pub(crate) struct PushPath {
 
 /// The memory image of a snapshot: read-only, shared by every VM restored from it.
 pub struct MemoryImage {
+    me: Weak<MemoryImage>, // for what outlives a read: the queue
     pub(crate) pager: Arc<Pager>,
     manifest: Arc<Manifest>,
     record: Mutex<Record>,
@@ -72,7 +78,8 @@ impl Drop for Reading<'_> {
 impl MemoryImage {
     /// The image that `manifest` describes.
     pub fn new(pager: Arc<Pager>, manifest: Arc<Manifest>) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             pager,
             manifest,
             record: Mutex::default(),
@@ -139,59 +146,77 @@ impl MemoryImage {
         }
     }
 
-    /// Queues the pages around `pages` that are in the same frames. Never fetches: only what is decoded already.
+    /// Queues the rest of the frames at both ends of `pages`, which are decoded already, with the zeros between.
     fn push_around(&self, pages: Range<u64>) {
-        let Some(path) = self.path() else { return };
+        let (Some(path), Some(image)) = (self.path(), self.me.upgrade()) else {
+            return;
+        };
         let before = pages.start.saturating_sub(REACH_PAGES)..pages.start;
-        let after = pages.end..pages.end.saturating_add(REACH_PAGES).min(self.manifest.page_count());
+        let after = pages.end
+            ..pages
+                .end
+                .saturating_add(REACH_PAGES)
+                .min(self.manifest.page_count());
         for (asked, around) in [(pages.start, before), (pages.end - 1, after)] {
-            let PageLocation::Frame { frame, .. } = self.manifest.locate(asked) else {
-                continue;
-            };
-            let Some(data) = self.pager.cached(&frame) else {
-                continue;
-            };
-            for (page, slots) in self.take_unknown(around, frame) {
-                let count = slots.len() as u64;
-                let range = slots.start * PAGE_SIZE..slots.end * PAGE_SIZE;
-                let offset_bytes = page * PAGE_SIZE as u64;
-                if range.end > data.len() {
-                    continue;
-                }
-                if path.queue.offer(Piece {
+            for run in self.take_mates(asked, around) {
+                let piece = Piece {
+                    image: image.clone(),
                     target: path.target.clone(),
-                    offset_bytes,
-                    data: data.clone(),
-                    range,
-                }) {
-                    self.pushed_pages.fetch_add(count, Relaxed);
-                } else {
-                    lock(&self.record).known.remove_range(page..page + count);
+                    pages: run.clone(),
+                };
+                if !path.queue.offer(piece) {
+                    self.give_back(run);
                 }
             }
         }
     }
 
-    /// Runs (first page, slots) of pages in `around` that `frame` holds and nobody has; they count as known now.
-    fn take_unknown(&self, around: Range<u64>, frame: FrameId) -> Vec<(u64, Range<usize>)> {
-        let mut runs: Vec<(u64, Range<usize>)> = Vec::new();
+    /// Runs of pages in `around` that nobody has and that are in the frame of page `asked` or zeros among those. They
+    /// count as handed over now.
+    fn take_mates(&self, asked: u64, around: Range<u64>) -> Vec<Range<u64>> {
+        let PageLocation::Frame { frame, .. } = self.manifest.locate(asked) else {
+            return Vec::new();
+        };
+        let in_frame = |page: &u64| matches!(self.manifest.locate(*page), PageLocation::Frame { frame: here, .. } if here == frame);
+        let (Some(first), Some(last)) = (around.clone().find(in_frame), around.clone().rfind(in_frame))
+        else {
+            return Vec::new();
+        };
+        let hull = if around.start > asked {
+            around.start..last + 1
+        } else {
+            first..around.end
+        };
+        let mut runs: Vec<Range<u64>> = Vec::new();
         let mut record = lock(&self.record);
-        for page in around {
-            let PageLocation::Frame { frame: here, slot } = self.manifest.locate(page) else {
-                continue;
-            };
-            if here != frame || !record.known.insert(page) {
+        for page in hull {
+            let wanted = self.manifest.locate(page) == PageLocation::Zero || in_frame(&page);
+            if !wanted || !record.known.insert(page) {
                 continue;
             }
-            let slot = slot as usize;
             match runs.last_mut() {
-                Some((first, slots)) if *first + slots.len() as u64 == page && slots.end == slot => {
-                    slots.end += 1
-                }
-                _ => runs.push((page, slot..slot + 1)),
+                Some(run) if run.end == page => run.end += 1,
+                _ => runs.push(page..page + 1),
             }
         }
         runs
+    }
+
+    /// Pushes a run of pages that were taken; what was not pushed is given back.
+    pub(crate) fn hand_over(&self, target: &dyn PagePush, pages: Range<u64>) -> Handed {
+        let count = pages.end - pages.start;
+        let mut bytes = vec![0; count as usize * PAGE_SIZE];
+        let offset_bytes = pages.start * PAGE_SIZE as u64;
+        let handed = match self.pager.read(&self.manifest, offset_bytes, &mut bytes) {
+            Err(_) => Handed::Failed,
+            Ok(()) if target.push(offset_bytes, &bytes) => Handed::Pushed,
+            Ok(()) => Handed::Refused,
+        };
+        match handed {
+            Handed::Pushed => drop(self.pushed_pages.fetch_add(count, Relaxed)),
+            Handed::Failed | Handed::Refused => self.give_back(pages),
+        }
+        handed
     }
 
     /// Marks pages as handed over; yields those that were not yet.
@@ -199,11 +224,8 @@ impl MemoryImage {
         let mut record = lock(&self.record);
         pages.filter(|&page| record.known.insert(page)).collect()
     }
-    pub(crate) fn give_back(&self, page: u64) {
-        lock(&self.record).known.remove(page);
-    }
-    pub(crate) fn note_pushed(&self, pages: u64) {
-        self.pushed_pages.fetch_add(pages, Relaxed);
+    pub(crate) fn give_back(&self, pages: Range<u64>) {
+        lock(&self.record).known.remove_range(pages);
     }
     /// Is a fault being served now?
     pub(crate) fn is_reading(&self) -> bool {
@@ -214,14 +236,14 @@ impl MemoryImage {
         self.latest_page.load(Relaxed)
     }
 
-    /// The pages touched by demand so far, in the order of their first touch; at most [`TRACE_PAGES_MAX`]. Pages that
-    /// were pushed first are not in it.
-    pub fn trace(&self) -> Vec<u32> {
-        lock(&self.record).trace.clone()
+    /// The pages touched by demand so far, in the order of their first touch; bounded. Pages that were pushed first
+    /// are not in it.
+    pub fn trace(&self) -> Trace {
+        Trace::new(lock(&self.record).trace.clone())
     }
     /// As [`trace`](Self::trace), and starts a new one.
-    pub fn take_trace(&self) -> Vec<u32> {
-        std::mem::take(&mut lock(&self.record).trace)
+    pub fn take_trace(&self) -> Trace {
+        Trace::new(std::mem::take(&mut lock(&self.record).trace))
     }
 
     /// `vm`'s guest reports the bytes of `range` as free: whole pages within it count, until the VM's pages are cleared.
@@ -273,11 +295,13 @@ mod tests {
         let PageLocation::Frame { frame, .. } = image.manifest().locate(10) else {
             panic!("page 10 is stored")
         };
-        let mates = image
+        let stored: Vec<_> = image
             .manifest()
             .stored_pages()
-            .filter(|(page, id, _)| *id == frame && *page != 10);
-        let mates: Vec<u64> = mates.map(|(page, ..)| page).collect();
+            .filter(|(_, id, _)| *id == frame)
+            .collect();
+        let mates = stored[0].0..=stored.last().unwrap().0; // with the zeros between
+        let mates: Vec<u64> = mates.filter(|page| *page != 10).collect();
         caught.wait_for(mates.len());
         assert!(
             caught
@@ -303,8 +327,8 @@ mod tests {
         for page in [40, 3, 41, 3, 63] {
             image.read(page * 4096, &mut buf).unwrap();
         }
-        assert_eq!(image.take_trace(), [40, 41, 3, 4, 42, 63]);
-        assert!(image.trace().is_empty());
+        assert_eq!(image.take_trace().pages(), [40, 41, 3, 4, 42, 63]);
+        assert!(image.trace().pages().is_empty());
     }
 
     #[test]

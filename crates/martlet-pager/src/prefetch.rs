@@ -7,7 +7,8 @@
 //! spends no more than its budget, and ends when it is cancelled.
 
 use crate::MemoryImage;
-use martlet_image::{PAGE_SIZE, PageLocation};
+use crate::memory::Handed;
+use martlet_image::{PAGE_SIZE, PageLocation, Trace};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -49,11 +50,11 @@ pub struct PrefetchReport {
 }
 
 impl MemoryImage {
-    /// Pushes the pages of `trace` (page indices, first touch first) until all are handed over, `budget_bytes` are
+    /// Pushes the pages of `trace`, first touch first, until all are handed over, `budget_bytes` are
     /// spent or it is cancelled. Blocks: give it a thread of its own. Does nothing while the image has no push path.
-    pub fn prefetch(&self, trace: &[u32], budget_bytes: u64, cancel: &Cancel) -> PrefetchReport {
+    pub fn prefetch(&self, trace: &Trace, budget_bytes: u64, cancel: &Cancel) -> PrefetchReport {
         let mut report = PrefetchReport::default();
-        let windows: Vec<&[u32]> = trace.chunks(WINDOW_PAGES).collect();
+        let windows: Vec<&[u32]> = trace.pages().chunks(WINDOW_PAGES).collect();
         let window_of: HashMap<u32, usize> = windows
             .iter()
             .enumerate()
@@ -109,27 +110,20 @@ impl MemoryImage {
                 .count();
             let run = &pages[start..start + run];
             start += run.len();
-            let mut piece = vec![0; run.len() * PAGE_SIZE];
             self.fetch_run(run, cancel);
-            match self
-                .pager
-                .read(self.manifest(), run[0] * PAGE_SIZE as u64, &mut piece)
-            {
-                Ok(()) if !cancel.is_cancelled() => {
-                    self.yield_to_faults(cancel);
-                    if path.target.push(run[0] * PAGE_SIZE as u64, &piece) {
-                        report.pushes += 1;
-                        report.pushed_pages += run.len() as u64;
-                        self.note_pushed(run.len() as u64);
-                    } else {
-                        run.iter().for_each(|&page| self.give_back(page));
-                        report.refused_pages += run.len() as u64;
-                    }
+            self.yield_to_faults(cancel);
+            let (count, pages) = (run.len() as u64, run[0]..run[0] + run.len() as u64);
+            if cancel.is_cancelled() {
+                self.give_back(pages);
+                continue;
+            }
+            match self.hand_over(&*path.target, pages) {
+                Handed::Pushed => {
+                    report.pushes += 1;
+                    report.pushed_pages += count;
                 }
-                outcome => {
-                    run.iter().for_each(|&page| self.give_back(page));
-                    report.failed_pages += if outcome.is_err() { run.len() as u64 } else { 0 };
-                }
+                Handed::Refused => report.refused_pages += count,
+                Handed::Failed => report.failed_pages += count,
             }
         }
         true
@@ -166,11 +160,11 @@ mod tests {
     fn pushes_the_trace_within_its_budget() {
         let (shelf, manifest, content) = image(300, 5);
         let image = MemoryImage::new(Pager::new(shelf, 16 << 20), Arc::new(manifest));
-        let trace: Vec<u32> = (0..300)
+        let trace = (0..300)
             .rev()
             .filter(|page| page % 3 != 0)
-            .chain([4_000_000_000, 299])
-            .collect();
+            .chain([4_000_000_000, 299]);
+        let trace = Trace::new(trace.collect());
         let cancel = Cancel::default();
         assert_eq!(
             image.prefetch(&trace, 1 << 30, &cancel).pushed_pages,
@@ -194,7 +188,7 @@ mod tests {
                 .iter()
                 .all(|(page, bytes)| content[*page as usize * 4096..][..4096] == bytes[..])
         );
-        assert!(image.trace().is_empty(), "prefetched pages are no demand");
+        assert!(image.trace().pages().is_empty(), "prefetched pages are no demand");
     }
 
     #[test]
@@ -202,11 +196,11 @@ mod tests {
         let (shelf, manifest, _) = image(128, 5);
         let image = MemoryImage::new(Pager::new(shelf, 16 << 20), Arc::new(manifest));
         image.set_push(Some((PushQueue::start(1), Arc::new(Caught::default()))));
-        let trace: Vec<u32> = (0..64).rev().collect();
+        let trace = Trace::new((0..64).rev().collect());
         let cancel = Cancel::default();
         assert_eq!(image.prefetch(&trace, 1 << 30, &cancel).pushes, 1);
         cancel.cancel();
-        let report = image.prefetch(&(64..128).collect::<Vec<_>>(), 1 << 30, &cancel);
+        let report = image.prefetch(&Trace::new((64..128).collect()), 1 << 30, &cancel);
         assert_eq!((report.pushed_pages, report.complete), (0, false));
     }
 
@@ -218,12 +212,12 @@ mod tests {
         let image = MemoryImage::new(Pager::new(shelf.clone(), 16 << 20), Arc::new(manifest));
         let caught = Arc::new(Caught::default());
         image.set_push(Some((PushQueue::start(1), caught.clone())));
-        let report = image.prefetch(&[page as u32], 1 << 30, &Cancel::default());
+        let report = image.prefetch(&Trace::new(vec![page as u32]), 1 << 30, &Cancel::default());
         assert_eq!((report.failed_pages, caught.pages().len()), (1, 0));
         shelf.mend();
         assert_eq!(
             image
-                .prefetch(&[page as u32], 1 << 30, &Cancel::default())
+                .prefetch(&Trace::new(vec![page as u32]), 1 << 30, &Cancel::default())
                 .pushed_pages,
             1
         );

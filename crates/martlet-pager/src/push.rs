@@ -1,5 +1,6 @@
 //! Pages handed to whoever keeps them near the guest, before anybody asks.
 
+use crate::MemoryImage;
 use crate::cache::lock;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -13,12 +14,11 @@ pub trait PagePush: Send + Sync {
     fn push(&self, offset_bytes: u64, data: &[u8]) -> bool;
 }
 
-/// A contiguous piece of a decoded frame on its way.
+/// A run of an image's pages on its way.
 pub(crate) struct Piece {
+    pub(crate) image: Arc<MemoryImage>,
     pub(crate) target: Arc<dyn PagePush>,
-    pub(crate) offset_bytes: u64,
-    pub(crate) data: Arc<[u8]>,
-    pub(crate) range: Range<usize>,
+    pub(crate) pages: Range<u64>,
 }
 
 #[derive(Default)]
@@ -41,7 +41,7 @@ pub struct PushQueue {
 }
 
 impl PushQueue {
-    /// A queue of at most `depth` pieces, each a frame or less.
+    /// A queue of at most `depth` runs, each no longer than the pages around a fault.
     pub fn start(depth: usize) -> Arc<Self> {
         let shared = Arc::new(Shared::default());
         let run = {
@@ -88,7 +88,7 @@ impl Shared {
             let Some(piece) = waiting.unwrap_or_else(PoisonError::into_inner).pieces.pop_front() else {
                 return;
             };
-            piece.target.push(piece.offset_bytes, &piece.data[piece.range]);
+            piece.image.hand_over(&*piece.target, piece.pages);
         }
     }
 }
