@@ -1,0 +1,516 @@
+//! An engine in memory, for tests of the server and of the command line: machines are entries of a map, commands a
+//! few lines of code. Some names ask for trouble, as the constants say.
+
+#![allow(dead_code)] // each test binary uses a part of it
+
+use martlet_api::*;
+use martletd::control::*;
+use martletd::metrics::Metric;
+use martletd::server::Service;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
+
+/// Checkpoints of it wait until the test opens the gate.
+pub const GATED: &str = "gated";
+/// Everything with it ends in this problem.
+pub const TROUBLES: [(&str, ProblemCode); 6] = [
+    ("busy", ProblemCode::Busy),
+    ("alien", ProblemCode::Incompatible),
+    ("rotten", ProblemCode::Damaged),
+    ("full", ProblemCode::NoSpace),
+    ("mute", ProblemCode::GuestFailed),
+    ("buggy", ProblemCode::Internal),
+];
+
+#[derive(Default)]
+pub struct Fake {
+    pub machines: Mutex<BTreeMap<String, MachineInfo>>,
+    /// Files of the guests, by path.
+    pub files: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// Tar streams that were put, with the directory they were put in.
+    pub put: Mutex<Vec<(String, Vec<u8>)>>,
+    /// Signals that commands got.
+    pub signals: Mutex<Vec<i32>>,
+    /// Checkpoints that came to their end.
+    pub checkpoints: AtomicU32,
+    /// Opened by the test.
+    pub gate: Mutex<Option<Receiver<()>>>,
+    /// Told when a gated checkpoint has begun.
+    pub begun: Mutex<Option<Sender<()>>>,
+    pub log: Mutex<PathBuf>,
+    /// The guest's end of the last console.
+    pub console: Mutex<Option<UnixStream>>,
+}
+
+pub fn machine(name: &str, state: MachineState) -> MachineInfo {
+    MachineInfo {
+        name: name.into(),
+        id: "0123456789ab".into(),
+        state,
+        from: "debian".into(),
+        created_unix_ms: 1,
+        cpus: 1,
+        memory_bytes: 512 << 20,
+        disk_bytes: 1 << 30,
+        address: "10.77.0.17".into(),
+        mac: "52:4d:00:00:00:01".into(),
+        hostname: name.into(),
+        ports: vec![PortForward { host_port: 8080, guest_port: 80 }],
+        pid: Some(42),
+        accel: Accel::Tcg,
+        machine_type: "pc-q35-7.2".into(),
+        cpu_model: "qemu64".into(),
+        qemu_version: "10.0.2".into(),
+        agent: true,
+        generation: 0,
+        snapshot: None,
+        timeline: Timeline { load_ms: Some(41.5), first_instruction_ms: Some(44.0), ..Timeline::default() },
+        restart: false,
+        last_error: None,
+    }
+}
+
+fn not_found(what: &str, name: &str) -> Problem {
+    Problem::new(ProblemCode::NotFound, format!("there is no {what} called {name}"))
+        .cause("it was never there")
+        .remediation("see `martlet ps`")
+}
+
+fn stage(stage: &str, done: u64) -> Progress {
+    Progress { stage: stage.into(), done, total: Some(2), unit: ProgressUnit::Items }
+}
+
+impl Fake {
+    /// With these machines, running.
+    pub fn with(names: &[&str]) -> Arc<Self> {
+        let fake = Self::default();
+        for name in names {
+            fake.machines.lock().unwrap().insert((*name).into(), machine(name, MachineState::Running));
+        }
+        Arc::new(fake)
+    }
+
+    fn change(&self, name: &str, change: impl FnOnce(&mut MachineInfo)) -> Answer<MachineInfo> {
+        let mut machines = self.machines.lock().unwrap();
+        let machine = machines.get_mut(name).ok_or_else(|| not_found("machine", name))?;
+        change(machine);
+        Ok(machine.clone())
+    }
+
+    fn trouble(&self, name: &str) -> Answer<()> {
+        match TROUBLES.iter().find(|(trouble, _)| *trouble == name) {
+            Some((_, ProblemCode::Internal)) => panic!("a bug in the engine"),
+            Some((_, code)) => Err(Problem::new(*code, format!("{name} does not work")).cause("it is like that")),
+            None => Ok(()),
+        }
+    }
+
+    fn save(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport> {
+        self.trouble(name)?;
+        self.machine(name)?;
+        progress(stage("holding the guest", 0));
+        if name == GATED {
+            self.begun.lock().unwrap().as_ref().unwrap().send(()).unwrap();
+            self.gate.lock().unwrap().as_ref().unwrap().recv().unwrap();
+        }
+        progress(stage("storing pages", 1));
+        self.checkpoints.fetch_add(1, Ordering::SeqCst);
+        Ok(CheckpointReport {
+            snapshot: "ab".repeat(32),
+            reference: format!("{name}:{}", r.tag.unwrap_or("1".into())),
+            pause_ms: 12.5,
+            stop_ms: 3.0,
+            total_ms: 250.0,
+            memory_bytes: 512 << 20,
+            private_bytes: 100 << 20,
+            stored_bytes: 20 << 20,
+            new_bytes: 60 << 20,
+            avoided: vec![Avoided { means: AvoidedMeans::FreePageReporting, bytes: 300 << 20 }],
+        })
+    }
+}
+
+pub fn snapshot(reference: &str) -> SnapshotInfo {
+    SnapshotInfo {
+        id: "cd".repeat(32),
+        references: vec![reference.into()],
+        parent: None,
+        machine: "web".into(),
+        created_unix_ms: 1,
+        note: Some("before\x1b[2J".into()),
+        memory_bytes: 512 << 20,
+        disk_bytes: 1 << 30,
+        used_bytes: 100 << 20,
+        unique_bytes: 5 << 20,
+        descriptor_bytes: 78_000,
+        trace_pages: 10,
+        machine_type: "pc-q35-7.2".into(),
+        cpu_model: "qemu64".into(),
+        qemu_version: "10.0.2".into(),
+        init: InitKind::Systemd,
+        used_by: vec!["web".into()],
+    }
+}
+
+fn base(name: &str) -> BaseInfo {
+    BaseInfo {
+        name: name.into(),
+        id: "ef".repeat(32),
+        created_unix_ms: 1,
+        disk_bytes: 1 << 30,
+        used_bytes: 300 << 20,
+        stored_bytes: 100 << 20,
+        init: InitKind::Systemd,
+        origin: "debian bookworm".into(),
+        kernel: None,
+        cmd: vec![],
+        env: vec![],
+    }
+}
+
+impl Control for Fake {
+    fn base_build(&self, r: BaseBuildRequest, progress: ProgressSink<'_>) -> Answer<BaseInfo> {
+        progress(stage("installing packages", 1));
+        Ok(base(&r.name))
+    }
+    fn base_import(&self, r: BaseImportRequest, _: ProgressSink<'_>) -> Answer<BaseInfo> {
+        Ok(base(&r.name))
+    }
+    fn bases(&self) -> Answer<Vec<BaseInfo>> {
+        Ok(vec![base("debian")])
+    }
+    fn base(&self, name: &str) -> Answer<BaseInfo> {
+        if name == "debian" { Ok(base(name)) } else { Err(not_found("base", name)) }
+    }
+    fn base_remove(&self, name: &str, force: bool) -> Answer<()> {
+        let in_use = Problem::new(ProblemCode::InUse, format!("base {name} is used by web"));
+        if force { Ok(()) } else { Err(in_use.remediation("martlet rm web")) }
+    }
+    fn run(&self, r: RunRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+        let name = r.name.unwrap_or("made-up".into());
+        if r.from != "debian" {
+            return Err(not_found("base", &r.from));
+        }
+        progress(stage("starting QEMU", 0));
+        progress(stage("waiting for the agent", 1));
+        let mut machines = self.machines.lock().unwrap();
+        if machines.contains_key(&name) {
+            return Err(Problem::new(ProblemCode::AlreadyExists, format!("machine {name} exists")));
+        }
+        let made = MachineInfo { ports: r.ports, ..machine(&name, MachineState::Running) };
+        machines.insert(name, made.clone());
+        Ok(made)
+    }
+    fn machines(&self) -> Answer<Vec<MachineInfo>> {
+        Ok(self.machines.lock().unwrap().values().cloned().collect())
+    }
+    fn machine(&self, name: &str) -> Answer<MachineInfo> {
+        self.change(name, |_| ())
+    }
+    fn usage(&self) -> Answer<Vec<MachineUsage>> {
+        let usage = |machine: &MachineInfo| MachineUsage {
+            name: machine.name.clone(),
+            state: machine.state,
+            cpu_percent: 12.0,
+            memory_bytes: machine.memory_bytes,
+            private_bytes: 1 << 20,
+            faulted_bytes: 2 << 20,
+            disk_written_bytes: 0,
+            guest: None,
+        };
+        Ok(self.machines.lock().unwrap().values().map(usage).collect())
+    }
+    fn stop(&self, name: &str, _: u64) -> Answer<MachineInfo> {
+        self.change(name, |machine| machine.state = MachineState::Stopped)
+    }
+    fn kill(&self, name: &str) -> Answer<MachineInfo> {
+        self.stop(name, 0)
+    }
+    fn start(&self, name: &str, _: ProgressSink<'_>) -> Answer<MachineInfo> {
+        self.change(name, |machine| machine.state = MachineState::Running)
+    }
+    fn remove(&self, name: &str, force: bool) -> Answer<()> {
+        let machine = self.machine(name)?;
+        if machine.state == MachineState::Running && !force {
+            return Err(Problem::new(ProblemCode::WrongState, format!("machine {name} is running"))
+                .remediation(format!("martlet stop {name}, or martlet rm --force {name}")));
+        }
+        self.machines.lock().unwrap().remove(name);
+        Ok(())
+    }
+    fn rename(&self, name: &str, new: &str) -> Answer<MachineInfo> {
+        self.change(name, |machine| machine.name = new.into())
+    }
+    fn exec(&self, name: &str, request: ExecRequest) -> Answer<ExecSession> {
+        self.machine(name)?;
+        let (events, received) = sync_channel(4);
+        let (to_command, commands) = channel();
+        std::thread::spawn(move || command(&request, &commands, &events));
+        Ok(ExecSession { input: Box::new(Input(to_command)), events: received })
+    }
+    fn get_path(&self, name: &str, path: &str, tar: &mut (dyn Write + Send)) -> Answer<()> {
+        self.machine(name)?;
+        let failed = |error: std::io::Error| Problem::new(ProblemCode::Internal, error.to_string());
+        let files = self.files.lock().unwrap();
+        let own = Path::new(path).file_name().unwrap_or_default();
+        let mut builder = tar::Builder::new(tar);
+        if let Some(content) = files.get(path) {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, own, &content[..]).map_err(failed)?;
+        } else {
+            let below: Vec<_> =
+                files.iter().filter_map(|(p, c)| Some((p.strip_prefix(path)?.strip_prefix('/')?, c))).collect();
+            if below.is_empty() {
+                return Err(not_found("file", path));
+            }
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(0o755);
+            header.set_size(0);
+            builder.append_data(&mut header, own, std::io::empty()).map_err(failed)?;
+            for (rest, content) in below {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(content.len() as u64);
+                header.set_mode(0o644);
+                builder.append_data(&mut header, Path::new(own).join(rest), &content[..]).map_err(failed)?;
+            }
+        }
+        builder.into_inner().map(drop).map_err(failed)
+    }
+    fn put_path(&self, name: &str, path: &str, tar: &mut (dyn Read + Send)) -> Answer<()> {
+        self.machine(name)?;
+        let mut bytes = Vec::new();
+        tar.read_to_end(&mut bytes).map_err(|error| Problem::new(ProblemCode::Internal, error.to_string()))?;
+        self.put.lock().unwrap().push((path.into(), bytes));
+        Ok(())
+    }
+    fn logs(&self, name: &str) -> Answer<LogSource> {
+        self.machine(name)?;
+        Ok(LogSource { path: self.log.lock().unwrap().clone() })
+    }
+    fn console(&self, name: &str) -> Answer<UnixStream> {
+        self.machine(name)?;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        *self.console.lock().unwrap() = Some(theirs);
+        Ok(ours)
+    }
+    fn checkpoint(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport> {
+        self.save(name, r, progress)
+    }
+    fn suspend(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport> {
+        let report = self.save(name, r, progress)?;
+        self.change(name, |machine| machine.state = MachineState::Suspended)?;
+        Ok(report)
+    }
+    fn resume(&self, name: &str, _: ResumeRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+        self.start(name, progress)
+    }
+    fn fork(&self, source: &str, r: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport> {
+        progress(stage("starting clones", 0));
+        let prefix = r.prefix.unwrap_or_else(|| source.split(':').next().unwrap().into());
+        let clones = (1..=r.count).map(|index| {
+            let name = format!("{prefix}-{index}");
+            let fails = index == 3;
+            CloneResult {
+                index,
+                machine: (!fails).then(|| machine(&name, MachineState::Running)),
+                timeline: Timeline { first_exec_ms: (!fails).then_some(77.0), ..Timeline::default() },
+                problem: fails.then(|| Problem::new(ProblemCode::GuestFailed, "the agent did not confirm")),
+                name,
+            }
+        });
+        let clones = clones.collect();
+        Ok(ForkReport { snapshot: "ab".repeat(32), pause_ms: 10.0, total_ms: 100.0, clones })
+    }
+    fn rollback(&self, name: &str, _: RollbackRequest, _: ProgressSink<'_>) -> Answer<MachineInfo> {
+        self.machine(name)
+    }
+    fn snapshots(&self) -> Answer<Vec<SnapshotInfo>> {
+        Ok(vec![snapshot("web:1")])
+    }
+    fn snapshot(&self, reference: &str) -> Answer<SnapshotInfo> {
+        if reference.starts_with("web:") { Ok(snapshot(reference)) } else { Err(not_found("snapshot", reference)) }
+    }
+    fn log(&self, source: &str) -> Answer<Vec<SnapshotInfo>> {
+        Ok(vec![snapshot(&format!("{source}:1"))])
+    }
+    fn diff(&self, from: &str, to: &str) -> Answer<SnapshotDiff> {
+        let memory = ImageDiff { same_bytes: 1 << 20, ..ImageDiff::default() };
+        Ok(SnapshotDiff { from: from.into(), to: to.into(), memory, disk: ImageDiff::default() })
+    }
+    fn tag(&self, _: &str, new: &str) -> Answer<SnapshotInfo> {
+        Ok(snapshot(new))
+    }
+    fn snapshot_remove(&self, reference: &str) -> Answer<()> {
+        Err(Problem::new(ProblemCode::InUse, format!("snapshot {reference} is in use")).cause("machine web uses it"))
+    }
+    fn gc(&self, dry_run: bool, _: ProgressSink<'_>) -> Answer<GcReport> {
+        Ok(GcReport { dry_run, freed_bytes: 1 << 20, ..GcReport::default() })
+    }
+    fn verify(&self, repair_from: Vec<String>, _: ProgressSink<'_>) -> Answer<VerifyReport> {
+        let frame = DamagedFrame {
+            id: "aa".repeat(32),
+            pack: "0001.pack".into(),
+            reason: "its hash does not match".into(),
+            hurts: vec!["web:1".into()],
+            repaired: !repair_from.is_empty(),
+        };
+        Ok(VerifyReport { checked: 10, checked_bytes: 1 << 20, damaged: vec![frame], repaired: 0 })
+    }
+    fn df(&self) -> Answer<StoreUsage> {
+        Ok(StoreUsage { packs: 1, pack_bytes: 1 << 20, referenced_bytes: 10 << 20, ..StoreUsage::default() })
+    }
+    fn doctor(&self) -> Answer<Vec<Check>> {
+        Ok(vec![Check::ok("keeper", "answers"), Check::fail("qemu", "the command line's own check wins", "")])
+    }
+    fn metrics(&self) -> Answer<Vec<Metric>> {
+        Ok(vec![Metric::gauge("machines", "Machines.", self.machines.lock().unwrap().len() as f64)])
+    }
+}
+
+enum ToCommand {
+    Stdin(Vec<u8>),
+    End,
+    Resize(TtySize),
+    Signal(i32),
+}
+
+struct Input(Sender<ToCommand>);
+
+impl Input {
+    fn send(&self, message: ToCommand) -> Answer<()> {
+        self.0.send(message).map_err(|_| Problem::new(ProblemCode::WrongState, "the command has ended"))
+    }
+}
+
+impl ExecInput for Input {
+    fn stdin(&mut self, bytes: &[u8]) -> Answer<()> {
+        self.send(ToCommand::Stdin(bytes.to_vec()))
+    }
+    fn stdin_end(&mut self) -> Answer<()> {
+        self.send(ToCommand::End)
+    }
+    fn resize(&mut self, size: TtySize) -> Answer<()> {
+        self.send(ToCommand::Resize(size))
+    }
+    fn signal(&mut self, signal: i32) -> Answer<()> {
+        self.send(ToCommand::Signal(signal))
+    }
+}
+
+/// The guest's programs: `env`, `cat`, `big BYTES`, `exit CODE`, `die SIGNAL`, `wait` (for a signal), `size` (of the terminal, at each
+/// change, until input), and whatever else there is not.
+fn command(request: &ExecRequest, input: &Receiver<ToCommand>, events: &SyncSender<ExecEvent>) {
+    let say = |text: String| events.send(ExecEvent::Stdout(text.into_bytes())).unwrap_or(());
+    let exit = |status| events.send(ExecEvent::Exit(status)).unwrap_or(());
+    let number = || request.argv[1].parse::<i32>().unwrap();
+    match request.argv[0].as_str() {
+        "env" => {
+            let ExecRequest { env, cwd, user, tty, stdin, .. } = request;
+            say(format!("{env:?} {cwd:?} {user:?} {} {stdin}\n", tty.is_some()));
+        }
+        "cat" => {
+            while let Ok(ToCommand::Stdin(bytes)) = input.recv() {
+                events.send(ExecEvent::Stdout(bytes)).unwrap_or(());
+            }
+            events.send(ExecEvent::Stderr(b"cat has seen the end\n".to_vec())).unwrap_or(());
+        }
+        "big" => {
+            let mut left = number() as usize;
+            while left > 0 {
+                let length = left.min(100_000);
+                left -= length;
+                if events.send(ExecEvent::Stdout(vec![b'x'; length])).is_err() {
+                    return;
+                }
+            }
+        }
+        "exit" => return exit(ExitStatus::Code(number())),
+        "die" => return exit(ExitStatus::Signal(number())),
+        "wait" => {
+            say("waiting\n".into());
+            for message in input {
+                if let ToCommand::Signal(signal) = message {
+                    say(format!("got signal {signal}\n"));
+                    return exit(ExitStatus::Signal(signal));
+                }
+            }
+        }
+        "size" => {
+            let size = request.tty.unwrap();
+            say(format!("{} {}\r\n", size.rows, size.cols));
+            for message in input {
+                match message {
+                    ToCommand::Resize(size) => say(format!("{} {}\r\n", size.rows, size.cols)),
+                    ToCommand::Stdin(bytes) => {
+                        say(format!("typed {bytes:?}\r\n"));
+                        break;
+                    }
+                    _ => (),
+                }
+            }
+        }
+        other => {
+            let problem = Problem::new(ProblemCode::NotFound, format!("there is no program {other} in the guest"));
+            return events.send(ExecEvent::Problem(problem)).unwrap_or(());
+        }
+    }
+    exit(ExitStatus::Code(0));
+}
+
+/// A server in front of a fake, on a socket of its own, until it is dropped.
+pub struct Served {
+    pub fake: Arc<Fake>,
+    pub dir: tempfile::TempDir,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Served {
+    pub fn new(fake: Arc<Fake>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(dir.path().join("d.sock")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let control = fake.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+                let version = VersionInfo {
+                    version: env!("CARGO_PKG_VERSION").into(),
+                    api: "v1".into(),
+                    pid: std::process::id(),
+                    state_dir: "/nowhere".into(),
+                };
+                let shutdown = async {
+                    let _ = stopped.await;
+                };
+                Service::new(control, version).serve(listener, shutdown).await.unwrap();
+            });
+            runtime.shutdown_background();
+        });
+        Self { fake, dir, stop: Some(stop), thread: Some(thread) }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("d.sock")
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.stop.take().unwrap().send(());
+        if !std::thread::panicking() {
+            self.thread.take().unwrap().join().unwrap();
+        }
+    }
+}
