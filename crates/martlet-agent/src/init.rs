@@ -174,17 +174,29 @@ fn is_mount_point(path: &Path) -> bool {
     device(path) != path.parent().and_then(device)
 }
 
+/// Loads them in order of their names; what lacks a symbol is tried again after the others.
 fn load_modules(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
-    let mut modules: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    modules.sort();
-    for module in modules {
-        match File::open(&module).and_then(|file| syscalls::load_module(&file)) {
-            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
-                log(&format!("cannot load {module:?}: {error}"))
+    let mut waiting: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    waiting.sort();
+    loop {
+        let mut lacking = Vec::new();
+        for module in &waiting {
+            match File::open(module).and_then(|file| syscalls::load_module(&file)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => lacking.push(module.clone()),
+                Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
+                    log(&format!("cannot load {module:?}: {error}"));
+                }
+                _ => {}
             }
-            _ => {}
         }
+        if lacking.is_empty() || lacking.len() == waiting.len() {
+            lacking
+                .iter()
+                .for_each(|module| log(&format!("cannot load {module:?}: it lacks a symbol")));
+            return;
+        }
+        waiting = lacking;
     }
 }
 
