@@ -1,0 +1,366 @@
+//! The index: where every object is, and which page content is already stored. An embedded database, and a cache:
+//! all of it can be made again from the packs.
+//!
+//! | table | key | value |
+//! | --- | --- | --- |
+//! | objects | kind, id (33 bytes) | pack 4, offset 8, stored length 4, content length 4, codec 1 |
+//! | pages | BLAKE3 of a page (32 bytes) | frame 32, slot 1 |
+//! | packs | pack number | bytes of it that are committed |
+//! | meta | `root` | the newest root |
+//!
+//! A database that has met a write error refuses everything from then on; [`Index::reopen`] starts it afresh.
+
+use crate::files::{File, Files};
+use crate::record::Key;
+use crate::{Result, Root, StoreError};
+use martlet_image::{Codec, FrameId};
+use redb::{
+    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend, TableDefinition,
+};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+type PageHash = [u8; 32];
+
+const OBJECTS: TableDefinition<[u8; 33], [u8; 21]> = TableDefinition::new("objects");
+const PAGES: TableDefinition<PageHash, [u8; 33]> = TableDefinition::new("pages");
+const PACKS: TableDefinition<u32, u64> = TableDefinition::new("packs");
+const META: TableDefinition<&str, Vec<u8>> = TableDefinition::new("meta");
+
+const CACHE_BYTES: usize = 64 << 20;
+
+/// Where an object's record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    /// Pack number.
+    pub pack: u32,
+    /// Offset of the record's header.
+    pub offset: u64,
+    /// Bytes after the header.
+    pub stored_len: u32,
+    /// Bytes when decompressed.
+    pub content_len: u32,
+    /// How it is compressed.
+    pub codec: Codec,
+}
+
+impl Location {
+    fn to_bytes(self) -> [u8; 21] {
+        let mut out = [0; 21];
+        out[..4].copy_from_slice(&self.pack.to_le_bytes());
+        out[4..12].copy_from_slice(&self.offset.to_le_bytes());
+        out[12..16].copy_from_slice(&self.stored_len.to_le_bytes());
+        out[16..20].copy_from_slice(&self.content_len.to_le_bytes());
+        out[20] = self.codec as u8;
+        out
+    }
+
+    fn from_bytes(bytes: &[u8; 21]) -> Result<Self> {
+        let word = |at: usize| {
+            bytes[at..]
+                .first_chunk::<4>()
+                .map_or(0, |word| u32::from_le_bytes(*word))
+        };
+        Ok(Self {
+            pack: word(0),
+            offset: bytes[4..]
+                .first_chunk::<8>()
+                .map_or(0, |word| u64::from_le_bytes(*word)),
+            stored_len: word(12),
+            content_len: word(16),
+            codec: Codec::try_from(bytes[20])?,
+        })
+    }
+}
+
+/// What one commit does to the index, in one transaction.
+#[derive(Debug, Default)]
+pub(crate) struct Change {
+    /// New objects, and new places of old ones.
+    pub(crate) put: Vec<(Key, Location)>,
+    /// Content of pages in new frames.
+    pub(crate) pages: Vec<(PageHash, FrameId, u8)>,
+    /// Objects that go.
+    pub(crate) dead: std::collections::HashSet<Key>,
+    /// Frames on which no new page is to rely: their pages are forgotten.
+    pub(crate) distrusted: std::collections::HashSet<FrameId>,
+    /// Committed length of packs written to.
+    pub(crate) packs: Vec<(u32, u64)>,
+    /// Packs that go.
+    pub(crate) dead_packs: Vec<u32>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Index {
+    files: Arc<dyn Files>,
+    path: PathBuf,
+    db: RwLock<Option<Database>>,
+}
+
+/// Runs `body` in one read transaction.
+macro_rules! read {
+    ($self:ident, $txn:ident, $body:block) => {
+        $self.retry(|db| {
+            let $txn = db.begin_read()?;
+            let body = || -> Result<_, redb::Error> { $body };
+            body()
+        })
+    };
+}
+
+impl Index {
+    /// Opens the index, or makes an empty one. An error means that it is damaged or cannot be read.
+    pub(crate) fn open(files: Arc<dyn Files>, dir: &Path) -> Result<Self> {
+        let index = Self {
+            files,
+            path: dir.join("index.redb"),
+            db: RwLock::new(None),
+        };
+        index.reopen(true)?;
+        Ok(index)
+    }
+
+    /// Is there one?
+    pub(crate) fn exists(files: &dyn Files, dir: &Path) -> Result<bool> {
+        let names = files.list(dir).map_err(StoreError::io("listing the store"))?;
+        Ok(names.iter().any(|name| name == "index.redb"))
+    }
+
+    /// Puts a damaged index out of the way.
+    pub(crate) fn set_aside(files: &dyn Files, dir: &Path) -> Result<()> {
+        let (from, to) = (dir.join("index.redb"), dir.join("index.damaged"));
+        files
+            .rename(&from, &to)
+            .and_then(|()| files.sync_dir(dir))
+            .map_err(StoreError::io("replacing the index"))
+    }
+
+    /// Closes the database and opens it again, which settles what the last transaction came to.
+    pub(crate) fn reopen(&self, check: bool) -> Result<()> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        *db = None;
+        let doing = || StoreError::io("opening the index");
+        let file = match self.files.open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let file = self.files.create(&self.path).map_err(doing())?;
+                self.files
+                    .sync_dir(self.path.parent().unwrap_or(Path::new(".")))
+                    .map_err(doing())?;
+                file
+            }
+            file => file.map_err(doing())?,
+        };
+        let open = || {
+            let mut builder = Database::builder();
+            let mut opened = builder
+                .set_cache_size(CACHE_BYTES)
+                .create_with_backend(Backend(file))?;
+            if check && !opened.check_integrity()? {
+                tracing::warn!("the index was repaired");
+            }
+            let txn = opened.begin_write()?;
+            txn.open_table(OBJECTS)?;
+            txn.open_table(PAGES)?;
+            txn.open_table(PACKS)?;
+            txn.open_table(META)?;
+            txn.commit()?;
+            Ok(opened)
+        };
+        // A damaged database may break an assertion inside redb; to us that is one more way of being damaged.
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(open));
+        *db = Some(
+            opened
+                .map_err(|_| StoreError::Index("it breaks its reader".into()))?
+                .map_err(failure)?,
+        );
+        Ok(())
+    }
+
+    fn with<T>(&self, body: &mut dyn FnMut(&Database) -> Result<T, redb::Error>) -> Result<T> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let db = db.as_ref().ok_or(StoreError::Unsettled)?;
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(db)));
+        let done = done
+            .map_err(|_| StoreError::Index("it breaks its reader".into()))
+            .and_then(|r| r.map_err(failure));
+        if let Err(StoreError::Index(why)) = &done {
+            tracing::error!(
+                why,
+                "the index is damaged and will be rebuilt when the store is opened next"
+            );
+            if let Some(dir) = self.path.parent() {
+                // If this fails the check at the next open finds the damage all the same.
+                let _ = Self::set_aside(&*self.files, dir);
+            }
+        }
+        done
+    }
+
+    /// Reads go on after a failed write: the database is opened again.
+    fn retry<T>(&self, mut body: impl FnMut(&Database) -> Result<T, redb::Error>) -> Result<T> {
+        match self.with(&mut body) {
+            Err(StoreError::Unsettled) => {
+                self.reopen(false)?;
+                self.with(&mut body)
+            }
+            done => done,
+        }
+    }
+
+    /// Makes a change in one durable transaction. After an error the outcome is told by [`Index::root`].
+    pub(crate) fn apply(&self, change: &Change, root: &Root) -> Result<()> {
+        let mut body = |db: &Database| -> Result<(), redb::Error> {
+            let txn = db.begin_write()?;
+            {
+                let mut objects = txn.open_table(OBJECTS)?;
+                for key in &change.dead {
+                    objects.remove(key.to_bytes())?;
+                }
+                for (key, location) in &change.put {
+                    objects.insert(key.to_bytes(), location.to_bytes())?;
+                }
+                let mut pages = txn.open_table(PAGES)?;
+                if !change.dead.is_empty() || !change.distrusted.is_empty() {
+                    pages.retain(|_, page| {
+                        let frame = page.first_chunk::<32>().copied().unwrap_or_default();
+                        let key = Key::new(crate::record::Kind::Frame, frame);
+                        !change.dead.contains(&key) && !change.distrusted.contains(&FrameId(frame))
+                    })?;
+                }
+                // In key order each insertion finds the tree's pages in the cache.
+                let mut sorted: Vec<_> = change.pages.iter().collect();
+                sorted.sort_unstable_by_key(|(hash, _, _)| *hash);
+                for (hash, frame, slot) in sorted {
+                    let mut value = [0; 33];
+                    value[..32].copy_from_slice(&frame.0);
+                    value[32] = *slot;
+                    pages.insert(hash, value)?;
+                }
+                let mut packs = txn.open_table(PACKS)?;
+                for (pack, len) in &change.packs {
+                    packs.insert(pack, len)?;
+                }
+                for pack in &change.dead_packs {
+                    packs.remove(pack)?;
+                }
+                txn.open_table(META)?.insert("root", root.encode())?;
+            }
+            Ok(txn.commit()?)
+        };
+        self.with(&mut body)
+    }
+
+    pub(crate) fn root(&self) -> Result<Root> {
+        let bytes = read!(self, txn, {
+            Ok(txn.open_table(META)?.get("root")?.map(|bytes| bytes.value()))
+        })?;
+        match bytes {
+            None => Ok(Root::default()),
+            Some(bytes) => {
+                Root::decode(&bytes).ok_or_else(|| StoreError::Index("its root is malformed".into()))
+            }
+        }
+    }
+
+    pub(crate) fn packs(&self) -> Result<Vec<(u32, u64)>> {
+        read!(self, txn, {
+            let table = txn.open_table(PACKS)?;
+            table
+                .iter()?
+                .map(|entry| entry.map(|(k, v)| (k.value(), v.value())).map_err(Into::into))
+                .collect()
+        })
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Result<Option<Location>> {
+        let bytes = read!(self, txn, {
+            Ok(txn.open_table(OBJECTS)?.get(key.to_bytes())?.map(|v| v.value()))
+        })?;
+        bytes.as_ref().map(Location::from_bytes).transpose()
+    }
+
+    /// As [`Index::get`] for many keys in one transaction.
+    pub(crate) fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Location>>> {
+        let found: Vec<Option<[u8; 21]>> = read!(self, txn, {
+            let table = txn.open_table(OBJECTS)?;
+            keys.iter()
+                .map(|key| Ok(table.get(key.to_bytes())?.map(|v| v.value())))
+                .collect()
+        })?;
+        found
+            .iter()
+            .map(|bytes| bytes.as_ref().map(Location::from_bytes).transpose())
+            .collect()
+    }
+
+    /// Where pages with this content are stored.
+    pub(crate) fn find_pages(&self, hashes: &[PageHash]) -> Result<Vec<Option<(FrameId, u8)>>> {
+        read!(self, txn, {
+            let table = txn.open_table(PAGES)?;
+            let split = |v: [u8; 33]| {
+                (
+                    FrameId(v.first_chunk::<32>().copied().unwrap_or_default()),
+                    v[32] & 15,
+                )
+            };
+            hashes
+                .iter()
+                .map(|hash| Ok(table.get(hash)?.map(|v| split(v.value()))))
+                .collect()
+        })
+    }
+
+    /// Every object.
+    pub(crate) fn objects(&self) -> Result<Vec<(Key, Location)>> {
+        let all: Vec<([u8; 33], [u8; 21])> = read!(self, txn, {
+            let table = txn.open_table(OBJECTS)?;
+            let mut all = Vec::with_capacity(table.len()? as usize);
+            for entry in table.iter()? {
+                let (key, value) = entry?;
+                all.push((key.value(), value.value()));
+            }
+            Ok(all)
+        })?;
+        let malformed = || StoreError::Index("a key is malformed".into());
+        all.iter()
+            .map(|(key, location)| {
+                Ok((
+                    Key::from_bytes(key).ok_or_else(malformed)?,
+                    Location::from_bytes(location)?,
+                ))
+            })
+            .collect()
+    }
+}
+
+/// redb's errors, by what to do about them.
+fn failure(error: redb::Error) -> StoreError {
+    match error {
+        redb::Error::Io(error) => StoreError::io("writing or reading the index")(error),
+        redb::Error::PreviousIo | redb::Error::DatabaseClosed => StoreError::Unsettled,
+        error => StoreError::Index(error.to_string()),
+    }
+}
+
+/// redb on one of our files.
+#[derive(Debug)]
+struct Backend(Arc<dyn File>);
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_size(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, data)
+    }
+}
