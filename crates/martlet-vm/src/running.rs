@@ -10,8 +10,8 @@
 //! ```
 //!
 //! That QEMU is at its end is noticed at once, by the end of its QMP connection, and every call that waits fails with
-//! how it ended and its last words. The descriptor goes both ways through a sealed memory file handed over with the
-//! command: no path, no second copy on disk, and no way for QEMU to write more than we allow.
+//! how it ended and its last words. The descriptor goes both ways through a memory file handed over with the command:
+//! no path, and nothing on disk.
 
 use crate::VmError;
 use crate::hypervisor::Qemu;
@@ -153,7 +153,7 @@ impl Seen {
             },
         };
         if let Some(event) = event {
-            facts.subscribers.retain(|s| s.send(event).is_ok());
+            facts.subscribers.retain(|s| s.send(event).is_ok() && event != VmEvent::Ended);
         }
         drop(facts);
         self.changed.notify_all();
@@ -315,7 +315,7 @@ impl RunningVm {
     /// The state of devices and CPUs; no memory. The guest must be stopped, and stays so.
     pub fn save_descriptor(&self) -> Result<Vec<u8>, VmError> {
         const DURING: &str = "saving the device state";
-        let file = DescriptorFile::for_writing(DESCRIPTOR_MAX_BYTES).map_err(VmError::io(DURING))?;
+        let file = DescriptorFile::for_writing().map_err(VmError::io(DURING))?;
         let added =
             self.command_with_fds(DURING, "add-fd", json!({ "opaque": "descriptor" }), &[file.fd()])?;
         let set = added["fdset-id"].as_u64().unwrap_or_default();
@@ -327,7 +327,7 @@ impl RunningVm {
         // Left behind, it would only cost QEMU a descriptor.
         self.command(DURING, "remove-fd", json!({ "fdset-id": set })).ok();
         saved?;
-        file.written().map_err(VmError::io(DURING))
+        file.written(DESCRIPTOR_MAX_BYTES).map_err(VmError::io(DURING))
     }
 
     /// Loads what [`RunningVm::save_descriptor`] gave into a machine started with `incoming`. The guest is then paused.

@@ -1,4 +1,7 @@
 //! A descriptor in memory, as a file QEMU can be handed.
+//!
+//! What QEMU writes cannot be bounded by seals, since it truncates the file first; but it is memory of QEMU's own
+//! making, as any it allocates, and what is too large is not read.
 #![allow(unsafe_code)] // memfd_create returns a number that must be claimed
 
 use std::fs::File;
@@ -6,19 +9,17 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 
-/// A memory file of bounded size.
+/// A memory file.
 pub struct DescriptorFile {
     file: File,
 }
 
 impl DescriptorFile {
-    /// An empty file, which cannot grow beyond `max_bytes`. Opened for writing only, since QEMU takes from a set of
-    /// descriptors the one with exactly the access it wants.
-    pub fn for_writing(max_bytes: u64) -> io::Result<Self> {
-        let file = memfd()?;
-        file.set_len(max_bytes)?;
-        seal(&file, libc::F_SEAL_GROW | libc::F_SEAL_SHRINK)?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    /// An empty file. Opened for writing only, since QEMU takes from a set of descriptors the one with exactly the
+    /// access it wants.
+    pub fn for_writing() -> io::Result<Self> {
+        let memfd = memfd()?;
+        let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
         Ok(Self {
             file: File::options().write(true).open(path)?,
         })
@@ -36,17 +37,20 @@ impl DescriptorFile {
         Ok(Self { file })
     }
 
-    /// What is handed to QEMU. It shares our position in the file.
+    /// What is handed to QEMU.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// What was written, up to the position where the writer left off.
-    pub fn written(mut self) -> io::Result<Vec<u8>> {
-        let size = self.file.stream_position()?;
-        let mut bytes = vec![0; size as usize];
-        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        File::open(path)?.read_exact_at(&mut bytes, 0)?;
+    /// What was written, unless it is too much.
+    pub fn written(self, max_bytes: u64) -> io::Result<Vec<u8>> {
+        let size_bytes = self.file.metadata()?.len();
+        if size_bytes > max_bytes {
+            let what = format!("{size_bytes} bytes written, {max_bytes} at most are believed");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+        }
+        let mut bytes = vec![0; size_bytes as usize];
+        File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?.read_exact_at(&mut bytes, 0)?;
         Ok(bytes)
     }
 }
@@ -80,19 +84,24 @@ fn seal(file: &File, seals: libc::c_int) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_was_written_is_read_back_and_no_more() {
-        let file = DescriptorFile::for_writing(1 << 20).unwrap();
+    fn written(bytes: &[u8], max_bytes: u64) -> io::Result<Vec<u8>> {
+        let file = DescriptorFile::for_writing().unwrap();
         let mut other = File::from(file.fd().try_clone_to_owned().unwrap());
-        other.write_all(b"device state").unwrap();
-        assert_eq!(file.written().unwrap(), b"device state");
+        other.write_all(bytes).unwrap();
+        file.written(max_bytes)
     }
 
     #[test]
-    fn nobody_can_write_beyond_the_bound() {
-        let file = DescriptorFile::for_writing(4096).unwrap();
+    fn what_was_written_is_read_back_and_no_more_than_agreed() {
+        assert_eq!(written(b"device state", 12).unwrap(), b"device state");
+        assert_eq!(written(b"", 12).unwrap(), b"");
+        assert!(written(b"device state", 11).is_err());
+    }
+
+    #[test]
+    fn what_is_handed_out_for_reading_cannot_be_changed() {
+        let file = DescriptorFile::for_reading(b"state").unwrap();
         let mut other = File::from(file.fd().try_clone_to_owned().unwrap());
-        assert!(other.write_all(&[1; 8192]).is_err());
-        assert!(file.written().unwrap().len() <= 4096);
+        assert!(other.write_all(b"other").is_err());
     }
 }
