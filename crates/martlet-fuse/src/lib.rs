@@ -34,7 +34,7 @@ mod registry;
 mod request;
 mod server;
 
-pub use mount::{MountOptions, mount, mounts_at, set_readahead, unmount};
+pub use mount::{MountOptions, READAHEAD_KIB, mount, mounts_at, set_readahead, unmount};
 pub use prefetcher::Prefetcher;
 pub use registry::{Content, Placement, Registry, RegistryError};
 pub use server::{Negotiated, Server, ServerError};

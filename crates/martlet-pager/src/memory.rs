@@ -3,7 +3,7 @@
 use crate::cache::lock;
 use crate::push::{PagePush, Piece, PushQueue};
 use crate::{PageSet, Pager, SourceError};
-use martlet_image::{FRAME_PAGES_MAX, Manifest, PAGE_SIZE, PageLocation, TRACE_PAGES_MAX, Trace};
+use martlet_image::{FRAME_PAGES_MAX, FrameId, Manifest, PAGE_SIZE, PageLocation, TRACE_PAGES_MAX, Trace};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -171,26 +171,26 @@ impl MemoryImage {
         }
     }
 
-    /// Runs of pages in `around` that nobody has and that are in the frame of page `asked` or zeros among those. They
-    /// count as handed over now.
+    /// Runs of pages in `around` that nobody has and that are likely to be asked for after `asked`. They count as handed
+    /// over now.
     fn take_mates(&self, asked: u64, around: Range<u64>) -> Vec<Range<u64>> {
-        let PageLocation::Frame { frame, .. } = self.manifest.locate(asked) else {
-            return Vec::new();
-        };
-        let in_frame = |page: &u64| matches!(self.manifest.locate(*page), PageLocation::Frame { frame: here, .. } if here == frame);
-        let (Some(first), Some(last)) = (around.clone().find(in_frame), around.clone().rfind(in_frame))
-        else {
-            return Vec::new();
-        };
-        let hull = if around.start > asked {
-            around.start..last + 1
-        } else {
-            first..around.end
+        let mut record = lock(&self.record);
+        let (hull, frame) = match self.manifest.locate(asked) {
+            PageLocation::Frame { frame, .. } => (self.frame_hull(asked, around, frame), Some(frame)),
+            // A guest that goes through free memory in order: zeros cost nothing but the way here.
+            PageLocation::Zero if around.start > asked && asked > 0 && record.known.contains(asked - 1) => {
+                let is_zero = |page: &u64| self.manifest.locate(*page) == PageLocation::Zero;
+                let zeros = around.clone().take(FRAME_PAGES_MAX).take_while(is_zero).count() as u64;
+                (around.start..around.start + zeros, None)
+            }
+            PageLocation::Zero => return Vec::new(),
         };
         let mut runs: Vec<Range<u64>> = Vec::new();
-        let mut record = lock(&self.record);
         for page in hull {
-            let wanted = self.manifest.locate(page) == PageLocation::Zero || in_frame(&page);
+            let wanted = match self.manifest.locate(page) {
+                PageLocation::Zero => true,
+                PageLocation::Frame { frame: here, .. } => Some(here) == frame,
+            };
             if !wanted || !record.known.insert(page) {
                 continue;
             }
@@ -200,6 +200,20 @@ impl MemoryImage {
             }
         }
         runs
+    }
+
+    /// The part of `around`, which lies on one side of `asked`, up to the farthest page of `frame`.
+    fn frame_hull(&self, asked: u64, around: Range<u64>, frame: FrameId) -> Range<u64> {
+        let is_mate = |page: &u64| matches!(self.manifest.locate(*page), PageLocation::Frame { frame: here, .. } if here == frame);
+        if around.start > asked {
+            around.start
+                ..around
+                    .clone()
+                    .rfind(is_mate)
+                    .map_or(around.start, |last| last + 1)
+        } else {
+            around.clone().find(is_mate).unwrap_or(around.end)..around.end
+        }
     }
 
     /// Pushes a run of pages that were taken; what was not pushed is given back.
@@ -277,6 +291,7 @@ impl MemoryImage {
 mod tests {
     use super::*;
     use crate::testing::{Caught, image};
+    use martlet_image::ZERO_PAGE;
 
     fn image_of(pages: u64, seed: u64) -> (Arc<MemoryImage>, Vec<u8>, Arc<Caught>, Arc<PushQueue>) {
         let (shelf, manifest, content) = image(pages, seed);
@@ -317,6 +332,25 @@ mod tests {
             (1, mates.len() as u64),
             "page 11 was there already"
         );
+    }
+
+    #[test]
+    fn zeros_are_pushed_to_who_goes_through_them_in_order() {
+        let shelf = image(1, 0).0;
+        let image = MemoryImage::new(Pager::new(shelf, 1 << 20), Arc::new(Manifest::zero(100)));
+        let (queue, caught) = (PushQueue::start(64), Arc::new(Caught::default()));
+        image.set_push(Some((queue.clone(), caught.clone())));
+        let mut buf = [0xEE; PAGE_SIZE];
+        for page in [50, 70, 51] {
+            image.read(page * 4096, &mut buf).unwrap();
+            assert_eq!(buf, ZERO_PAGE);
+        }
+        caught.wait_for(16);
+        assert_eq!(
+            caught.pages().keys().copied().collect::<Vec<_>>(),
+            (52..68).collect::<Vec<_>>()
+        );
+        assert_eq!(image.stats().pushed_pages, 16);
     }
 
     #[test]
