@@ -32,14 +32,27 @@ pub enum CheckStatus {
 impl Check {
     /// A thing that is as it should be.
     pub fn ok(name: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { name: name.into(), status: CheckStatus::Ok, found: found.into(), remedy: None }
+        Self {
+            name: name.into(),
+            status: CheckStatus::Ok,
+            found: found.into(),
+            remedy: None,
+        }
     }
     /// A thing that works worse than it could.
     pub fn warn(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { status: CheckStatus::Warn, remedy: Some(remedy.into()), ..Self::ok(name, found) }
+        Self {
+            status: CheckStatus::Warn,
+            remedy: Some(remedy.into()),
+            ..Self::ok(name, found)
+        }
     }
     /// A thing that does not work.
     pub fn fail(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { status: CheckStatus::Fail, remedy: Some(remedy.into()), ..Self::ok(name, found) }
+        Self {
+            status: CheckStatus::Fail,
+            remedy: Some(remedy.into()),
+            ..Self::ok(name, found)
+        }
     }
 }

@@ -74,7 +74,9 @@ impl ExecFrame {
     /// The kind a byte stands for.
     pub fn from_byte(byte: u8) -> Option<Self> {
         use ExecFrame::*;
-        [Stdin, StdinEnd, Resize, Signal, Stdout, Stderr, Exit, Problem].into_iter().find(|k| *k as u8 == byte)
+        [Stdin, StdinEnd, Resize, Signal, Stdout, Stderr, Exit, Problem]
+            .into_iter()
+            .find(|k| *k as u8 == byte)
     }
 
     /// The frame on the wire.
@@ -111,7 +113,11 @@ mod tests {
         assert_eq!(ExecFrame::decode_header(header), Some((ExecFrame::Stderr, 3)));
         assert_eq!(&frame[ExecFrame::HEADER_LEN..], b"abc");
         assert_eq!(ExecFrame::decode_header([99, 0, 0, 0, 0]), None);
-        assert_eq!(ExecFrame::decode_header([16, 0, 16, 0, 1]), None, "longer than PAYLOAD_MAX");
+        assert_eq!(
+            ExecFrame::decode_header([16, 0, 16, 0, 1]),
+            None,
+            "longer than PAYLOAD_MAX"
+        );
         assert_eq!(ExecFrame::decode_header([16, 255, 255, 255, 255]), None);
     }
 }

@@ -10,7 +10,9 @@ pub const NAME_MAX: usize = 63;
 pub fn check_name(name: &str) -> Result<(), Problem> {
     let fits = (1..=NAME_MAX).contains(&name.len())
         && !name.starts_with('-')
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if fits { Ok(()) } else { Err(bad("name", name)) }
 }
 
@@ -18,7 +20,9 @@ pub fn check_name(name: &str) -> Result<(), Problem> {
 pub fn check_tag(tag: &str) -> Result<(), Problem> {
     let fits = (1..=NAME_MAX).contains(&tag.len())
         && tag.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+        && tag
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
     if fits { Ok(()) } else { Err(bad("tag", tag)) }
 }
 
@@ -35,27 +39,41 @@ pub fn check_reference(reference: &str) -> Result<(), Problem> {
 pub fn check_new_reference(reference: &str) -> Result<(), Problem> {
     match reference.split_once(':') {
         Some((name, tag)) => check_name(name).and_then(|()| check_tag(tag)),
-        None => Err(Problem::new(ProblemCode::InvalidArgument, format!("{} is not NAME:TAG", quoted(reference)))
-            .remediation("write the reference as name:tag, for example web:before-upgrade")),
+        None => Err(Problem::new(
+            ProblemCode::InvalidArgument,
+            format!("{} is not NAME:TAG", quoted(reference)),
+        )
+        .remediation("write the reference as name:tag, for example web:before-upgrade")),
     }
 }
 
 fn bad(what: &str, given: &str) -> Problem {
     let (rule, example) = match what {
-        "tag" => ("letters, digits, '-', '.' and '_', beginning with a letter or digit", "before-upgrade"),
-        _ => ("lower-case letters, digits and '-', beginning with a letter or digit", "web-1"),
+        "tag" => (
+            "letters, digits, '-', '.' and '_', beginning with a letter or digit",
+            "before-upgrade",
+        ),
+        _ => (
+            "lower-case letters, digits and '-', beginning with a letter or digit",
+            "web-1",
+        ),
     };
     let why = match given.len() {
         0 => "it is empty".to_string(),
         n if n > NAME_MAX => format!("it is {n} bytes long, {NAME_MAX} are allowed"),
         _ => {
-            let odd = given.chars().find(|c| !(c.is_ascii_lowercase() || c.is_ascii_digit()));
+            let odd = given
+                .chars()
+                .find(|c| !(c.is_ascii_lowercase() || c.is_ascii_digit()));
             odd.map_or("it begins badly".into(), |c| format!("it contains {c:?}"))
         }
     };
-    Problem::new(ProblemCode::InvalidArgument, format!("{} is not a valid {what}", quoted(given)))
-        .cause(why)
-        .remediation(format!("use 1 to {NAME_MAX} {rule}, for example {example}"))
+    Problem::new(
+        ProblemCode::InvalidArgument,
+        format!("{} is not a valid {what}", quoted(given)),
+    )
+    .cause(why)
+    .remediation(format!("use 1 to {NAME_MAX} {rule}, for example {example}"))
 }
 
 /// The text in quotes, escaped, and cut short: it came from outside and goes to terminals and logs.
@@ -76,7 +94,9 @@ mod tests {
             check_name(good).unwrap();
         }
         let long = "a".repeat(300);
-        for bad in ["", "-a", "A", "a/b", "../x", "a b", "naïve", "a_b", "a.b", "a:b", "a\0", &long] {
+        for bad in [
+            "", "-a", "A", "a/b", "../x", "a b", "naïve", "a_b", "a.b", "a:b", "a\0", &long,
+        ] {
             let problem = check_name(bad).unwrap_err();
             assert_eq!(problem.code, ProblemCode::InvalidArgument, "{bad:?}");
             assert!(problem.message.len() < 200, "{}", problem.message);
@@ -86,10 +106,28 @@ mod tests {
 
     #[test]
     fn references_are_names_tags_or_ids() {
-        for good in ["web", "web:1", "web:Before.2_x", &"0af".repeat(21), &"ab".repeat(32), "0a1b2c3d"] {
+        for good in [
+            "web",
+            "web:1",
+            "web:Before.2_x",
+            &"0af".repeat(21),
+            &"ab".repeat(32),
+            "0a1b2c3d",
+        ] {
             check_reference(good).unwrap();
         }
-        for bad in ["", ":", "web:", ":1", "web:a:b", "web:a/b", "web:ü", "Web:1", &"zz".repeat(32), "a/b"] {
+        for bad in [
+            "",
+            ":",
+            "web:",
+            ":1",
+            "web:a:b",
+            "web:a/b",
+            "web:ü",
+            "Web:1",
+            &"zz".repeat(32),
+            "a/b",
+        ] {
             assert!(check_reference(bad).is_err(), "{bad:?}");
         }
         assert!(check_new_reference("web:1").is_ok());

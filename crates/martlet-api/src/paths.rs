@@ -32,15 +32,26 @@ impl Paths {
 
     fn from_environment(root: bool, var: impl Fn(&str) -> Option<PathBuf>) -> Self {
         if root {
-            return Self { state_dir: SYSTEM_STATE_DIR.into(), socket: SYSTEM_SOCKET.into() };
+            return Self {
+                state_dir: SYSTEM_STATE_DIR.into(),
+                socket: SYSTEM_SOCKET.into(),
+            };
         }
         // XDG: relative paths are to be ignored.
         let absolute = |name| var(name).filter(|path| path.is_absolute());
         let state_dir = absolute("XDG_STATE_HOME")
-            .unwrap_or_else(|| absolute("HOME").unwrap_or_else(|| "/".into()).join(".local/state"))
+            .unwrap_or_else(|| {
+                absolute("HOME")
+                    .unwrap_or_else(|| "/".into())
+                    .join(".local/state")
+            })
             .join("martlet");
-        let run_dir = absolute("XDG_RUNTIME_DIR").map_or_else(|| state_dir.join("run"), |dir| dir.join("martlet"));
-        Self { socket: run_dir.join("martletd.sock"), state_dir }
+        let run_dir =
+            absolute("XDG_RUNTIME_DIR").map_or_else(|| state_dir.join("run"), |dir| dir.join("martlet"));
+        Self {
+            socket: run_dir.join("martletd.sock"),
+            state_dir,
+        }
     }
 }
 
@@ -51,17 +62,32 @@ mod tests {
     #[test]
     fn users_follow_xdg() {
         let set = |pairs: &'static [(&str, &str)]| {
-            move |name: &str| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| PathBuf::from(v))
+            move |name: &str| {
+                pairs
+                    .iter()
+                    .find(|(n, _)| *n == name)
+                    .map(|(_, v)| PathBuf::from(v))
+            }
         };
         let all = Paths::from_environment(
             false,
-            set(&[("HOME", "/h"), ("XDG_STATE_HOME", "/s"), ("XDG_RUNTIME_DIR", "/run/user/7")]),
+            set(&[
+                ("HOME", "/h"),
+                ("XDG_STATE_HOME", "/s"),
+                ("XDG_RUNTIME_DIR", "/run/user/7"),
+            ]),
         );
         assert_eq!(all.state_dir, PathBuf::from("/s/martlet"));
         assert_eq!(all.socket, PathBuf::from("/run/user/7/martlet/martletd.sock"));
         let home = Paths::from_environment(false, set(&[("HOME", "/h"), ("XDG_STATE_HOME", "relative")]));
         assert_eq!(home.state_dir, PathBuf::from("/h/.local/state/martlet"));
-        assert_eq!(home.socket, PathBuf::from("/h/.local/state/martlet/run/martletd.sock"));
-        assert_eq!(Paths::from_environment(true, set(&[("HOME", "/root")])).socket, PathBuf::from(SYSTEM_SOCKET));
+        assert_eq!(
+            home.socket,
+            PathBuf::from("/h/.local/state/martlet/run/martletd.sock")
+        );
+        assert_eq!(
+            Paths::from_environment(true, set(&[("HOME", "/root")])).socket,
+            PathBuf::from(SYSTEM_SOCKET)
+        );
     }
 }

@@ -59,7 +59,13 @@ pub struct Problem {
 impl Problem {
     /// A problem of this kind, not worth retrying unchanged.
     pub fn new(code: ProblemCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), cause: None, remediation: None, retry: code == ProblemCode::Busy }
+        Self {
+            code,
+            message: message.into(),
+            cause: None,
+            remediation: None,
+            retry: code == ProblemCode::Busy,
+        }
     }
     /// Says why.
     pub fn cause(mut self, cause: impl std::fmt::Display) -> Self {

@@ -37,7 +37,10 @@ impl Client {
     pub fn new(socket: &Path) -> Outcome<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::io("cannot set up input and output", error))?;
-        Ok(Self { socket: socket.to_path_buf(), runtime })
+        Ok(Self {
+            socket: socket.to_path_buf(),
+            runtime,
+        })
     }
 
     /// Reads.
@@ -58,19 +61,32 @@ impl Client {
     fn call(&self, method: Method, path: &str, body: RequestBody) -> Outcome<Value> {
         self.runtime.block_on(async {
             let response = self.send(self.request(method, path), body).await?;
-            let bytes = response.into_body().collect().await.map_err(|error| lost(&error))?.to_bytes();
-            if bytes.is_empty() { Ok(Value::Null) } else { parse(&bytes) }
+            let bytes = response
+                .into_body()
+                .collect()
+                .await
+                .map_err(|error| lost(&error))?
+                .to_bytes();
+            if bytes.is_empty() {
+                Ok(Value::Null)
+            } else {
+                parse(&bytes)
+            }
         })
     }
 
     /// Acts, and shows the progress of it.
     pub fn operation(&self, path: &str, body: &impl Serialize, reporter: &Reporter) -> Outcome<Value> {
         self.runtime.block_on(async {
-            let request = self.request(Method::POST, path).header(ACCEPT, "text/event-stream");
+            let request = self
+                .request(Method::POST, path)
+                .header(ACCEPT, "text/event-stream");
             let mut body = self.send(request, json(body)).await?.into_body();
             let mut events = Events::default();
             while let Some(frame) = body.frame().await {
-                let Ok(chunk) = frame.map_err(|error| lost(&error))?.into_data() else { continue };
+                let Ok(chunk) = frame.map_err(|error| lost(&error))?.into_data() else {
+                    continue;
+                };
                 for (kind, data) in events.feed(&chunk)? {
                     match kind.as_str() {
                         "progress" => reporter.show(&parse::<Progress>(data.as_bytes())?),
@@ -87,9 +103,14 @@ impl Client {
     /// Receives bytes until they end, or `sink` answers `false`.
     pub fn download(&self, path: &str, mut sink: impl FnMut(Bytes) -> io::Result<bool>) -> Outcome {
         self.runtime.block_on(async {
-            let mut body = self.send(self.request(Method::GET, path), empty()).await?.into_body();
+            let mut body = self
+                .send(self.request(Method::GET, path), empty())
+                .await?
+                .into_body();
             while let Some(frame) = body.frame().await {
-                let Ok(chunk) = frame.map_err(|error| lost(&error))?.into_data() else { continue };
+                let Ok(chunk) = frame.map_err(|error| lost(&error))?.into_data() else {
+                    continue;
+                };
                 if !sink(chunk).map_err(|error| Failure::io("cannot write what was received", error))? {
                     break;
                 }
@@ -102,40 +123,70 @@ impl Client {
     pub fn upload(&self, path: &str, chunks: Receiver<io::Result<Bytes>>) -> Outcome {
         self.runtime.block_on(async {
             let body = Chunks(chunks).boxed_unsync();
-            let request = self.request(Method::PUT, path).header(CONTENT_TYPE, "application/x-tar");
+            let request = self
+                .request(Method::PUT, path)
+                .header(CONTENT_TYPE, "application/x-tar");
             self.send(request, body).await.map(drop)
         })
     }
 
     /// Switches to another protocol; what comes back is the connection.
-    pub async fn upgrade(&self, path: &str, protocol: &str, body: &impl Serialize) -> Outcome<TokioIo<Upgraded>> {
-        let request = self.request(Method::POST, path).header(CONNECTION, "upgrade").header(UPGRADE, protocol);
+    pub async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &str,
+        body: &impl Serialize,
+    ) -> Outcome<TokioIo<Upgraded>> {
+        let request = self
+            .request(Method::POST, path)
+            .header(CONNECTION, "upgrade")
+            .header(UPGRADE, protocol);
         let response = self.send(request, json(body)).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(lost(&format!("the daemon did not switch to {protocol}")));
         }
-        Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(|error| lost(&error))?))
+        Ok(TokioIo::new(
+            hyper::upgrade::on(response).await.map_err(|error| lost(&error))?,
+        ))
     }
 
     fn request(&self, method: Method, path: &str) -> hyper::http::request::Builder {
-        Request::builder().method(method).uri(path).header(HOST, "martlet").header(CONTENT_TYPE, "application/json")
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "martlet")
+            .header(CONTENT_TYPE, "application/json")
     }
 
     /// Sends a request; an answer that tells of a problem is a failure.
-    async fn send(&self, request: hyper::http::request::Builder, body: RequestBody) -> Outcome<Response<Incoming>> {
+    async fn send(
+        &self,
+        request: hyper::http::request::Builder,
+        body: RequestBody,
+    ) -> Outcome<Response<Incoming>> {
         let request = request.body(body).expect("paths are made of checked names");
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
-            Failure::io(format!("cannot reach the daemon on {}", self.socket.display()), error).exit_with(1)
+            Failure::io(
+                format!("cannot reach the daemon on {}", self.socket.display()),
+                error,
+            )
+            .exit_with(1)
         })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| lost(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| lost(&error))?;
         tokio::spawn(connection.with_upgrades());
         let response = sender.send_request(request).await.map_err(|error| lost(&error))?;
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
-        let bytes = response.into_body().collect().await.map_err(|error| lost(&error))?.to_bytes();
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|error| lost(&error))?
+            .to_bytes();
         let problem = serde_json::from_slice::<Problem>(&bytes).unwrap_or_else(|_| {
             Problem::new(ProblemCode::Internal, format!("the daemon answered {status}"))
                 .cause(String::from_utf8_lossy(&bytes))
@@ -155,8 +206,14 @@ fn json(body: &impl Serialize) -> RequestBody {
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Outcome<T> {
     serde_json::from_slice(bytes).map_err(|error| {
-        let problem = Problem::new(ProblemCode::Internal, "the daemon's answer is not what this program understands");
-        problem.cause(error).remediation("see `martlet version`: both should be of one version").into()
+        let problem = Problem::new(
+            ProblemCode::Internal,
+            "the daemon's answer is not what this program understands",
+        );
+        problem
+            .cause(error)
+            .remediation("see `martlet version`: both should be of one version")
+            .into()
     })
 }
 
@@ -174,8 +231,13 @@ impl Body for Chunks {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.0.poll_recv(context).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.0
+            .poll_recv(context)
+            .map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
     }
 }
 
@@ -193,7 +255,11 @@ impl Events {
         while let Some(end) = self.pending.windows(2).position(|pair| pair == b"\n\n") {
             let event: Vec<u8> = self.pending.drain(..end + 2).collect();
             let text = String::from_utf8_lossy(&event);
-            let field = |name| text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim_start());
+            let field = |name| {
+                text.lines()
+                    .find_map(|line| line.strip_prefix(name))
+                    .map(|value| value.trim_start())
+            };
             if let (Some(kind), Some(data)) = (field("event:"), field("data:")) {
                 events.push((kind.to_string(), data.to_string()));
             }
@@ -216,8 +282,15 @@ mod tests {
             let mut events = Events::default();
             let mut all = events.feed(&stream[..cut]).unwrap();
             all.extend(events.feed(&stream[cut..]).unwrap());
-            let all: Vec<_> = all.iter().map(|(kind, data)| (kind.as_str(), data.as_str())).collect();
-            assert_eq!(all, [("progress", "{\"stage\":\"a\"}"), ("result", "1")], "cut at {cut}");
+            let all: Vec<_> = all
+                .iter()
+                .map(|(kind, data)| (kind.as_str(), data.as_str()))
+                .collect();
+            assert_eq!(
+                all,
+                [("progress", "{\"stage\":\"a\"}"), ("result", "1")],
+                "cut at {cut}"
+            );
         }
     }
 }

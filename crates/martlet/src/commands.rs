@@ -20,13 +20,31 @@ use serde_json::Value;
 
 /// Runs a command; answers with its exit status.
 pub fn run(cli: Cli) -> Outcome<u8> {
-    let Cli { global: Global { json, quiet, socket }, command } = cli;
-    let context = Context { json, quiet, daemon: Daemon::find(socket) };
+    let Cli {
+        global: Global { json, quiet, socket },
+        command,
+    } = cli;
+    let context = Context {
+        json,
+        quiet,
+        daemon: Daemon::find(socket),
+    };
     match command {
         Command::Exec(args) => return execute(&context, args),
         Command::Doctor => return service::doctor(&context),
-        Command::Fork { source, count, prefix, allow_agentless, probe } => {
-            let request = martlet_api::ForkRequest { count, prefix, allow_agentless, probe: probe.probe };
+        Command::Fork {
+            source,
+            count,
+            prefix,
+            allow_agentless,
+            probe,
+        } => {
+            let request = martlet_api::ForkRequest {
+                count,
+                prefix,
+                allow_agentless,
+                probe: probe.probe,
+            };
             return snapshot::fork(&context, &source, &request);
         }
         Command::Verify { repair_from } => return store::verify(&context, &repair_from),
@@ -48,10 +66,13 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Suspend(args) => snapshot::checkpoint(&context, args, "suspend"),
         Command::Resume { probe, name } => machine::resume(&context, &name, probe.probe),
         Command::Rollback { name, to } => machine::rollback(&context, &name, to),
-        Command::Images { command: None | Some(ImagesCommand::Ls) } => snapshot::list(&context),
-        Command::Images { command: Some(ImagesCommand::Rm { references }) } | Command::Rmi { references } => {
-            snapshot::remove(&context, &references)
+        Command::Images {
+            command: None | Some(ImagesCommand::Ls),
+        } => snapshot::list(&context),
+        Command::Images {
+            command: Some(ImagesCommand::Rm { references }),
         }
+        | Command::Rmi { references } => snapshot::remove(&context, &references),
         Command::Log { source } => snapshot::log(&context, &source),
         Command::Diff { from, to } => snapshot::diff(&context, &from, &to),
         Command::Tag { reference, new } => snapshot::tag(&context, &reference, new),
@@ -129,21 +150,34 @@ impl Context {
 /// An answer as the type it should have.
 fn understood<T: DeserializeOwned>(answer: Value) -> Outcome<T> {
     serde_json::from_value(answer).map_err(|error| {
-        Problem::new(ProblemCode::Internal, "the daemon's answer is not what this program understands")
-            .cause(error)
-            .remediation("see `martlet version`: both should be of one version")
-            .into()
+        Problem::new(
+            ProblemCode::Internal,
+            "the daemon's answer is not what this program understands",
+        )
+        .cause(error)
+        .remediation("see `martlet version`: both should be of one version")
+        .into()
     })
 }
 
 fn execute(context: &Context, args: crate::cli::ExecArgs) -> Outcome<u8> {
-    let tty = args.tty.then(|| terminal::size().unwrap_or(martlet_api::TtySize { rows: 24, cols: 80 }));
+    let tty = args
+        .tty
+        .then(|| terminal::size().unwrap_or(martlet_api::TtySize { rows: 24, cols: 80 }));
     let mut env: std::collections::BTreeMap<_, _> = args.env.into_iter().collect();
     if let (Some(_), Ok(term)) = (tty, std::env::var("TERM")) {
         env.entry("TERM".to_string()).or_insert(term);
     }
-    let request =
-        ExecRequest { argv: args.command, env, cwd: args.workdir, user: args.user, tty, stdin: args.interactive };
-    let client = context.client().map_err(|failure| failure.exit_with(crate::failure::EXEC_FAILED))?;
+    let request = ExecRequest {
+        argv: args.command,
+        env,
+        cwd: args.workdir,
+        user: args.user,
+        tty,
+        stdin: args.interactive,
+    };
+    let client = context
+        .client()
+        .map_err(|failure| failure.exit_with(crate::failure::EXEC_FAILED))?;
     exec::run(&client, &args.name, request)
 }

@@ -14,7 +14,9 @@ const ESCAPE: u8 = 0x1d;
 pub fn attach(client: &Client, name: &str, quiet: bool) -> Outcome {
     let done = client.runtime.block_on(async {
         let path = format!("/v1/machines/{name}/console");
-        let connection = client.upgrade(&path, "martlet-console", &serde_json::json!({})).await?;
+        let connection = client
+            .upgrade(&path, "martlet-console", &serde_json::json!({}))
+            .await?;
         if !quiet {
             eprintln!("connected to the console of {name}; Ctrl-] detaches, Enter wakes it up");
         }
@@ -22,7 +24,9 @@ pub fn attach(client: &Client, name: &str, quiet: bool) -> Outcome {
             true => Some(RawMode::enter().map_err(|error| Failure::io("cannot set up the terminal", error))?),
             false => None,
         };
-        join(connection).await.map_err(|error| Failure::io("the console's connection broke", error))
+        join(connection)
+            .await
+            .map_err(|error| Failure::io("the console's connection broke", error))
     });
     if done.is_ok() && !quiet {
         eprintln!("\ndetached from the console of {name}");

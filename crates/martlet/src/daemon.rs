@@ -63,7 +63,11 @@ impl Daemon {
         }
         let answer = Client::new(&self.socket)?.get("/version")?;
         let version = serde_json::from_value(answer);
-        version.map(Some).map_err(|error| Problem::new(ProblemCode::Internal, "that is no martletd").cause(error).into())
+        version.map(Some).map_err(|error| {
+            Problem::new(ProblemCode::Internal, "that is no martletd")
+                .cause(error)
+                .into()
+        })
     }
 
     /// Starts it and waits until it answers.
@@ -73,22 +77,34 @@ impl Daemon {
         let begin = log.seek(SeekFrom::End(0)).unwrap_or(0);
         let spawned = log.try_clone().and_then(|log| {
             let mut command = Command::new(&program);
-            command.arg("--socket").arg(&self.socket).arg("--state-dir").arg(&self.state_dir);
+            command
+                .arg("--socket")
+                .arg(&self.socket)
+                .arg("--state-dir")
+                .arg(&self.state_dir);
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             // Out of this terminal's foreground, so that Ctrl-C is not meant for it.
             command.current_dir("/").process_group(0).spawn()
         });
         let mut child = spawned.map_err(|error| {
             Failure::from(
-                Problem::new(ProblemCode::MissingDependency, format!("cannot start {}", program.display()))
-                    .cause(error)
-                    .remediation("install martletd beside martlet or in a directory of PATH"),
+                Problem::new(
+                    ProblemCode::MissingDependency,
+                    format!("cannot start {}", program.display()),
+                )
+                .cause(error)
+                .remediation("install martletd beside martlet or in a directory of PATH"),
             )
         })?;
         let deadline = Instant::now() + START_TIMEOUT;
         while !self.answers() {
             if let Ok(Some(status)) = child.try_wait() {
-                return Err(died(&log_path, log, begin, &format!("the daemon ended at once: {status}")));
+                return Err(died(
+                    &log_path,
+                    log,
+                    begin,
+                    &format!("the daemon ended at once: {status}"),
+                ));
             }
             if Instant::now() > deadline {
                 return Err(slow(&mut child, &log_path, log, begin));
@@ -100,11 +116,19 @@ impl Daemon {
 
     /// Asks it to end and waits until it has. Machines go on.
     pub fn stop(&self) -> Outcome<bool> {
-        let Some(version) = self.version()? else { return Ok(false) };
-        crate::process::terminate(version.pid)
-            .map_err(|error| Failure::io(format!("cannot signal the daemon (process {})", version.pid), error))?;
+        let Some(version) = self.version()? else {
+            return Ok(false);
+        };
+        crate::process::terminate(version.pid).map_err(|error| {
+            Failure::io(
+                format!("cannot signal the daemon (process {})", version.pid),
+                error,
+            )
+        })?;
         let deadline = Instant::now() + STOP_TIMEOUT;
-        while Path::new("/proc").join(version.pid.to_string()).join("exe").exists() && self.answers() {
+        // What it runs can be read for as long as it lives; of a zombie it cannot.
+        let exe = Path::new("/proc").join(version.pid.to_string()).join("exe");
+        while fs::read_link(&exe).is_ok() {
             if Instant::now() > deadline {
                 return Err(Problem::new(ProblemCode::Busy, "the daemon does not end")
                     .cause(format!("process {} still has requests to answer", version.pid))
@@ -117,12 +141,18 @@ impl Daemon {
 
     fn open_log(&self) -> Outcome<(File, PathBuf)> {
         let path = self.state_dir.join("martletd.log");
-        let opened = fs::create_dir_all(&self.state_dir)
-            .and_then(|()| OpenOptions::new().create(true).append(true).read(true).open(&path));
+        let opened = fs::create_dir_all(&self.state_dir).and_then(|()| {
+            OpenOptions::new()
+                .create(true)
+                .append(true)
+                .read(true)
+                .open(&path)
+        });
         match opened {
             Ok(file) => Ok((file, path)),
             Err(error) => {
-                let mut failure = Failure::io(format!("cannot open the daemon's log {}", path.display()), error);
+                let mut failure =
+                    Failure::io(format!("cannot open the daemon's log {}", path.display()), error);
                 failure.problem.remediation =
                     Some("choose a state directory you may write to with MARTLET_STATE_DIR".into());
                 Err(failure.exit_with(1))
@@ -137,8 +167,12 @@ fn answers(socket: &Path) -> bool {
 
 /// Beside this program, else from PATH.
 fn program() -> PathBuf {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("martletd")));
-    beside.filter(|path| path.exists()).unwrap_or_else(|| "martletd".into())
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join("martletd")));
+    beside
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| "martletd".into())
 }
 
 fn died(path: &Path, log: File, begin: u64, what: &str) -> Failure {
@@ -147,11 +181,18 @@ fn died(path: &Path, log: File, begin: u64, what: &str) -> Failure {
         "see {}; `martlet doctor` checks what the daemon needs",
         path.display()
     ));
-    if words.is_empty() { problem.into() } else { problem.cause(words).into() }
+    if words.is_empty() {
+        problem.into()
+    } else {
+        problem.cause(words).into()
+    }
 }
 
 fn slow(child: &mut Child, path: &Path, log: File, begin: u64) -> Failure {
-    let what = format!("the daemon (process {}) does not answer after {START_TIMEOUT:?}", child.id());
+    let what = format!(
+        "the daemon (process {}) does not answer after {START_TIMEOUT:?}",
+        child.id()
+    );
     died(path, log, begin, &what)
 }
 
@@ -172,6 +213,12 @@ fn last_words(mut log: File, begin: u64) -> String {
 fn plain(line: &str) -> String {
     let message = serde_json::from_str::<serde_json::Value>(line)
         .ok()
-        .and_then(|entry| entry.get("message").or_else(|| entry.get("fields")?.get("message"))?.as_str().map(String::from));
+        .and_then(|entry| {
+            entry
+                .get("message")
+                .or_else(|| entry.get("fields")?.get("message"))?
+                .as_str()
+                .map(String::from)
+        });
     message.unwrap_or_else(|| line.to_string())
 }

@@ -18,8 +18,16 @@ pub fn local(daemon: &Daemon) -> Vec<Check> {
     let mut checks = vec![virtualisation(), qemu(), fuse(), pagemap_scan(), fuse_resend()];
     checks.extend([permissions(), memory(), space()]);
     checks.push(program("qemu-img", "qemu-utils", "needed to import qcow2 disks"));
-    checks.push(program("mmdebstrap", "mmdebstrap", "needed to build bases from Debian packages"));
-    checks.push(program("mke2fs", "e2fsprogs", "needed to build bases and import OCI images"));
+    checks.push(program(
+        "mmdebstrap",
+        "mmdebstrap",
+        "needed to build bases from Debian packages",
+    ));
+    checks.push(program(
+        "mke2fs",
+        "e2fsprogs",
+        "needed to build bases and import OCI images",
+    ));
     checks.push(running(daemon));
     checks
 }
@@ -27,7 +35,10 @@ pub fn local(daemon: &Daemon) -> Vec<Check> {
 fn virtualisation() -> Check {
     let name = "virtualisation";
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let flags = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or_default();
     let has = |flag| flags.split_whitespace().any(|word| word == flag);
     let kind = if has("vmx") { "vmx" } else { "svm" };
     if !has(kind) {
@@ -51,16 +62,29 @@ fn qemu() -> Check {
     let (name, package) = ("qemu", "apt-get install qemu-system-x86");
     let output = match Command::new("qemu-system-x86_64").arg("--version").output() {
         Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
-        Err(error) => return Check::fail(name, format!("qemu-system-x86_64 cannot be run: {error}"), package),
+        Err(error) => {
+            return Check::fail(
+                name,
+                format!("qemu-system-x86_64 cannot be run: {error}"),
+                package,
+            );
+        }
     };
     match version(output.split("version ").nth(1).unwrap_or_default()) {
         Some(found) if found >= QEMU_OLDEST => Check::ok(name, output.lines().next().unwrap_or_default()),
         Some((major, minor)) => Check::fail(
             name,
-            format!("QEMU {major}.{minor} is too old: {}.{} is needed", QEMU_OLDEST.0, QEMU_OLDEST.1),
+            format!(
+                "QEMU {major}.{minor} is too old: {}.{} is needed",
+                QEMU_OLDEST.0, QEMU_OLDEST.1
+            ),
             "upgrade to Debian 12 or later, or install a newer qemu-system-x86",
         ),
-        None => Check::fail(name, format!("its version was not understood: {output:.80?}"), package),
+        None => Check::fail(
+            name,
+            format!("its version was not understood: {output:.80?}"),
+            package,
+        ),
     }
 }
 
@@ -77,13 +101,21 @@ fn fuse() -> Check {
 }
 
 fn kernel() -> (String, Option<(u32, u32)>) {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_string();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .unwrap_or_default()
+        .trim()
+        .to_string();
     let parsed = version(&release);
     (release, parsed)
 }
 
 fn pagemap_scan() -> Check {
-    since_kernel("kernel: private pages", (6, 7), "PAGEMAP_SCAN", "checkpoints read /proc/PID/pagemap: 10 times slower")
+    since_kernel(
+        "kernel: private pages",
+        (6, 7),
+        "PAGEMAP_SCAN",
+        "checkpoints read /proc/PID/pagemap: 10 times slower",
+    )
 }
 
 fn fuse_resend() -> Check {
@@ -112,7 +144,11 @@ fn permissions() -> Check {
     if Paths::of_this_user().state_dir == Path::new(martlet_api::SYSTEM_STATE_DIR) {
         return Check::ok(name, "root");
     }
-    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let number = |path: &str| {
+        fs::read_to_string(path)
+            .ok()
+            .and_then(|text| text.trim().parse::<u64>().ok())
+    };
     let namespaces = number("/proc/sys/user/max_user_namespaces").is_some_and(|max| max > 0)
         && number("/proc/sys/kernel/unprivileged_userns_clone") != Some(0);
     if !namespaces {
@@ -123,7 +159,11 @@ fn permissions() -> Check {
         );
     }
     if find_program("fusermount3").is_none() {
-        return Check::fail(name, "a user mounts with fusermount3, and there is none", "apt-get install fuse3");
+        return Check::fail(
+            name,
+            "a user mounts with fusermount3, and there is none",
+            "apt-get install fuse3",
+        );
     }
     let conf = fs::read_to_string("/etc/fuse.conf").unwrap_or_default();
     match conf.lines().any(|line| line.trim() == "user_allow_other") {
@@ -138,8 +178,13 @@ fn permissions() -> Check {
 
 fn memory() -> Check {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let available = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let available = line
+        .and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        .unwrap_or(0)
+        << 10;
     match available {
         0..0x4000_0000 => Check::warn(
             "memory",
@@ -151,8 +196,12 @@ fn memory() -> Check {
 }
 
 fn space() -> Check {
-    let state_dir = std::env::var_os("MARTLET_STATE_DIR").map_or_else(|| Paths::of_this_user().state_dir, PathBuf::from);
-    let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let state_dir =
+        std::env::var_os("MARTLET_STATE_DIR").map_or_else(|| Paths::of_this_user().state_dir, PathBuf::from);
+    let existing = state_dir
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
     let remedy = "martlet gc, or put the state on a larger disk with --state-dir";
     match free_bytes(existing) {
         Err(error) => Check::fail("space", format!("{}: {error}", existing.display()), remedy),
@@ -170,13 +219,20 @@ fn space() -> Check {
 fn program(name: &str, package: &str, why: &str) -> Check {
     match find_program(name) {
         Some(path) => Check::ok(name, path.display().to_string()),
-        None => Check::warn(name, format!("not there; {why}"), format!("apt-get install {package}")),
+        None => Check::warn(
+            name,
+            format!("not there; {why}"),
+            format!("apt-get install {package}"),
+        ),
     }
 }
 
 fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).map(|dir| dir.join(name)).find(|p| p.exists())
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|dir| dir.join(name))
+        .find(|p| p.exists())
 }
 
 fn running(daemon: &Daemon) -> Check {

@@ -31,10 +31,13 @@ pub fn run(client: &Client, name: &str, request: ExecRequest) -> Outcome<u8> {
             .remediation("leave out --tty, or run it from a terminal");
         return Err(Failure::from(problem).exit_with(EXEC_FAILED));
     }
-    client.runtime.block_on(session(client, name, request)).map_err(|failure| match failure.exit_code {
-        126 | 127 => failure,
-        _ => failure.exit_with(EXEC_FAILED),
-    })
+    client
+        .runtime
+        .block_on(session(client, name, request))
+        .map_err(|failure| match failure.exit_code {
+            126 | 127 => failure,
+            _ => failure.exit_with(EXEC_FAILED),
+        })
 }
 
 async fn session(client: &Client, name: &str, request: ExecRequest) -> Outcome<u8> {
@@ -91,14 +94,22 @@ struct Signals(Vec<(i32, Signal)>);
 
 impl Signals {
     fn new(tty: bool) -> Outcome<Self> {
-        let mut numbers =
-            vec![libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+        let mut numbers = vec![
+            libc::SIGINT,
+            libc::SIGTERM,
+            libc::SIGHUP,
+            libc::SIGQUIT,
+            libc::SIGUSR1,
+            libc::SIGUSR2,
+        ];
         if tty {
             numbers.push(libc::SIGWINCH);
         }
         let listen = |number| signal(SignalKind::from_raw(number)).map(|signal| (number, signal));
         let signals: io::Result<_> = numbers.into_iter().map(listen).collect();
-        Ok(Self(signals.map_err(|error| Failure::io("cannot listen for signals", error))?))
+        Ok(Self(signals.map_err(|error| {
+            Failure::io("cannot listen for signals", error)
+        })?))
     }
 
     async fn next(&mut self) -> i32 {
@@ -160,7 +171,9 @@ async fn read_frames(mut reader: impl AsyncReadExt + Unpin, queue: Sender<Frame>
         if reader.read_exact(&mut header).await.is_err() {
             return;
         }
-        let Some((kind, length)) = ExecFrame::decode_header(header) else { return };
+        let Some((kind, length)) = ExecFrame::decode_header(header) else {
+            return;
+        };
         let mut payload = vec![0; length];
         if reader.read_exact(&mut payload).await.is_err() || queue.send((kind, payload)).await.is_err() {
             return;
@@ -183,7 +196,10 @@ fn exit_status(payload: &[u8]) -> Outcome<u8> {
     match serde_json::from_slice(payload) {
         Ok(ExitStatus::Code(code)) => Ok(code as u8),
         Ok(ExitStatus::Signal(signal)) => Ok((128 + signal) as u8),
-        Err(_) => Err(Failure::new(ProblemCode::Internal, "the command's exit status was not understood")),
+        Err(_) => Err(Failure::new(
+            ProblemCode::Internal,
+            "the command's exit status was not understood",
+        )),
     }
 }
 

@@ -20,7 +20,10 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self { exit_code: exit_code(problem.code), problem }
+        Self {
+            exit_code: exit_code(problem.code),
+            problem,
+        }
     }
 }
 
@@ -49,7 +52,10 @@ impl Failure {
     /// The words on standard error.
     pub fn text(&self, json: bool) -> String {
         if json {
-            return format!("{}\n", serde_json::to_string(&self.problem).expect("a problem is plain data"));
+            return format!(
+                "{}\n",
+                serde_json::to_string(&self.problem).expect("a problem is plain data")
+            );
         }
         // What comes from a guest or a file must not steer the terminal.
         let mut text = format!("error: {}\n", printable(&self.problem.message));
@@ -64,7 +70,13 @@ impl Failure {
 
 /// The text without control characters other than line ends.
 pub fn printable(text: &str) -> String {
-    let clean = text.trim_end().chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c });
+    let clean = text.trim_end().chars().map(|c| {
+        if c.is_control() && c != '\n' {
+            '\u{fffd}'
+        } else {
+            c
+        }
+    });
     clean.collect()
 }
 

@@ -25,31 +25,46 @@ const FIRST_HEADER_BYTES: usize = 16 << 10;
 pub fn copy(client: &Client, source: &str, destination: &str) -> Outcome {
     match (Place::parse(source)?, Place::parse(destination)?) {
         (Place::Here(from), Place::Guest { name, path }) => copy_in(client, &from, &name, &path),
-        (Place::Stream, Place::Guest { name, path }) => {
-            upload(client, &name, &path, |out| io::copy(&mut io::stdin().lock(), out).map(drop))
-        }
+        (Place::Stream, Place::Guest { name, path }) => upload(client, &name, &path, |out| {
+            io::copy(&mut io::stdin().lock(), out).map(drop)
+        }),
         (Place::Guest { name, path }, Place::Here(to)) => copy_out(client, &name, &path, &to),
         (Place::Guest { name, path }, Place::Stream) => {
             let mut out = io::stdout().lock();
             client.download(&files(&name, &path), |chunk| out.write_all(&chunk).map(|()| true))?;
-            out.flush().map_err(|error| Failure::io("cannot write to standard output", error))
+            out.flush()
+                .map_err(|error| Failure::io("cannot write to standard output", error))
         }
-        (Place::Guest { .. }, Place::Guest { .. }) => {
-            Err(usage("both ends are machines", format!("martlet cp {source} - | martlet cp - {destination}")))
-        }
-        _ => Err(usage("neither end is a machine", "martlet cp file NAME:/path, or martlet cp NAME:/path file".into())),
+        (Place::Guest { .. }, Place::Guest { .. }) => Err(usage(
+            "both ends are machines",
+            format!("martlet cp {source} - | martlet cp - {destination}"),
+        )),
+        _ => Err(usage(
+            "neither end is a machine",
+            "martlet cp file NAME:/path, or martlet cp NAME:/path file".into(),
+        )),
     }
 }
 
 fn usage(message: &str, remediation: String) -> Failure {
-    Problem::new(ProblemCode::InvalidArgument, message).remediation(remediation).into()
+    Problem::new(ProblemCode::InvalidArgument, message)
+        .remediation(remediation)
+        .into()
 }
 
 /// The route of a path in a guest.
 fn files(name: &str, path: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
-    let encoded: String =
-        path.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
+    let encoded: String = path
+        .bytes()
+        .map(|b| {
+            if plain(b) {
+                char::from(b).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
+        .collect();
     format!("/v1/machines/{name}/files?path={encoded}")
 }
 
@@ -61,7 +76,11 @@ fn copy_in(client: &Client, from: &Path, name: &str, path: &str) -> Outcome {
     let own_name = || -> Outcome<PathBuf> {
         match from.file_name() {
             Some(own) => Ok(own.into()),
-            None => Ok(fs::canonicalize(from).map_err(failed)?.file_name().unwrap_or_default().into()),
+            None => Ok(fs::canonicalize(from)
+                .map_err(failed)?
+                .file_name()
+                .unwrap_or_default()
+                .into()),
         }
     };
     let bare = path.trim_end_matches('/');
@@ -94,10 +113,16 @@ fn pack(archive: &mut tar::Builder<impl Write>, from: &Path, entry: &Path) -> io
         archive.append_data(&mut header, entry, io::empty())?;
         let mut children: Vec<_> = fs::read_dir(from).map_err(told)?.collect::<Result<_, _>>()?;
         children.sort_by_key(fs::DirEntry::file_name);
-        children.iter().try_for_each(|child| pack(archive, &child.path(), &entry.join(child.file_name())))
+        children
+            .iter()
+            .try_for_each(|child| pack(archive, &child.path(), &entry.join(child.file_name())))
     } else if meta.is_file() {
         // A file that grows or shrinks meanwhile must not shift what follows it.
-        let content = File::open(from).map_err(told)?.take(meta.len()).chain(io::repeat(0)).take(meta.len());
+        let content = File::open(from)
+            .map_err(told)?
+            .take(meta.len())
+            .chain(io::repeat(0))
+            .take(meta.len());
         archive.append_data(&mut header, entry, content)
     } else {
         eprintln!("left out {}: neither file, directory nor link", from.display());
@@ -105,7 +130,12 @@ fn pack(archive: &mut tar::Builder<impl Write>, from: &Path, entry: &Path) -> io
     }
 }
 
-fn upload(client: &Client, name: &str, dir: &str, pack: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send) -> Outcome {
+fn upload(
+    client: &Client,
+    name: &str,
+    dir: &str,
+    pack: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
+) -> Outcome {
     let (chunks, body) = async_mpsc::channel(QUEUE);
     std::thread::scope(|scope| {
         let packing = scope.spawn(move || {
@@ -133,7 +163,8 @@ struct ChunkWriter(async_mpsc::Sender<io::Result<Bytes>>);
 impl Write for ChunkWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
-        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        sent.map(|()| bytes.len())
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -155,7 +186,10 @@ fn is_directory(client: &Client, name: &str, path: &str) -> Outcome<bool> {
         Err(failure) => Err(failure),
         Ok(()) => {
             let mut archive = tar::Archive::new(&head[..]);
-            let first = archive.entries().ok().and_then(|mut entries| entries.next()?.ok());
+            let first = archive
+                .entries()
+                .ok()
+                .and_then(|mut entries| entries.next()?.ok());
             Ok(first.is_some_and(|entry| entry.header().entry_type().is_dir()))
         }
     }
@@ -166,13 +200,23 @@ fn is_directory(client: &Client, name: &str, path: &str) -> Outcome<bool> {
 fn copy_out(client: &Client, name: &str, path: &str, to: &Path) -> Outcome {
     let into_dir = to.is_dir() || to.as_os_str().to_string_lossy().ends_with('/');
     if into_dir && !to.is_dir() {
-        return Err(Failure::new(ProblemCode::NotFound, format!("there is no directory {}", to.display())));
+        return Err(Failure::new(
+            ProblemCode::NotFound,
+            format!("there is no directory {}", to.display()),
+        ));
     }
     let (chunks, received) = mpsc::sync_channel(QUEUE);
     std::thread::scope(|scope| {
         let unpacking = scope.spawn(move || {
-            let source = ChunkReader { chunks: received, chunk: Bytes::new() };
-            if into_dir { unpack(source, to).map(drop) } else { unpack_as(source, to) }
+            let source = ChunkReader {
+                chunks: received,
+                chunk: Bytes::new(),
+            };
+            if into_dir {
+                unpack(source, to).map(drop)
+            } else {
+                unpack_as(source, to)
+            }
         });
         let sent = client.download(&files(name, path), |chunk| Ok(chunks.send(Ok(chunk)).is_ok()));
         if sent.is_err() {
@@ -195,16 +239,24 @@ fn unpack(source: impl Read, dir: &Path) -> io::Result<PathBuf> {
         entry.set_unpack_xattrs(false);
         let path = entry.path()?.into_owned();
         use tar::EntryType::*;
-        if !matches!(entry.header().entry_type(), Regular | Continuous | GNUSparse | Directory | Symlink | Link) {
+        if !matches!(
+            entry.header().entry_type(),
+            Regular | Continuous | GNUSparse | Directory | Symlink | Link
+        ) {
             eprintln!("left out {}: neither file, directory nor link", path.display());
             continue;
         }
         if !entry.unpack_in(dir)? {
-            let message = format!("the machine sent an entry that leads out of the destination: {}", path.display());
+            let message = format!(
+                "the machine sent an entry that leads out of the destination: {}",
+                path.display()
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         if first.is_none() {
-            let mut parts = path.components().filter(|part| matches!(part, std::path::Component::Normal(_)));
+            let mut parts = path
+                .components()
+                .filter(|part| matches!(part, std::path::Component::Normal(_)));
             first = parts.next().map(|part| PathBuf::from(part.as_os_str()));
         }
     }
@@ -213,7 +265,10 @@ fn unpack(source: impl Read, dir: &Path) -> io::Result<PathBuf> {
 
 /// Unpacks under another name.
 fn unpack_as(source: impl Read, to: &Path) -> io::Result<()> {
-    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = to
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let scratch = Scratch::below(parent)?;
     let first = unpack(source, &scratch.0)?;
     fs::rename(scratch.0.join(first), to)
@@ -289,8 +344,11 @@ mod tests {
         fs::write(&secret, "before").unwrap();
         let secret_text = secret.to_str().unwrap();
         let through = [("l", Symlink, target), ("l/planted", Regular, "x")];
-        let cases: [&[(&str, tar::EntryType, &str)]; 3] =
-            [&[("../planted", Regular, "x")], &through, &[("h", Link, secret_text), ("h", Regular, "after")]];
+        let cases: [&[(&str, tar::EntryType, &str)]; 3] = [
+            &[("../planted", Regular, "x")],
+            &through,
+            &[("h", Link, secret_text), ("h", Regular, "after")],
+        ];
         for case in cases {
             let dir = outside.path().join("dir");
             fs::create_dir(&dir).unwrap();
@@ -310,7 +368,11 @@ mod tests {
         fs::write(&to, "old").unwrap();
         unpack_as(&archive(&[("a", tar::EntryType::Regular, "new")])[..], &to).unwrap();
         assert_eq!(fs::read(&to).unwrap(), b"new");
-        assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o7000, 0, "set-uid does not come along");
+        assert_eq!(
+            fs::metadata(&to).unwrap().permissions().mode() & 0o7000,
+            0,
+            "set-uid does not come along"
+        );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(unpack_as(&archive(&[("a", tar::EntryType::Regular, "new")])[..700], &to).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -31,11 +31,17 @@ impl Place {
         };
         if !path.starts_with('/') {
             return Err(Failure::from(
-                Problem::new(ProblemCode::InvalidArgument, format!("{path:?} in machine {name} is not an absolute path"))
-                    .remediation(format!("write {name}:/{path}, or ./{text} for a file here")),
+                Problem::new(
+                    ProblemCode::InvalidArgument,
+                    format!("{path:?} in machine {name} is not an absolute path"),
+                )
+                .remediation(format!("write {name}:/{path}, or ./{text} for a file here")),
             ));
         }
-        Ok(Self::Guest { name: name.into(), path: path.into() })
+        Ok(Self::Guest {
+            name: name.into(),
+            path: path.into(),
+        })
     }
 }
 
@@ -45,7 +51,10 @@ mod tests {
 
     #[test]
     fn colons_belong_to_machines_or_to_paths() {
-        let guest = |name: &str, path: &str| Place::Guest { name: name.into(), path: path.into() };
+        let guest = |name: &str, path: &str| Place::Guest {
+            name: name.into(),
+            path: path.into(),
+        };
         assert_eq!(Place::parse("web:/tmp").unwrap(), guest("web", "/tmp"));
         assert_eq!(Place::parse("web:/a:b").unwrap(), guest("web", "/a:b"));
         for here in ["a", "./web:/tmp", "/a:b", "A:/b", ""] {

@@ -9,9 +9,16 @@ use std::path::Path;
 
 /// Asks a process to end.
 pub fn terminate(pid: u32) -> io::Result<()> {
-    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 1).ok_or(io::ErrorKind::InvalidInput)?;
+    let pid = i32::try_from(pid)
+        .ok()
+        .filter(|pid| *pid > 1)
+        .ok_or(io::ErrorKind::InvalidInput)?;
     // SAFETY: kill touches no memory of ours; the id is a single process and neither 0 nor negative.
-    if unsafe { libc::kill(pid, libc::SIGTERM) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if unsafe { libc::kill(pid, libc::SIGTERM) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Bytes that this user can still write to the file system of a path.

@@ -33,7 +33,10 @@ impl Reporter {
                 Way::Bar(bar)
             }
         };
-        Self { way, stage: RefCell::default() }
+        Self {
+            way,
+            stage: RefCell::default(),
+        }
     }
 
     /// Shows where the operation is.
@@ -83,5 +86,7 @@ fn template(progress: &Progress) -> &'static str {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("the templates are constant").progress_chars("=> ")
+    ProgressStyle::with_template(template)
+        .expect("the templates are constant")
+        .progress_chars("=> ")
 }

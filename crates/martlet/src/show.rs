@@ -30,7 +30,11 @@ pub fn duration(ms: f64) -> String {
         ms if ms < 9.95 => format!("{ms:.1} ms"),
         ms if ms < 999.5 => format!("{ms:.0} ms"),
         ms if ms < 59_995.0 => format!("{:.2} s", ms / 1e3),
-        ms => format!("{} min {} s", (ms / 1e3).round() as u64 / 60, (ms / 1e3).round() as u64 % 60),
+        ms => format!(
+            "{} min {} s",
+            (ms / 1e3).round() as u64 / 60,
+            (ms / 1e3).round() as u64 % 60
+        ),
     }
 }
 
@@ -41,7 +45,10 @@ pub fn maybe_duration(ms: Option<f64>) -> String {
 
 /// `5 min ago`.
 pub fn age(unix_ms: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as u64;
     let seconds = now.saturating_sub(unix_ms) / 1000;
     match seconds {
         0..60 => format!("{seconds} s ago"),
@@ -96,7 +103,9 @@ fn plain_table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     if let Some(size) = crate::terminal::size().filter(|_| io::stdout().is_terminal()) {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(size.cols);
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(size.cols);
     }
     table
 }
@@ -106,7 +115,10 @@ fn finish(mut table: Table) -> String {
         column.set_padding((0, 2));
     }
     let lines = table.to_string();
-    lines.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    lines
+        .lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect()
 }
 
 /// Writes to standard output. A reader that has seen enough (`| head`) ends the program in peace.
@@ -124,7 +136,12 @@ mod tests {
     #[test]
     fn sizes_keep_two_digits() {
         let shown = [0, 1023, 1024, 1536, 10 << 20, 1023 << 20, 1 << 30, u64::MAX].map(size);
-        assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "10 MiB", "1023 MiB", "1.0 GiB", "16 EiB"]);
+        assert_eq!(
+            shown,
+            [
+                "0 B", "1023 B", "1.0 KiB", "1.5 KiB", "10 MiB", "1023 MiB", "1.0 GiB", "16 EiB"
+            ]
+        );
     }
 
     #[test]
@@ -132,7 +149,17 @@ mod tests {
         let shown = [0.04, 0.7, 9.96, 45.4, 999.4, 999.6, 59_990.0, 59_996.0, 185_000.0].map(duration);
         assert_eq!(
             shown,
-            ["0.0 ms", "0.7 ms", "10 ms", "45 ms", "999 ms", "1.00 s", "59.99 s", "1 min 0 s", "3 min 5 s"]
+            [
+                "0.0 ms",
+                "0.7 ms",
+                "10 ms",
+                "45 ms",
+                "999 ms",
+                "1.00 s",
+                "59.99 s",
+                "1 min 0 s",
+                "3 min 5 s"
+            ]
         );
     }
 }

@@ -8,12 +8,22 @@ use std::os::fd::AsRawFd;
 
 /// Size of the terminal on standard output, or on standard input when output goes elsewhere.
 pub fn size() -> Option<TtySize> {
-    [io::stdout().as_raw_fd(), io::stdin().as_raw_fd()].into_iter().find_map(|fd| {
-        let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: TIOCGWINSZ writes one winsize, to a place that is one.
-        let asked = unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, &mut size) };
-        (asked == 0 && size.ws_col > 0).then_some(TtySize { rows: size.ws_row, cols: size.ws_col })
-    })
+    [io::stdout().as_raw_fd(), io::stdin().as_raw_fd()]
+        .into_iter()
+        .find_map(|fd| {
+            let mut size = libc::winsize {
+                ws_row: 0,
+                ws_col: 0,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
+            // SAFETY: TIOCGWINSZ writes one winsize, to a place that is one.
+            let asked = unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, &mut size) };
+            (asked == 0 && size.ws_col > 0).then_some(TtySize {
+                rows: size.ws_row,
+                cols: size.ws_col,
+            })
+        })
 }
 
 /// Raw mode of standard input, for as long as it lives: bytes go through as they are typed.

@@ -6,7 +6,11 @@ use martlet_api::{PortForward, Probe, Problem, names};
 pub fn size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let shift = match unit.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+    let shift = match unit
+        .to_ascii_lowercase()
+        .trim_end_matches("ib")
+        .trim_end_matches('b')
+    {
         "" => 0,
         "k" => 10,
         "m" => 20,
@@ -14,9 +18,17 @@ pub fn size(text: &str) -> Result<u64, String> {
         "t" => 40,
         _ => return Err("write a whole number and K, M, G or T, for example 512M".into()),
     };
-    let number: u64 = number.parse().map_err(|_| "write a positive number and K, M, G or T, for example 512M")?;
-    let bytes = number.checked_mul(1 << shift).ok_or("that is more than any computer has")?;
-    if bytes == 0 { Err("a size of 0 makes no sense".into()) } else { Ok(bytes) }
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "write a positive number and K, M, G or T, for example 512M")?;
+    let bytes = number
+        .checked_mul(1 << shift)
+        .ok_or("that is more than any computer has")?;
+    if bytes == 0 {
+        Err("a size of 0 makes no sense".into())
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// `8080:80`, `127.0.0.1:8080:80`, `80`.
@@ -29,7 +41,14 @@ pub fn port(text: &str) -> Result<PortForward, String> {
         [_, _, _] => return Err("ports are forwarded from 127.0.0.1 only".into()),
         _ => return Err("write HOST:GUEST, for example 8080:80".into()),
     };
-    if guest_port == 0 { Err("0 is not a port in the guest".into()) } else { Ok(PortForward { host_port, guest_port }) }
+    if guest_port == 0 {
+        Err("0 is not a port in the guest".into())
+    } else {
+        Ok(PortForward {
+            host_port,
+            guest_port,
+        })
+    }
 }
 
 /// `6379`, `6379=PING\r\n`, `6379=PING\r\n=PONG`.
@@ -39,7 +58,11 @@ pub fn probe(text: &str) -> Result<Probe, String> {
     let guest_port = guest_port.parse().ok().filter(|port| *port != 0);
     let guest_port = guest_port.ok_or("write PORT[=SEND[=EXPECT]], for example 6379=PING\\r\\n=PONG")?;
     let mut next = || parts.next().map(unescape).unwrap_or_default();
-    Ok(Probe { guest_port, send: next(), expect: next() })
+    Ok(Probe {
+        guest_port,
+        send: next(),
+        expect: next(),
+    })
 }
 
 /// Line ends are hard to type in a shell.
@@ -93,7 +116,12 @@ fn checked(text: &str, check: fn(&str) -> Result<(), Problem>) -> Result<String,
     match check(text) {
         Ok(()) => Ok(text.into()),
         Err(problem) => {
-            let Problem { message, cause, remediation, .. } = problem;
+            let Problem {
+                message,
+                cause,
+                remediation,
+                ..
+            } = problem;
             let parts = [Some(message), cause, remediation];
             Err(parts.into_iter().flatten().collect::<Vec<_>>().join("; "))
         }
@@ -110,18 +138,44 @@ mod tests {
         assert_eq!(size("2g"), Ok(2 << 30));
         assert_eq!(size("2GiB"), Ok(2 << 30));
         assert_eq!(size("4096"), Ok(4096));
-        for bad in ["", "0", "0G", "-1", "-1G", "1.5G", "G", "1X", "1 G", "99999999999999999999", "99999999999T"] {
+        for bad in [
+            "",
+            "0",
+            "0G",
+            "-1",
+            "-1G",
+            "1.5G",
+            "G",
+            "1X",
+            "1 G",
+            "99999999999999999999",
+            "99999999999T",
+        ] {
             assert!(size(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn ports() {
-        let forward = |host_port, guest_port| Ok(PortForward { host_port, guest_port });
+        let forward = |host_port, guest_port| {
+            Ok(PortForward {
+                host_port,
+                guest_port,
+            })
+        };
         assert_eq!(port("8080:80"), forward(8080, 80));
         assert_eq!(port("127.0.0.1:8080:80"), forward(8080, 80));
         assert_eq!(port("80"), forward(0, 80));
-        for bad in ["", ":", "80:", "80:0", "0.0.0.0:80:80", "1:2:3:4", "70000:1", "-1:1"] {
+        for bad in [
+            "",
+            ":",
+            "80:",
+            "80:0",
+            "0.0.0.0:80:80",
+            "1:2:3:4",
+            "70000:1",
+            "-1:1",
+        ] {
             assert!(port(bad).is_err(), "{bad:?}");
         }
     }
@@ -129,8 +183,18 @@ mod tests {
     #[test]
     fn probes() {
         let asked = probe(r"6379=PING\r\n=PONG=").unwrap();
-        assert_eq!((asked.guest_port, &*asked.send, &*asked.expect), (6379, "PING\r\n", "PONG="));
-        assert_eq!(probe("80").unwrap(), Probe { guest_port: 80, send: String::new(), expect: String::new() });
+        assert_eq!(
+            (asked.guest_port, &*asked.send, &*asked.expect),
+            (6379, "PING\r\n", "PONG=")
+        );
+        assert_eq!(
+            probe("80").unwrap(),
+            Probe {
+                guest_port: 80,
+                send: String::new(),
+                expect: String::new()
+            }
+        );
         assert_eq!(probe(r"80=a\\nb").unwrap().send, r"a\nb");
         for bad in ["", "0", "x", "=PING", "99999"] {
             assert!(probe(bad).is_err(), "{bad:?}");

@@ -17,7 +17,10 @@ use std::sync::mpsc::channel;
 
 fn program(served: &Served) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_martlet"));
-    command.env("MARTLET_SOCKET", served.socket()).env("MARTLET_STATE_DIR", served.dir.path()).env_remove("TERM");
+    command
+        .env("MARTLET_SOCKET", served.socket())
+        .env("MARTLET_STATE_DIR", served.dir.path())
+        .env_remove("TERM");
     command
 }
 
@@ -27,7 +30,11 @@ fn martlet(served: &Served, args: &[&str]) -> Output {
 
 fn with_input(served: &Served, args: &[&str], input: &[u8]) -> Output {
     let mut command = program(served);
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     std::thread::scope(|scope| {
@@ -37,7 +44,10 @@ fn with_input(served: &Served, args: &[&str], input: &[u8]) -> Output {
 }
 
 fn code(output: &Output) -> i32 {
-    output.status.code().unwrap_or_else(|| panic!("ended by a signal: {output:?}"))
+    output
+        .status
+        .code()
+        .unwrap_or_else(|| panic!("ended by a signal: {output:?}"))
 }
 
 fn out(output: &Output) -> String {
@@ -64,7 +74,10 @@ fn exit_codes_and_words_of_errors() {
         "error: there is no machine called none\ncause: it was never there\ntry: see `martlet ps`\n"
     );
     let json = martlet(&served, &["stop", "none", "--json"]);
-    assert_eq!(serde_json::from_slice::<Value>(&json.stderr).unwrap()["code"], "not_found");
+    assert_eq!(
+        serde_json::from_slice::<Value>(&json.stderr).unwrap()["code"],
+        "not_found"
+    );
     assert_eq!(code(&martlet(&served, &["rm", "web"])), 4);
     assert_eq!(code(&martlet(&served, &["rmi", "web:1"])), 4);
     assert_eq!(code(&martlet(&served, &["base", "rm", "debian"])), 4);
@@ -115,13 +128,32 @@ fn json_is_the_answer_unchanged() {
     assert_eq!(answer(&["--json", "ps"]), Value::Array(vec![machine.clone()]));
     assert_eq!(answer(&["inspect", "web", "--json"]), machine);
     assert_eq!(answer(&["inspect", "web:1", "--json"])["references"][0], "web:1");
-    assert_eq!(answer(&["run", "debian", "--json", "--name", "b", "-p", "8080:80"])["ports"][0]["host_port"], 8080);
-    assert_eq!(answer(&["checkpoint", "web", "-t", "x", "--json"])["reference"], "web:x");
+    assert_eq!(
+        answer(&["run", "debian", "--json", "--name", "b", "-p", "8080:80"])["ports"][0]["host_port"],
+        8080
+    );
+    assert_eq!(
+        answer(&["checkpoint", "web", "-t", "x", "--json"])["reference"],
+        "web:x"
+    );
     assert_eq!(answer(&["gc", "--dry-run", "--json"])["dry_run"], true);
     assert_eq!(answer(&["diff", "web:1", "web:2", "--json"])["to"], "web:2");
-    assert_eq!(answer(&["daemon", "status", "--json"])["daemon"]["state_dir"], "/nowhere");
-    assert_eq!(answer(&["version", "--json"])["martlet"], env!("CARGO_PKG_VERSION"));
-    for args in [&["df"][..], &["images"], &["log", "web"], &["base", "ls"], &["top"], &["suspend", "web"]] {
+    assert_eq!(
+        answer(&["daemon", "status", "--json"])["daemon"]["state_dir"],
+        "/nowhere"
+    );
+    assert_eq!(
+        answer(&["version", "--json"])["martlet"],
+        env!("CARGO_PKG_VERSION")
+    );
+    for args in [
+        &["df"][..],
+        &["images"],
+        &["log", "web"],
+        &["base", "ls"],
+        &["top"],
+        &["suspend", "web"],
+    ] {
         answer(&[args, &["--json"]].concat());
     }
 }
@@ -132,7 +164,10 @@ fn people_see_stages_tables_and_timelines() {
     let run = martlet(&served, &["run", "debian", "--name", "db", "-p", "0:6379"]);
     assert_eq!(err(&run), "starting QEMU\nwaiting for the agent\n");
     assert!(out(&run).starts_with("machine db running\n"), "{run:?}");
-    assert!(out(&run).contains("load 42 ms, first instruction 44 ms\n"), "{run:?}");
+    assert!(
+        out(&run).contains("load 42 ms, first instruction 44 ms\n"),
+        "{run:?}"
+    );
     assert_eq!(err(&martlet(&served, &["-q", "checkpoint", "web"])), "");
     let saved = out(&martlet(&served, &["checkpoint", "web"]));
     assert!(saved.starts_with("snapshot web:1 (abababababab)\n"), "{saved}");
@@ -141,18 +176,37 @@ fn people_see_stages_tables_and_timelines() {
     assert_eq!(ps.lines().count(), 3, "{ps}");
     assert!(ps.starts_with("NAME  STATE    FROM"), "{ps}");
     let images = out(&martlet(&served, &["images"]));
-    assert!(images.contains("web:1") && !images.contains('\x1b'), "a note cannot steer the terminal: {images:?}");
+    assert!(
+        images.contains("web:1") && !images.contains('\x1b'),
+        "a note cannot steer the terminal: {images:?}"
+    );
     let forked = martlet(&served, &["fork", "web", "-n", "3"]);
     assert_eq!(code(&forked), 8, "a clone did not start");
     let table = out(&forked);
     let header = table.lines().next().unwrap();
-    let place = |column: &str| header.find(column).unwrap_or_else(|| panic!("no {column} in {header}"));
+    let place = |column: &str| {
+        header
+            .find(column)
+            .unwrap_or_else(|| panic!("no {column} in {header}"))
+    };
     assert!(place("LOAD") < place("FIRST INSTRUCTION"));
     assert!(place("FIRST EXEC") < place("FIRST RESPONSE"));
-    assert_eq!(&table.lines().nth(1).unwrap()[place("FIRST EXEC")..][..5], "77 ms");
-    assert!(table.contains("web-3: error: the agent did not confirm\n"), "{table}");
-    assert!(err(&forked).ends_with("error: 1 of 3 clones did not start\n"), "{forked:?}");
-    assert_eq!(code(&martlet(&served, &["fork", "web:1", "-n", "2", "--prefix", "x"])), 0);
+    assert_eq!(
+        &table.lines().nth(1).unwrap()[place("FIRST EXEC")..][..5],
+        "77 ms"
+    );
+    assert!(
+        table.contains("web-3: error: the agent did not confirm\n"),
+        "{table}"
+    );
+    assert!(
+        err(&forked).ends_with("error: 1 of 3 clones did not start\n"),
+        "{forked:?}"
+    );
+    assert_eq!(
+        code(&martlet(&served, &["fork", "web:1", "-n", "2", "--prefix", "x"])),
+        0
+    );
 }
 
 #[test]
@@ -169,12 +223,27 @@ fn exec_passes_bytes_status_and_environment() {
     let big = exec(&["big", "5000000"]);
     assert_eq!(big.stdout.len(), 5_000_000);
     assert!(big.stdout.iter().all(|byte| *byte == b'x'));
-    let described = martlet(&served, &["exec", "-e", "A=1=2", "-w", "/tmp", "-u", "nobody", "web", "env", "-x"]);
-    assert_eq!(out(&described), "{\"A\": \"1=2\"} Some(\"/tmp\") Some(\"nobody\") false false\n");
+    let described = martlet(
+        &served,
+        &[
+            "exec", "-e", "A=1=2", "-w", "/tmp", "-u", "nobody", "web", "env", "-x",
+        ],
+    );
+    assert_eq!(
+        out(&described),
+        "{\"A\": \"1=2\"} Some(\"/tmp\") Some(\"nobody\") false false\n"
+    );
     // Bytes of all kinds, more than any buffer holds, while the command writes as it reads.
-    let input: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let input: Vec<u8> = (0..3_000_000_u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     let echoed = with_input(&served, &["exec", "-i", "web", "cat"], &input);
-    assert!(echoed.stdout == input, "{} bytes came back of {}", echoed.stdout.len(), input.len());
+    assert!(
+        echoed.stdout == input,
+        "{} bytes came back of {}",
+        echoed.stdout.len(),
+        input.len()
+    );
     assert_eq!(err(&echoed), "cat has seen the end\n");
     // Without -i input stays here.
     let mute = with_input(&served, &["exec", "web", "env"], b"");
@@ -185,13 +254,20 @@ fn exec_passes_bytes_status_and_environment() {
 fn exec_passes_signals_on() {
     let served = Served::new(Fake::with(&["web"]));
     for (name, number) in [("INT", 2), ("TERM", 15), ("HUP", 1), ("USR1", 10)] {
-        let mut child =
-            program(&served).args(["exec", "web", "wait"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = program(&served)
+            .args(["exec", "web", "wait"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut stdout = child.stdout.take().unwrap();
         let mut line = [0; 8];
         stdout.read_exact(&mut line).unwrap();
         assert_eq!(&line, b"waiting\n");
-        let kill = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
+        let kill = Command::new("kill")
+            .args(["-s", name, &child.id().to_string()])
+            .status()
+            .unwrap();
         assert!(kill.success());
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).unwrap();
@@ -255,7 +331,12 @@ fn the_console_is_detached_by_its_escape() {
 #[test]
 fn cp_in_names_things_as_cp_does() {
     let served = Served::new(Fake::with(&["web"]));
-    served.fake.files.lock().unwrap().insert("/srv/there".into(), b"x".to_vec());
+    served
+        .fake
+        .files
+        .lock()
+        .unwrap()
+        .insert("/srv/there".into(), b"x".to_vec());
     let dir = served.dir.path().join("data");
     fs::create_dir_all(dir.join("sub")).unwrap();
     fs::write(dir.join("a"), "first").unwrap();
@@ -265,9 +346,14 @@ fn cp_in_names_things_as_cp_does() {
     let cases: [(&str, &str, &[&str], &str); 5] = [
         (&file, "/tmp/new", &["new"], "/tmp"),
         (&file, "/tmp/", &["a"], "/tmp"),
-        (&file, "/srv", &["a"], "/srv"),        // a directory that exists
+        (&file, "/srv", &["a"], "/srv"),           // a directory that exists
         (&file, "/srv/there", &["there"], "/srv"), // a file that exists
-        (dir.to_str().unwrap(), "/opt/x", &["x", "x/a", "x/link", "x/sub", "x/sub/b"], "/opt"),
+        (
+            dir.to_str().unwrap(),
+            "/opt/x",
+            &["x", "x/a", "x/link", "x/sub", "x/sub/b"],
+            "/opt",
+        ),
     ];
     for (from, to, names, into) in cases {
         let output = martlet(&served, &["cp", from, &format!("web:{to}")]);
@@ -280,18 +366,30 @@ fn cp_in_names_things_as_cp_does() {
             .map(|entry| {
                 let entry = entry.unwrap();
                 assert_eq!(entry.header().uid().unwrap(), 0, "belongs to root");
-                entry.path().unwrap().to_string_lossy().trim_end_matches('/').to_string()
+                entry
+                    .path()
+                    .unwrap()
+                    .to_string_lossy()
+                    .trim_end_matches('/')
+                    .to_string()
             })
             .collect();
         entries.sort();
-        assert_eq!((put_into.as_str(), entries), (into, names.iter().map(|name| name.to_string()).collect()), "{to}");
+        assert_eq!(
+            (put_into.as_str(), entries),
+            (into, names.iter().map(|name| name.to_string()).collect()),
+            "{to}"
+        );
     }
     assert_eq!(code(&martlet(&served, &["cp", "/nonexistent", "web:/tmp/"])), 3);
     assert_eq!(code(&martlet(&served, &["cp", &file, "none:/tmp/x"])), 3);
     assert_eq!(code(&martlet(&served, &["cp", &file, "web:tmp"])), 2);
     assert_eq!(code(&martlet(&served, &["cp", &file, "elsewhere"])), 2);
     assert_eq!(code(&with_input(&served, &["cp", "-", "web:/x"], b"raw tar")), 0);
-    assert_eq!(served.fake.put.lock().unwrap().pop().unwrap(), ("/x".into(), b"raw tar".to_vec()));
+    assert_eq!(
+        served.fake.put.lock().unwrap().pop().unwrap(),
+        ("/x".into(), b"raw tar".to_vec())
+    );
 }
 
 #[test]
@@ -299,7 +397,12 @@ fn cp_out_names_things_as_cp_does() {
     let served = Served::new(Fake::with(&["web"]));
     let big = vec![7; 3_000_000];
     for (path, content) in [("/d/a b", &b"first"[..]), ("/d/sub/b", b"second"), ("/big", &big)] {
-        served.fake.files.lock().unwrap().insert(path.into(), content.to_vec());
+        served
+            .fake
+            .files
+            .lock()
+            .unwrap()
+            .insert(path.into(), content.to_vec());
     }
     let here = |name: &str| served.dir.path().join("here").join(name);
     fs::create_dir(here("")).unwrap();
@@ -317,7 +420,10 @@ fn cp_out_names_things_as_cp_does() {
     assert!(!here("x").exists());
     let tar = martlet(&served, &["cp", "web:/d/a b", "-"]);
     assert_eq!(tar::Archive::new(&tar.stdout[..]).entries().unwrap().count(), 1);
-    let left: Vec<_> = fs::read_dir(here("")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> = fs::read_dir(here(""))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(left.len(), 4, "no scratch directory is left: {left:?}");
 }
 
@@ -337,7 +443,11 @@ fn interrupting_the_program_does_not_cut_a_checkpoint_short() {
     let ((open, gate), (begun, begins)) = (channel(), channel());
     *served.fake.gate.lock().unwrap() = Some(gate);
     *served.fake.begun.lock().unwrap() = Some(begun);
-    let mut child = program(&served).args(["checkpoint", GATED]).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = program(&served)
+        .args(["checkpoint", GATED])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     begins.recv().unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
@@ -355,8 +465,15 @@ fn a_daemon_that_does_not_start_is_explained() {
     fs::copy(env!("CARGO_BIN_EXE_martlet"), bin.join("martlet")).unwrap();
     let run = |args: &[&str]| {
         let mut command = Command::new(bin.join("martlet"));
-        command.env("PATH", &bin).env("MARTLET_STATE_DIR", dir.path().join("state")).env("HOME", dir.path());
-        command.env("MARTLET_SOCKET", dir.path().join("s")).args(args).output().unwrap()
+        command
+            .env("PATH", &bin)
+            .env("MARTLET_STATE_DIR", dir.path().join("state"))
+            .env("HOME", dir.path());
+        command
+            .env("MARTLET_SOCKET", dir.path().join("s"))
+            .args(args)
+            .output()
+            .unwrap()
     };
     let missing = run(&["ps"]);
     assert_eq!(code(&missing), 5);
@@ -368,7 +485,10 @@ fn a_daemon_that_does_not_start_is_explained() {
     fs::set_permissions(bin.join("martletd"), PermissionsExt::from_mode(0o755)).unwrap();
     let died = run(&["ps"]);
     assert_eq!(code(&died), 1);
-    assert!(err(&died).contains("\ncause: the store is on fire\ntry: "), "{died:?}");
+    assert!(
+        err(&died).contains("\ncause: the store is on fire\ntry: "),
+        "{died:?}"
+    );
     assert_eq!(code(&run(&["exec", "web", "true"])), 125);
 }
 
@@ -377,15 +497,24 @@ fn doctor_completions_and_man_need_no_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_martlet"));
-        command.env("MARTLET_SOCKET", dir.path().join("s")).env("MARTLET_STATE_DIR", dir.path());
+        command
+            .env("MARTLET_SOCKET", dir.path().join("s"))
+            .env("MARTLET_STATE_DIR", dir.path());
         command.args(args).output().unwrap()
     };
     let doctor = run(&["doctor", "--json"]);
     let checks: Vec<martlet_api::Check> = serde_json::from_slice(&doctor.stdout).unwrap();
     assert!(checks.iter().any(|check| check.name == "qemu"));
-    assert!(checks.iter().all(|check| check.remedy.is_some() == (check.status != martlet_api::CheckStatus::Ok)));
+    assert!(
+        checks
+            .iter()
+            .all(|check| check.remedy.is_some() == (check.status != martlet_api::CheckStatus::Ok))
+    );
     for shell in ["bash", "zsh", "fish"] {
-        assert!(out(&run(&["completions", shell])).contains("checkpoint"), "{shell}");
+        assert!(
+            out(&run(&["completions", shell])).contains("checkpoint"),
+            "{shell}"
+        );
     }
     let pages = dir.path().join("man");
     assert_eq!(code(&run(&["man", pages.to_str().unwrap()])), 0);
@@ -393,8 +522,89 @@ fn doctor_completions_and_man_need_no_daemon() {
     assert!(page.contains("Exit status:"), "exit codes are in the man page");
     assert!(pages.join("martlet-fork.1").exists());
     let head = Command::new("sh")
-        .args(["-c", &format!("{} completions bash | head -1", env!("CARGO_BIN_EXE_martlet"))])
+        .args([
+            "-c",
+            &format!("{} completions bash | head -1", env!("CARGO_BIN_EXE_martlet")),
+        ])
         .output()
         .unwrap();
     assert_eq!(err(&head), "", "a reader that has seen enough is no error");
+}
+
+/// Not a test but the daemon of the next one, which starts this program again as `martletd`.
+#[test]
+#[ignore = "serves for ever; run by a_daemon_is_started_on_demand_and_answers_before_it_ends"]
+fn daemon_in_memory() {
+    let Ok(state_dir) = std::env::var("MARTLET_STATE_DIR") else {
+        return;
+    };
+    let state_dir = Path::new(&state_dir).to_path_buf();
+    let socket = std::env::var("MARTLET_SOCKET").unwrap();
+    let fake = Fake::with(&[GATED]);
+    let ((open, gate), (begun, begins)) = (channel(), channel());
+    *fake.gate.lock().unwrap() = Some(gate);
+    *fake.begun.lock().unwrap() = Some(begun);
+    let dir = state_dir.clone();
+    std::thread::spawn(move || {
+        begins.recv().unwrap();
+        fs::write(dir.join("begun"), "").unwrap();
+        wait_for(|| dir.join("open").exists());
+        open.send(()).unwrap();
+    });
+    martletd::daemon::run(&state_dir, Path::new(&socket), |_| Ok(fake)).unwrap();
+    fs::write(state_dir.join("ended"), "").unwrap();
+}
+
+fn wait_for(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_daemon_is_started_on_demand_and_answers_before_it_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let (bin, state, socket) = (
+        dir.path().join("bin"),
+        dir.path().join("state"),
+        dir.path().join("run/s"),
+    );
+    fs::create_dir(&bin).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_martlet"), bin.join("martlet")).unwrap();
+    let this = std::env::current_exe().unwrap();
+    let script = format!(
+        "#!/bin/sh\nexec {} --exact daemon_in_memory --ignored --nocapture\n",
+        this.display()
+    );
+    fs::write(bin.join("martletd"), script).unwrap();
+    fs::set_permissions(bin.join("martletd"), PermissionsExt::from_mode(0o755)).unwrap();
+    let martlet = |args: &[&str]| {
+        let mut command = Command::new(bin.join("martlet"));
+        command
+            .env("MARTLET_STATE_DIR", &state)
+            .env("MARTLET_SOCKET", &socket)
+            .args(args);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    };
+    let checkpoint = martlet(&["checkpoint", GATED]).spawn().unwrap();
+    wait_for(|| state.join("begun").exists());
+    assert_eq!(code(&martlet(&["daemon", "status"]).output().unwrap()), 0);
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let stop = martlet(&["daemon", "stop"]).spawn().unwrap();
+    // Told to end, it takes no more requests, and still owes one answer.
+    wait_for(|| std::os::unix::net::UnixStream::connect(&socket).is_err());
+    assert!(!state.join("ended").exists());
+    fs::write(state.join("open"), "").unwrap();
+    let checkpoint = checkpoint.wait_with_output().unwrap();
+    assert_eq!(code(&checkpoint), 0, "{checkpoint:?}");
+    assert!(
+        out(&checkpoint).starts_with("snapshot gated:1 "),
+        "{checkpoint:?}"
+    );
+    assert_eq!(code(&stop.wait_with_output().unwrap()), 0);
+    assert_eq!(code(&martlet(&["daemon", "status"]).output().unwrap()), 3);
 }

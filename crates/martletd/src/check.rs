@@ -24,15 +24,22 @@ pub fn base_build(request: &BaseBuildRequest) -> Checked {
     let word = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
             && text.len() <= 100
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+.-:".contains(&b))
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+.-:".contains(&b))
     };
     if !word(&request.suite) {
-        return Err(invalid(format!("{:.60?} is not the name of a Debian suite", request.suite))
-            .remediation("use for example bookworm or trixie"));
+        return Err(invalid(format!(
+            "{:.60?} is not the name of a Debian suite",
+            request.suite
+        ))
+        .remediation("use for example bookworm or trixie"));
     }
     match request.packages.iter().find(|package| !word(package)) {
-        Some(package) => Err(invalid(format!("{package:.60?} is not the name of a Debian package"))
-            .remediation("give package names separated by commas: --packages redis-server,python3")),
+        Some(package) => Err(
+            invalid(format!("{package:.60?} is not the name of a Debian package"))
+                .remediation("give package names separated by commas: --packages redis-server,python3"),
+        ),
         None => Ok(()),
     }
 }
@@ -61,7 +68,10 @@ pub fn run(request: &RunRequest) -> Checked {
         }
         let taken = |other: &PortForward| other.host_port == forward.host_port && other.host_port != 0;
         if request.ports[..at].iter().any(taken) {
-            return Err(invalid(format!("host port {} is forwarded twice", forward.host_port)));
+            return Err(invalid(format!(
+                "host port {} is forwarded twice",
+                forward.host_port
+            )));
         }
     }
     probe(request.probe.as_ref())
@@ -73,9 +83,10 @@ pub fn checkpoint(request: &CheckpointRequest) -> Checked {
         check_tag(tag)?;
     }
     match &request.note {
-        Some(note) if note.len() > NOTE_MAX_BYTES => {
-            Err(invalid(format!("the note is {} bytes long, {NOTE_MAX_BYTES} are allowed", note.len())))
-        }
+        Some(note) if note.len() > NOTE_MAX_BYTES => Err(invalid(format!(
+            "the note is {} bytes long, {NOTE_MAX_BYTES} are allowed",
+            note.len()
+        ))),
         _ => Ok(()),
     }
 }
@@ -87,8 +98,10 @@ pub fn fork(request: &ForkRequest) -> Checked {
         check_name(prefix)?;
         let longest = format!("{prefix}-{}", request.count);
         if longest.len() > NAME_MAX {
-            return Err(invalid(format!("the clone's name {longest:?} would be longer than {NAME_MAX} bytes"))
-                .remediation("give a shorter --prefix"));
+            return Err(invalid(format!(
+                "the clone's name {longest:?} would be longer than {NAME_MAX} bytes"
+            ))
+            .remediation("give a shorter --prefix"));
         }
     }
     probe(request.probe.as_ref())
@@ -115,7 +128,11 @@ pub fn absolute_path(path: &str) -> Checked {
 
 /// Checks what is asked of a service until it answers.
 pub fn probe(probe: Option<&Probe>) -> Checked {
-    bounds("probed port", probe.map(|probe| probe.guest_port.into()), 1..=65535)
+    bounds(
+        "probed port",
+        probe.map(|probe| probe.guest_port.into()),
+        1..=65535,
+    )
 }
 
 /// Checks how long to wait for a shutdown.
@@ -126,7 +143,8 @@ pub fn stop(request: &StopRequest) -> Checked {
 fn environment<'a>(variables: impl Iterator<Item = (&'a String, &'a String)>) -> Checked {
     for (name, value) in variables {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(invalid(format!("{name:.60?} is not an environment variable")).remediation("write NAME=value"));
+            return Err(invalid(format!("{name:.60?} is not an environment variable"))
+                .remediation("write NAME=value"));
         }
     }
     Ok(())
@@ -134,7 +152,9 @@ fn environment<'a>(variables: impl Iterator<Item = (&'a String, &'a String)>) ->
 
 fn command(argv: &[String]) -> Checked {
     match argv.iter().find(|argument| argument.contains('\0')) {
-        Some(argument) => Err(invalid(format!("the argument {argument:.60?} has a zero byte in it"))),
+        Some(argument) => Err(invalid(format!(
+            "the argument {argument:.60?} has a zero byte in it"
+        ))),
         None => Ok(()),
     }
 }
@@ -178,8 +198,21 @@ mod tests {
             |r| r.disk_bytes = Some(u64::MAX),
             |r| r.cpus = Some(0),
             |r| r.cpus = Some(100_000),
-            |r| r.ports = vec![PortForward { host_port: 80, guest_port: 0 }],
-            |r| r.ports = vec![PortForward { host_port: 80, guest_port: 1 }; 2],
+            |r| {
+                r.ports = vec![PortForward {
+                    host_port: 80,
+                    guest_port: 0,
+                }]
+            },
+            |r| {
+                r.ports = vec![
+                    PortForward {
+                        host_port: 80,
+                        guest_port: 1
+                    };
+                    2
+                ]
+            },
             |r| r.env = [("A=B".to_string(), String::new())].into(),
             |r| r.from = "../etc".into(),
         ];
@@ -188,7 +221,16 @@ mod tests {
             assert_eq!(problem.code, ProblemCode::InvalidArgument);
         }
         // Port 0 picks a free one each time.
-        run_request(|r| r.ports = vec![PortForward { host_port: 0, guest_port: 1 }; 2]).unwrap();
+        run_request(|r| {
+            r.ports = vec![
+                PortForward {
+                    host_port: 0,
+                    guest_port: 1
+                };
+                2
+            ]
+        })
+        .unwrap();
     }
 
     #[test]
@@ -210,12 +252,20 @@ mod tests {
     #[test]
     fn forks_are_bounded() {
         let fork_of = |count, prefix: Option<&str>| {
-            fork(&ForkRequest { count, prefix: prefix.map(Into::into), allow_agentless: false, probe: None })
+            fork(&ForkRequest {
+                count,
+                prefix: prefix.map(Into::into),
+                allow_agentless: false,
+                probe: None,
+            })
         };
         fork_of(8, Some("web")).unwrap();
         assert!(fork_of(0, None).is_err());
         assert!(fork_of(4_000_000_000, None).is_err());
-        assert!(fork_of(10, Some(&"a".repeat(61))).is_err(), "name of the tenth clone is too long");
+        assert!(
+            fork_of(10, Some(&"a".repeat(61))).is_err(),
+            "name of the tenth clone is too long"
+        );
         fork_of(9, Some(&"a".repeat(61))).unwrap();
     }
 }

@@ -60,15 +60,30 @@ pub trait Control: Send + Sync + 'static {
     fn console(&self, name: &str) -> Answer<UnixStream>;
 
     /// Takes a checkpoint; the machine goes on.
-    fn checkpoint(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport>;
+    fn checkpoint(
+        &self,
+        name: &str,
+        r: CheckpointRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<CheckpointReport>;
     /// Takes a checkpoint; the machine does not go on.
-    fn suspend(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport>;
+    fn suspend(
+        &self,
+        name: &str,
+        r: CheckpointRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<CheckpointReport>;
     /// Goes on from a suspended machine's last snapshot.
     fn resume(&self, name: &str, request: ResumeRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo>;
     /// Starts clones of a running machine or of a snapshot. One clone's failure is in the report and not an error.
     fn fork(&self, source: &str, request: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport>;
     /// Goes back to an earlier snapshot of the same machine.
-    fn rollback(&self, name: &str, request: RollbackRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo>;
+    fn rollback(
+        &self,
+        name: &str,
+        request: RollbackRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<MachineInfo>;
 
     /// All snapshots.
     fn snapshots(&self) -> Answer<Vec<SnapshotInfo>>;

@@ -61,7 +61,9 @@ async fn read_frames(mut reader: impl AsyncReadExt + Unpin, queue: Sender<Frame>
         if reader.read_exact(&mut header).await.is_err() {
             break;
         }
-        let Some((kind, length)) = ExecFrame::decode_header(header) else { break };
+        let Some((kind, length)) = ExecFrame::decode_header(header) else {
+            break;
+        };
         let mut payload = vec![0; length];
         if reader.read_exact(&mut payload).await.is_err() {
             break;
@@ -130,7 +132,10 @@ async fn write_frames(mut writer: impl AsyncWriteExt + Unpin, mut frames: Receiv
 
 fn encode(event: ExecEvent) -> Vec<Vec<u8>> {
     let chunked = |kind: ExecFrame, bytes: Vec<u8>| {
-        bytes.chunks(ExecFrame::PAYLOAD_MAX).map(|chunk| kind.encode(chunk)).collect()
+        bytes
+            .chunks(ExecFrame::PAYLOAD_MAX)
+            .map(|chunk| kind.encode(chunk))
+            .collect()
     };
     match event {
         ExecEvent::Stdout(bytes) => chunked(ExecFrame::Stdout, bytes),

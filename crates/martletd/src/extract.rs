@@ -20,7 +20,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
         let bytes = axum::body::to_bytes(request.into_body(), BODY_MAX_BYTES)
             .await
-            .map_err(|error| invalid("the request's body could not be read or is longer than 1 MiB", &error))?;
+            .map_err(|error| {
+                invalid(
+                    "the request's body could not be read or is longer than 1 MiB",
+                    &error,
+                )
+            })?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         let value = serde_json::from_slice(text)
             .map_err(|error| invalid("the request's body is not what this call takes", &error))?;
@@ -37,7 +42,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         match Query::from_request_parts(parts, state).await {
             Ok(Query(value)) => Ok(Self(value)),
-            Err(error) => Err(invalid("the query is not what this call takes", &error.body_text())),
+            Err(error) => Err(invalid(
+                "the query is not what this call takes",
+                &error.body_text(),
+            )),
         }
     }
 }
@@ -83,7 +91,9 @@ impl<S: Send + Sync> FromRequestParts<S> for WantsEvents {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
         let accept = parts.headers.get(ACCEPT).and_then(|value| value.to_str().ok());
-        Ok(Self(accept.is_some_and(|accept| accept.contains("text/event-stream"))))
+        Ok(Self(
+            accept.is_some_and(|accept| accept.contains("text/event-stream")),
+        ))
     }
 }
 

@@ -28,9 +28,16 @@ impl Instance {
     /// Takes the state directory for this process, creating it when need be.
     pub fn acquire(state_dir: &Path, socket: &Path) -> Result<Self> {
         // Others may pass through, to what is theirs below; only the owner may look around.
-        DirBuilder::new().recursive(true).mode(0o711).create(state_dir).with_context(|| {
-            format!("cannot create the state directory {} (choose another with --state-dir)", state_dir.display())
-        })?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(state_dir)
+            .with_context(|| {
+                format!(
+                    "cannot create the state directory {} (choose another with --state-dir)",
+                    state_dir.display()
+                )
+            })?;
         let path = state_dir.join("martletd.lock");
         let mut lock = OpenOptions::new()
             .create(true)
@@ -47,10 +54,19 @@ impl Instance {
             }
             let mut holder = String::new();
             let _ = lock.read_to_string(&mut holder);
-            bail!("another martletd serves {} ({})", state_dir.display(), holder.trim());
+            bail!(
+                "another martletd serves {} ({})",
+                state_dir.display(),
+                holder.trim()
+            );
         }
         lock.set_len(0)?;
-        writeln!(lock, "process {}, socket {}", std::process::id(), socket.display())?;
+        writeln!(
+            lock,
+            "process {}, socket {}",
+            std::process::id(),
+            socket.display()
+        )?;
         Ok(Self { _lock: lock })
     }
 
@@ -70,7 +86,10 @@ impl Instance {
             .create(dir)
             .with_context(|| format!("cannot create {}", dir.display()))?;
         if UnixStream::connect(socket).is_ok() {
-            bail!("another program answers on {} (choose another with --socket)", socket.display());
+            bail!(
+                "another program answers on {} (choose another with --socket)",
+                socket.display()
+            );
         }
         match fs::remove_file(socket) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -117,7 +136,10 @@ mod tests {
         let (state, socket) = (dir.path().join("state"), dir.path().join("run/d.sock"));
         let first = Instance::acquire(&state, &socket).unwrap();
         let refused = Instance::acquire(&state, &socket).unwrap_err().to_string();
-        assert!(refused.contains(&format!("process {}", std::process::id())), "{refused}");
+        assert!(
+            refused.contains(&format!("process {}", std::process::id())),
+            "{refused}"
+        );
         assert!(refused.contains("d.sock"), "{refused}");
         drop(first);
         Instance::acquire(&state, &socket).unwrap();
@@ -130,10 +152,22 @@ mod tests {
         let instance = Instance::acquire(dir.path(), &socket).unwrap();
         let listener = instance.listen(&socket).unwrap();
         assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(instance.listen(&socket).unwrap_err().to_string().contains("answers"));
+        assert!(
+            instance
+                .listen(&socket)
+                .unwrap_err()
+                .to_string()
+                .contains("answers")
+        );
         drop(listener); // leaves the file, as a crash would
         instance.listen(&socket).unwrap();
         let long = dir.path().join("x".repeat(200));
-        assert!(instance.listen(&long).unwrap_err().to_string().contains("longer than"));
+        assert!(
+            instance
+                .listen(&long)
+                .unwrap_err()
+                .to_string()
+                .contains("longer than")
+        );
     }
 }

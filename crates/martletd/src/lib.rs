@@ -6,11 +6,12 @@
 //!                          └─► exec, stream: upgraded connections and bodies without end
 //! ```
 //!
-//! [`server::Service`] is the whole API. What a route takes and gives is said once, in
+//! [`server::Service`] is the whole API, [`daemon::run`] a process that serves it. What a route takes and gives is said once, in
 //! `routes`, for the router and for the OpenAPI document alike.
 
 pub mod check;
 pub mod control;
+pub mod daemon;
 mod exec;
 mod extract;
 mod failure;

@@ -30,11 +30,20 @@ pub enum MetricKind {
 impl Metric {
     /// A metric that only goes up; its name ends in `_total`.
     pub fn counter(name: &'static str, help: &'static str, value: f64) -> Self {
-        Self { name, help, kind: MetricKind::Counter, labels: Vec::new(), value }
+        Self {
+            name,
+            help,
+            kind: MetricKind::Counter,
+            labels: Vec::new(),
+            value,
+        }
     }
     /// A metric that goes up and down.
     pub fn gauge(name: &'static str, help: &'static str, value: f64) -> Self {
-        Self { kind: MetricKind::Gauge, ..Self::counter(name, help, value) }
+        Self {
+            kind: MetricKind::Gauge,
+            ..Self::counter(name, help, value)
+        }
     }
     /// Adds a label.
     pub fn label(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -56,11 +65,22 @@ pub fn render(metrics: &[Metric]) -> String {
             MetricKind::Gauge => "gauge",
         };
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "# HELP martlet_{name} {}\n# TYPE martlet_{name} {kind}", samples[0].help);
+        let _ = writeln!(
+            text,
+            "# HELP martlet_{name} {}\n# TYPE martlet_{name} {kind}",
+            samples[0].help
+        );
         for sample in samples {
-            let labels: Vec<_> =
-                sample.labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escaped(value))).collect();
-            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+            let labels: Vec<_> = sample
+                .labels
+                .iter()
+                .map(|(label, value)| format!("{label}=\"{}\"", escaped(value)))
+                .collect();
+            let labels = if labels.is_empty() {
+                String::new()
+            } else {
+                format!("{{{}}}", labels.join(","))
+            };
             let _ = writeln!(text, "martlet_{name}{labels} {}", sample.value);
         }
     }
@@ -68,7 +88,10 @@ pub fn render(metrics: &[Metric]) -> String {
 }
 
 fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 #[cfg(test)]

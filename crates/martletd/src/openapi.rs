@@ -46,12 +46,23 @@ impl Payload {
         let name = T::name().into_owned();
         let mut schemas = vec![(name.clone(), T::schema())];
         T::schemas(&mut schemas);
-        let schemas = schemas.into_iter().map(|(name, schema)| (name, value(&schema))).collect();
-        Self { media_type: "application/json", schema: reference(&name), schemas }
+        let schemas = schemas
+            .into_iter()
+            .map(|(name, schema)| (name, value(&schema)))
+            .collect();
+        Self {
+            media_type: "application/json",
+            schema: reference(&name),
+            schemas,
+        }
     }
 
     fn plain(media_type: &'static str) -> Self {
-        Self { media_type, schema: json!({ "type": "string" }), schemas: Vec::new() }
+        Self {
+            media_type,
+            schema: json!({ "type": "string" }),
+            schemas: Vec::new(),
+        }
     }
 
     fn content(&self) -> Value {
@@ -62,7 +73,14 @@ impl Payload {
 impl Spec {
     /// A route that takes nothing and gives nothing, so far.
     pub fn new(summary: &'static str) -> Self {
-        Self { summary, parameters: Vec::new(), takes: None, gives: None, events: false, upgrade: None }
+        Self {
+            summary,
+            parameters: Vec::new(),
+            takes: None,
+            gives: None,
+            events: false,
+            upgrade: None,
+        }
     }
     /// Takes this as JSON.
     pub fn takes<T: ToSchema>(mut self) -> Self {
@@ -121,7 +139,11 @@ pub struct Routes {
 impl Routes {
     /// Nothing yet.
     pub fn new() -> Self {
-        let mut this = Self { router: Router::new(), paths: Map::new(), schemas: Map::new() };
+        let mut this = Self {
+            router: Router::new(),
+            paths: Map::new(),
+            schemas: Map::new(),
+        };
         this.learn(Payload::json::<Problem>());
         this.learn(Payload::json::<Progress>());
         this
@@ -140,7 +162,12 @@ impl Routes {
             Method::Delete => (MethodFilter::DELETE, "delete"),
         };
         let operation = self.operation(path, spec);
-        if let Some(methods) = self.paths.entry(path).or_insert_with(|| json!({})).as_object_mut() {
+        if let Some(methods) = self
+            .paths
+            .entry(path)
+            .or_insert_with(|| json!({}))
+            .as_object_mut()
+        {
             methods.insert(word.into(), operation);
         }
         self.router = self.router.route(path, on(filter, handler));
@@ -175,7 +202,10 @@ impl Routes {
         if let Some(takes) = &spec.takes {
             operation["requestBody"] = json!({ "required": true, "content": takes.content() });
         }
-        spec.takes.into_iter().chain(spec.gives).for_each(|payload| self.learn(payload));
+        spec.takes
+            .into_iter()
+            .chain(spec.gives)
+            .for_each(|payload| self.learn(payload));
         operation
     }
 

@@ -17,8 +17,8 @@ use crate::server::Server;
 use crate::stream::ChannelBody;
 use axum::Json;
 use axum::body::Bytes;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::StatusCode;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use martlet_api::{Problem, ProblemCode, Progress, ProgressSink};
 use serde::Serialize;
@@ -93,7 +93,11 @@ fn event(kind: &str, data: &impl Serialize) -> Bytes {
 fn guarded<T>(work: impl FnOnce() -> Answer<T>) -> Answer<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str);
-        Err(panicked(&words.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message")))
+        Err(panicked(
+            &words
+                .or(panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message"),
+        ))
     })
 }
 

@@ -90,7 +90,9 @@ impl Service {
             shutdown.await;
             closing.store(true, Ordering::Relaxed);
         };
-        axum::serve(listener, self.router).with_graceful_shutdown(shutdown).await
+        axum::serve(listener, self.router)
+            .with_graceful_shutdown(shutdown)
+            .await
     }
 }
 
@@ -109,7 +111,10 @@ async fn nothing_there(request: Request) -> Failure {
 
 async fn wrong_method(request: Request) -> Failure {
     let (method, path) = (request.method(), request.uri().path());
-    Failure(Problem::new(ProblemCode::InvalidArgument, format!("{method} does not go with {path:.200?}")))
+    Failure(Problem::new(
+        ProblemCode::InvalidArgument,
+        format!("{method} does not go with {path:.200?}"),
+    ))
 }
 
 async fn observe(State(server): State<Server>, request: Request, next: Next) -> Response {
@@ -121,11 +126,26 @@ async fn observe(State(server): State<Server>, request: Request, next: Next) -> 
         "DELETE" => "DELETE",
         _ => "other", // clients must not be able to grow the table of counts
     };
-    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_string();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("none", MatchedPath::as_str)
+        .to_string();
     let path = request.uri().path().to_string();
     let response = next.run(request).await;
     let status = response.status().as_u16();
-    tracing::debug!(method, path, status, ms = begun.elapsed().as_secs_f64() * 1e3, "request");
-    *server.counts.lock().unwrap_or_else(PoisonError::into_inner).entry((method, route, status)).or_default() += 1;
+    tracing::debug!(
+        method,
+        path,
+        status,
+        ms = begun.elapsed().as_secs_f64() * 1e3,
+        "request"
+    );
+    *server
+        .counts
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .entry((method, route, status))
+        .or_default() += 1;
     response
 }

@@ -44,11 +44,16 @@ impl HttpBody for Chunks {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        self.rest.poll_recv(context).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
+        self.rest
+            .poll_recv(context)
+            .map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
     }
 }
 
@@ -61,7 +66,10 @@ pub struct BodyWriter {
 impl BodyWriter {
     /// Writes into this channel.
     pub fn new(sender: Sender<io::Result<Bytes>>) -> Self {
-        Self { sender, buffer: Vec::with_capacity(CHUNK_BYTES) }
+        Self {
+            sender,
+            buffer: Vec::with_capacity(CHUNK_BYTES),
+        }
     }
 
     /// Ends the body with an error.
@@ -85,7 +93,9 @@ impl Write for BodyWriter {
             return Ok(());
         }
         let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_BYTES));
-        self.sender.blocking_send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.sender
+            .blocking_send(Ok(chunk.into()))
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
@@ -100,7 +110,10 @@ impl BodyReader {
     pub fn new(body: Body) -> Self {
         let (sender, receiver) = channel(CHUNKS);
         tokio::spawn(pump(body, sender));
-        Self { receiver, chunk: Bytes::new() }
+        Self {
+            receiver,
+            chunk: Bytes::new(),
+        }
     }
 }
 

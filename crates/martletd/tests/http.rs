@@ -37,10 +37,15 @@ fn ask(served: &Served, method: &str, path: &str, headers: &str, body: &str) -> 
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes);
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer to {path}: {text:?}"));
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("no answer to {path}: {text:?}"));
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    Answer { status, body: if chunked { unchunked(body) } else { body.into() } }
+    Answer {
+        status,
+        body: if chunked { unchunked(body) } else { body.into() },
+    }
 }
 
 fn unchunked(mut body: &str) -> String {
@@ -67,12 +72,18 @@ fn the_document_is_the_one_that_is_checked_in() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
     let written: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let answered = get(&served, "/v1/openapi.json").json();
-    assert!(written == answered, "docs/openapi.json is out of date: martletd openapi > docs/openapi.json");
+    assert!(
+        written == answered,
+        "docs/openapi.json is out of date: martletd openapi > docs/openapi.json"
+    );
     // Every reference leads somewhere.
     let text = answered.to_string();
     for reference in text.split("\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
-        assert!(answered["components"]["schemas"].get(name).is_some(), "no schema {name}");
+        assert!(
+            answered["components"]["schemas"].get(name).is_some(),
+            "no schema {name}"
+        );
     }
 }
 
@@ -96,11 +107,21 @@ fn problems_have_their_status() {
         let answer = post(&served, &format!("/v1/machines/{name}/checkpoint"), &json!({}));
         assert_eq!((answer.status, answer.problem().code), (status, *code), "{name}");
     }
-    assert!(post(&served, "/v1/machines/busy/checkpoint", &json!({})).problem().retry);
-    assert_eq!(get(&served, "/v1/machines/none").problem().code, ProblemCode::NotFound);
+    assert!(
+        post(&served, "/v1/machines/busy/checkpoint", &json!({}))
+            .problem()
+            .retry
+    );
+    assert_eq!(
+        get(&served, "/v1/machines/none").problem().code,
+        ProblemCode::NotFound
+    );
     assert_eq!(get(&served, "/nothing").status, 404);
     assert_eq!(get(&served, "/nothing").problem().code, ProblemCode::NotFound);
-    assert_eq!(ask(&served, "PUT", "/v1/machines", "", "").problem().code, ProblemCode::InvalidArgument);
+    assert_eq!(
+        ask(&served, "PUT", "/v1/machines", "", "").problem().code,
+        ProblemCode::InvalidArgument
+    );
     // The bug has not hurt the server.
     assert_eq!(get(&served, "/v1/machines/mute").status, 200);
 }
@@ -128,16 +149,37 @@ fn bad_input_is_refused_with_words() {
     ];
     for request in requests {
         let answer = post(&served, "/v1/machines", &request);
-        assert_eq!((answer.status, answer.problem().code), (400, ProblemCode::InvalidArgument), "{request}");
+        assert_eq!(
+            (answer.status, answer.problem().code),
+            (400, ProblemCode::InvalidArgument),
+            "{request}"
+        );
     }
-    for count in [json!(0), json!(-1), json!(4_000_000_000_u64), json!("many"), json!(1.5)] {
-        assert_eq!(post(&served, "/v1/machines/web/fork", &json!({ "count": count })).status, 400, "{count}");
+    for count in [
+        json!(0),
+        json!(-1),
+        json!(4_000_000_000_u64),
+        json!("many"),
+        json!(1.5),
+    ] {
+        assert_eq!(
+            post(&served, "/v1/machines/web/fork", &json!({ "count": count })).status,
+            400,
+            "{count}"
+        );
     }
     assert_eq!(ask(&served, "POST", "/v1/machines", "", "{ half").status, 400);
-    assert_eq!(ask(&served, "POST", "/v1/machines", "", &" ".repeat(2 << 20)).status, 400);
+    assert_eq!(
+        ask(&served, "POST", "/v1/machines", "", &" ".repeat(2 << 20)).status,
+        400
+    );
     assert_eq!(get(&served, "/v1/machines/web/files?path=relative").status, 400);
     assert_eq!(get(&served, "/v1/machines/web/files").status, 400);
-    assert_eq!(post(&served, "/v1/machines/web/exec", &json!({ "argv": ["true"] })).status, 400, "no upgrade");
+    assert_eq!(
+        post(&served, "/v1/machines/web/exec", &json!({ "argv": ["true"] })).status,
+        400,
+        "no upgrade"
+    );
     assert_eq!(served.fake.machines.lock().unwrap().len(), 1, "nothing was made");
 }
 
@@ -146,12 +188,18 @@ fn long_operations_tell_of_progress_when_asked_to() {
     let served = Served::new(Fake::with(&["web"]));
     let events = |path: &str| ask(&served, "POST", path, "Accept: text/event-stream\r\n", "{}").body;
     let told = events("/v1/machines/web/checkpoint");
-    let kinds: Vec<_> = told.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    let kinds: Vec<_> = told
+        .lines()
+        .filter_map(|line| line.strip_prefix("event: "))
+        .collect();
     assert_eq!(kinds, ["progress", "progress", "result"], "{told}");
     let result = told.lines().last_with("data: ");
     assert_eq!(result["reference"], "web:1");
     let told = events("/v1/machines/none/checkpoint");
-    assert!(told.starts_with("event: error\ndata: {\"code\":\"not_found\""), "{told}");
+    assert!(
+        told.starts_with("event: error\ndata: {\"code\":\"not_found\""),
+        "{told}"
+    );
     let plain = post(&served, "/v1/machines/web/checkpoint", &json!({ "tag": "x" }));
     assert_eq!(plain.json()["reference"], "web:x");
 }
@@ -175,7 +223,11 @@ fn a_client_that_goes_away_does_not_cut_a_checkpoint_short() {
         *served.fake.begun.lock().unwrap() = Some(begun);
         let mut stream = UnixStream::connect(served.socket()).unwrap();
         let path = format!("/v1/machines/{GATED}/checkpoint");
-        write!(stream, "POST {path} HTTP/1.1\r\nHost: x\r\n{accept}Content-Length: 2\r\n\r\n{{}}").unwrap();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nHost: x\r\n{accept}Content-Length: 2\r\n\r\n{{}}"
+        )
+        .unwrap();
         begins.recv().unwrap();
         drop(stream);
         // The server has noticed by the time it has answered somebody else.
@@ -197,7 +249,12 @@ fn a_followed_log_ends_with_its_machine_and_has_its_last_words() {
     write!(stream, "GET /v1/machines/web/logs?follow=true HTTP/1.0\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
     assert!(lines.any(|line| line == "booting"));
-    std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"last words\n").unwrap();
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .unwrap()
+        .write_all(b"last words\n")
+        .unwrap();
     served.fake.machines.lock().unwrap().get_mut("web").unwrap().state = MachineState::Stopped;
     assert_eq!(lines.next().as_deref(), Some("last words"));
     assert_eq!(lines.next(), None);

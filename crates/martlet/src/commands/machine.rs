@@ -4,7 +4,8 @@ use super::base::init;
 use super::{Context, snapshot, timeline, understood};
 use crate::cli::RunArgs;
 use crate::failure::{Failure, Outcome};
-use crate::{process, show, terminal};
+use crate::progress::Reporter;
+use crate::{show, terminal};
 use martlet_api::*;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -50,19 +51,33 @@ fn after_start(machine: &MachineInfo) -> String {
 pub fn list(context: &Context) -> Outcome {
     context.get("/v1/machines", |machines: Vec<MachineInfo>| {
         show::table(
-            ["NAME", "STATE", "FROM", "CPUS", "MEMORY", "ADDRESS", "PORTS", "CREATED"],
+            [
+                "NAME", "STATE", "FROM", "CPUS", "MEMORY", "ADDRESS", "PORTS", "CREATED",
+            ],
             machines.into_iter().map(|machine| {
                 let (state, ports) = (show::state(machine.state).to_string(), ports(&machine.ports));
                 let (cpus, memory) = (machine.cpus.to_string(), show::size(machine.memory_bytes));
                 let created = show::age(machine.created_unix_ms);
-                [machine.name, state, machine.from, cpus, memory, machine.address, ports, created]
+                [
+                    machine.name,
+                    state,
+                    machine.from,
+                    cpus,
+                    memory,
+                    machine.address,
+                    ports,
+                    created,
+                ]
             }),
         )
     })
 }
 
 fn ports(ports: &[PortForward]) -> String {
-    let each: Vec<_> = ports.iter().map(|port| format!("{}:{}", port.host_port, port.guest_port)).collect();
+    let each: Vec<_> = ports
+        .iter()
+        .map(|port| format!("{}:{}", port.host_port, port.guest_port))
+        .collect();
     show::or_none(&each.join(" "))
 }
 
@@ -79,7 +94,12 @@ pub fn inspect(context: &Context, name: &str) -> Outcome {
             Err(failure) if not_found(&failure) => (),
             answer => {
                 return context.show(answer?, |base: BaseInfo| {
-                    format!("{} is a base ({}); see `martlet base inspect {}`\n", base.name, init(base.init), base.name)
+                    format!(
+                        "{} is a base ({}); see `martlet base inspect {}`\n",
+                        base.name,
+                        init(base.init),
+                        base.name
+                    )
                 });
             }
         }
@@ -104,7 +124,10 @@ fn describe(machine: MachineInfo) -> String {
         ("name", machine.name),
         ("id", machine.id),
         ("state", show::state(machine.state).into()),
-        ("last error", show::or_none(machine.last_error.as_deref().unwrap_or_default())),
+        (
+            "last error",
+            show::or_none(machine.last_error.as_deref().unwrap_or_default()),
+        ),
         ("from", machine.from),
         ("created", show::age(machine.created_unix_ms)),
         ("cpus", machine.cpus.to_string()),
@@ -113,33 +136,68 @@ fn describe(machine: MachineInfo) -> String {
         ("host name", machine.hostname),
         ("address", format!("{} ({})", machine.address, machine.mac)),
         ("ports", ports(&machine.ports)),
-        ("process", machine.pid.map_or_else(|| show::NONE.into(), |pid| pid.to_string())),
-        ("hardware", format!("{} {} {accel}, QEMU {}", machine.machine_type, machine.cpu_model, machine.qemu_version)),
-        ("agent", if machine.agent { "answers" } else { "has not answered" }.into()),
+        (
+            "process",
+            machine
+                .pid
+                .map_or_else(|| show::NONE.into(), |pid| pid.to_string()),
+        ),
+        (
+            "hardware",
+            format!(
+                "{} {} {accel}, QEMU {}",
+                machine.machine_type, machine.cpu_model, machine.qemu_version
+            ),
+        ),
+        (
+            "agent",
+            if machine.agent {
+                "answers"
+            } else {
+                "has not answered"
+            }
+            .into(),
+        ),
         ("generation", machine.generation.to_string()),
-        ("snapshot", machine.snapshot.as_deref().map_or_else(|| show::NONE.into(), show::short_id)),
+        (
+            "snapshot",
+            machine
+                .snapshot
+                .as_deref()
+                .map_or_else(|| show::NONE.into(), show::short_id),
+        ),
         ("last start", show::or_none(&timeline::line(&machine.timeline))),
-        ("restart", if machine.restart { "from its last checkpoint" } else { "no" }.into()),
+        (
+            "restart",
+            if machine.restart {
+                "from its last checkpoint"
+            } else {
+                "no"
+            }
+            .into(),
+        ),
     ])
 }
 
 pub fn logs(context: &Context, name: &str, follow: bool) -> Outcome {
     let mut out = std::io::stdout().lock();
-    context.client()?.download(&format!("/v1/machines/{name}/logs?follow={follow}"), |chunk| {
-        // A reader that has seen enough ends this in peace.
-        Ok(out.write_all(&chunk).and_then(|()| out.flush()).is_ok())
-    })
+    context
+        .client()?
+        .download(&format!("/v1/machines/{name}/logs?follow={follow}"), |chunk| {
+            // A reader that has seen enough ends this in peace.
+            Ok(out.write_all(&chunk).and_then(|()| out.flush()).is_ok())
+        })
 }
 
 pub fn stop(context: &Context, names: &[String], timeout_s: u64) -> Outcome {
-    let request = StopRequest { timeout_ms: timeout_s * 1000 };
+    let request = StopRequest {
+        timeout_ms: timeout_s * 1000,
+    };
     context.each(names, |client, name| {
-        let _reporter = (!context.json).then(|| {
-            crate::progress::Reporter::new(&format!("stopping {name}"), context.quiet, context.json)
-        });
-        let answer = client.post(&format!("/v1/machines/{name}/stop"), &request)?;
-        drop(_reporter);
-        context.show(answer, name_and_state)
+        let reporter = Reporter::new(&format!("stopping {name}"), context.quiet, context.json);
+        let answer = client.post(&format!("/v1/machines/{name}/stop"), &request);
+        drop(reporter);
+        context.show(answer?, name_and_state)
     })
 }
 
@@ -157,7 +215,12 @@ pub fn kill(context: &Context, names: &[String]) -> Outcome {
 pub fn start(context: &Context, names: &[String]) -> Outcome {
     context.each(names, |_, name| {
         let path = format!("/v1/machines/{name}/start");
-        context.long(&path, &serde_json::json!({}), &format!("starting {name}"), started)
+        context.long(
+            &path,
+            &serde_json::json!({}),
+            &format!("starting {name}"),
+            started,
+        )
     })
 }
 
@@ -186,7 +249,12 @@ pub fn rename(context: &Context, name: &str, new: &str) -> Outcome {
 
 pub fn resume(context: &Context, name: &str, probe: Option<Probe>) -> Outcome {
     let path = format!("/v1/machines/{name}/resume");
-    context.long(&path, &ResumeRequest { probe }, &format!("resuming {name}"), started)
+    context.long(
+        &path,
+        &ResumeRequest { probe },
+        &format!("resuming {name}"),
+        started,
+    )
 }
 
 pub fn rollback(context: &Context, name: &str, to: String) -> Outcome {
@@ -200,37 +268,79 @@ pub fn top(context: &Context, once: bool) -> Outcome {
     let again = !once && !context.json && std::io::stdout().is_terminal();
     // The first look only sets the mark that CPU use is measured from.
     client.get("/v1/usage")?;
-    std::thread::sleep(if again { Duration::from_millis(300) } else { Duration::from_millis(500) });
+    std::thread::sleep(if again {
+        Duration::from_millis(300)
+    } else {
+        Duration::from_millis(500)
+    });
+    if again {
+        show::print("\x1b[2J");
+    }
     loop {
         let answer = client.get("/v1/usage")?;
         if !again {
             return context.show(answer, usage);
         }
-        let free = process::free_bytes(std::path::Path::new("/")).map_or_else(|_| String::new(), show::size);
         let text = usage(understood(answer)?);
-        let rows = terminal::size().map_or(24, |size| size.rows as usize).saturating_sub(2);
-        let text: String = text.lines().take(rows).map(|line| format!("{line}\x1b[K\n")).collect();
+        let rows = terminal::size()
+            .map_or(24, |size| size.rows as usize)
+            .saturating_sub(2);
+        let text: String = text
+            .lines()
+            .take(rows)
+            .map(|line| format!("{line}\x1b[K\n"))
+            .collect();
         // Home, the table over the old one, and the rest of the screen cleared.
-        show::print(&format!("\x1b[H{text}\x1b[J\n{free} free; Ctrl-C ends\x1b[K"));
+        show::print(&format!("\x1b[H{text}\x1b[J\nCtrl-C ends"));
         std::thread::sleep(TOP_INTERVAL);
     }
 }
 
 fn usage(machines: Vec<MachineUsage>) -> String {
     show::table(
-        ["NAME", "STATE", "CPU", "MEMORY", "PRIVATE", "FAULTED", "WRITTEN", "LOAD", "GUEST FREE", "PROCESSES"],
+        [
+            "NAME",
+            "STATE",
+            "CPU",
+            "MEMORY",
+            "PRIVATE",
+            "FAULTED",
+            "WRITTEN",
+            "LOAD",
+            "GUEST FREE",
+            "PROCESSES",
+        ],
         machines.into_iter().map(|machine| {
             let guest = |show: fn(&GuestUsage) -> String| {
                 machine.guest.as_ref().map_or_else(|| show::NONE.into(), show)
             };
-            let cells = [guest(|g| format!("{:.2}", g.load)), guest(|g| show::size(g.memory_available_bytes))];
+            let cells = [
+                guest(|g| format!("{:.2}", g.load)),
+                guest(|g| show::size(g.memory_available_bytes)),
+            ];
             let [load, free] = cells;
             let processes = guest(|g| g.processes.to_string());
             let cpu = format!("{:.0} %", machine.cpu_percent);
-            let sizes = [machine.memory_bytes, machine.private_bytes, machine.faulted_bytes, machine.disk_written_bytes];
+            let sizes = [
+                machine.memory_bytes,
+                machine.private_bytes,
+                machine.faulted_bytes,
+                machine.disk_written_bytes,
+            ];
             let [memory, private, faulted, written] = sizes.map(show::size);
             let state = show::state(machine.state).to_string();
-            [machine.name, state, cpu, memory, private, faulted, written, load, free, processes]
+            [
+                machine.name,
+                state,
+                cpu,
+                memory,
+                private,
+                faulted,
+                written,
+                load,
+                free,
+                processes,
+            ]
         }),
     )
 }

@@ -22,7 +22,11 @@ pub fn doctor(context: &Context) -> Outcome<u8> {
         let more: Vec<Check> = understood(Client::new(&context.daemon.socket)?.get("/v1/doctor")?)?;
         checks.extend(more.into_iter().filter(|check| !known.contains(&check.name)));
     }
-    let worst = checks.iter().map(|check| check.status).max().unwrap_or(CheckStatus::Ok);
+    let worst = checks
+        .iter()
+        .map(|check| check.status)
+        .max()
+        .unwrap_or(CheckStatus::Ok);
     match context.json {
         true => show::print(&format!("{:#}\n", json!(checks))),
         false => show::print(&findings(&checks)),
@@ -60,21 +64,40 @@ pub fn daemon(context: &Context, command: DaemonCommand) -> Outcome<u8> {
             if !was_there {
                 daemon.start()?;
             }
-            say(context, &format!("the daemon {} on {socket}", if was_there { "already serves" } else { "serves" }));
+            say(
+                context,
+                &format!(
+                    "the daemon {} on {socket}",
+                    if was_there { "already serves" } else { "serves" }
+                ),
+            );
             Ok(0)
         }
         DaemonCommand::Stop => {
             let stopped = daemon.stop()?;
-            say(context, if stopped { "the daemon has ended; machines go on" } else { "no daemon was running" });
+            say(
+                context,
+                if stopped {
+                    "the daemon has ended; machines go on"
+                } else {
+                    "no daemon was running"
+                },
+            );
             Ok(0)
         }
         DaemonCommand::Status => {
             let version = daemon.version()?;
             if context.json {
-                show::print(&format!("{:#}\n", json!({ "running": version.is_some(), "daemon": version })));
+                show::print(&format!(
+                    "{:#}\n",
+                    json!({ "running": version.is_some(), "daemon": version })
+                ));
             } else if let Some(version) = &version {
                 show::print(&show::pairs([
-                    ("daemon", format!("version {}, process {}", version.version, version.pid)),
+                    (
+                        "daemon",
+                        format!("version {}, process {}", version.version, version.pid),
+                    ),
                     ("socket", socket.to_string()),
                     ("state", version.state_dir.clone()),
                 ]));
@@ -98,7 +121,10 @@ pub fn version(context: &Context) -> Outcome {
         show::print(&format!("{:#}\n", json!({ "martlet": ours, "daemon": theirs })));
         return Ok(());
     }
-    let theirs = theirs.map_or_else(|| "not running".into(), |v| format!("{} (API {})", v.version, v.api));
+    let theirs = theirs.map_or_else(
+        || "not running".into(),
+        |v| format!("{} (API {})", v.version, v.api),
+    );
     show::print(&show::pairs([("martlet", ours.into()), ("martletd", theirs)]));
     Ok(())
 }

@@ -18,12 +18,37 @@ pub fn checkpoint(context: &Context, args: CheckpointArgs, verb: &str) -> Outcom
 }
 
 fn report(report: CheckpointReport) -> String {
-    let mut text = format!("snapshot {} ({})\n", report.reference, show::short_id(&report.snapshot));
+    let mut text = format!(
+        "snapshot {} ({})\n",
+        report.reference,
+        show::short_id(&report.snapshot)
+    );
     text += &show::pairs([
-        ("paused", format!("{} (virtual CPUs {})", show::duration(report.pause_ms), show::duration(report.stop_ms))),
+        (
+            "paused",
+            format!(
+                "{} (virtual CPUs {})",
+                show::duration(report.pause_ms),
+                show::duration(report.stop_ms)
+            ),
+        ),
         ("durable after", show::duration(report.total_ms)),
-        ("memory", format!("{}, {} of it private", show::size(report.memory_bytes), show::size(report.private_bytes))),
-        ("stored", format!("{} for {} that was new", show::size(report.stored_bytes), show::size(report.new_bytes))),
+        (
+            "memory",
+            format!(
+                "{}, {} of it private",
+                show::size(report.memory_bytes),
+                show::size(report.private_bytes)
+            ),
+        ),
+        (
+            "stored",
+            format!(
+                "{} for {} that was new",
+                show::size(report.stored_bytes),
+                show::size(report.new_bytes)
+            ),
+        ),
     ]);
     if report.avoided.is_empty() {
         return text;
@@ -56,7 +81,11 @@ pub fn fork(context: &Context, source: &str, request: &ForkRequest) -> Outcome<u
     let path = format!("/v1/machines/{source}/fork");
     let answer = context.operation(&path, request, &format!("forking {source}"))?;
     let report: ForkReport = understood(answer.clone())?;
-    let failed = report.clones.iter().filter(|clone| clone.problem.is_some()).count();
+    let failed = report
+        .clones
+        .iter()
+        .filter(|clone| clone.problem.is_some())
+        .count();
     context.show(answer, forked)?;
     if failed == 0 {
         return Ok(0);
@@ -78,7 +107,15 @@ fn forked(report: ForkReport) -> String {
                 Some(machine) => (machine.address.clone(), ports(machine)),
                 None => ("did not start".into(), show::NONE.into()),
             };
-            [clone.name.clone(), load, instruction, exec, response, address, ports]
+            [
+                clone.name.clone(),
+                load,
+                instruction,
+                exec,
+                response,
+                address,
+                ports,
+            ]
         }),
     );
     let mut text = table;
@@ -88,11 +125,18 @@ fn forked(report: ForkReport) -> String {
         }
     }
     let (pause, total) = (show::duration(report.pause_ms), show::duration(report.total_ms));
-    text + &format!("\nsnapshot {}, parent paused {pause}, all done after {total}\n", show::short_id(&report.snapshot))
+    text + &format!(
+        "\nsnapshot {}, parent paused {pause}, all done after {total}\n",
+        show::short_id(&report.snapshot)
+    )
 }
 
 fn ports(machine: &MachineInfo) -> String {
-    let each: Vec<_> = machine.ports.iter().map(|port| format!("{}:{}", port.host_port, port.guest_port)).collect();
+    let each: Vec<_> = machine
+        .ports
+        .iter()
+        .map(|port| format!("{}:{}", port.host_port, port.guest_port))
+        .collect();
     show::or_none(&each.join(" "))
 }
 
@@ -106,11 +150,23 @@ pub fn log(context: &Context, source: &str) -> Outcome {
 
 fn table(snapshots: Vec<SnapshotInfo>) -> String {
     show::table(
-        ["REFERENCE", "ID", "MEMORY", "USED", "UNIQUE", "PARENT", "CREATED", "NOTE"],
+        [
+            "REFERENCE",
+            "ID",
+            "MEMORY",
+            "USED",
+            "UNIQUE",
+            "PARENT",
+            "CREATED",
+            "NOTE",
+        ],
         snapshots.into_iter().map(|snapshot| {
             let sizes = [snapshot.memory_bytes, snapshot.used_bytes, snapshot.unique_bytes].map(show::size);
             let [memory, used, unique] = sizes;
-            let parent = snapshot.parent.as_deref().map_or_else(|| show::NONE.into(), show::short_id);
+            let parent = snapshot
+                .parent
+                .as_deref()
+                .map_or_else(|| show::NONE.into(), show::short_id);
             let note = snapshot.note.unwrap_or_default();
             let references = show::or_none(&snapshot.references.join(" "));
             let (id, created) = (show::short_id(&snapshot.id), show::age(snapshot.created_unix_ms));
@@ -122,19 +178,31 @@ fn table(snapshots: Vec<SnapshotInfo>) -> String {
 pub fn describe(snapshot: SnapshotInfo) -> String {
     let hardware = match snapshot.machine_type.as_str() {
         "" => show::NONE.into(),
-        machine_type => format!("{machine_type} {}, saved by QEMU {}", snapshot.cpu_model, snapshot.qemu_version),
+        machine_type => format!(
+            "{machine_type} {}, saved by QEMU {}",
+            snapshot.cpu_model, snapshot.qemu_version
+        ),
     };
     show::pairs([
         ("id", snapshot.id),
         ("references", show::or_none(&snapshot.references.join(" "))),
         ("of", snapshot.machine),
         ("created", show::age(snapshot.created_unix_ms)),
-        ("note", show::or_none(snapshot.note.as_deref().unwrap_or_default())),
+        (
+            "note",
+            show::or_none(snapshot.note.as_deref().unwrap_or_default()),
+        ),
         ("parent", snapshot.parent.unwrap_or_else(|| show::NONE.into())),
         ("memory", show::size(snapshot.memory_bytes)),
         ("disk", show::size(snapshot.disk_bytes)),
         ("used", show::size(snapshot.used_bytes)),
-        ("unique", format!("{} that no other snapshot needs", show::size(snapshot.unique_bytes))),
+        (
+            "unique",
+            format!(
+                "{} that no other snapshot needs",
+                show::size(snapshot.unique_bytes)
+            ),
+        ),
         ("descriptor", show::size(snapshot.descriptor_bytes)),
         ("trace", format!("{} pages", snapshot.trace_pages)),
         ("hardware", hardware),
@@ -146,7 +214,12 @@ pub fn describe(snapshot: SnapshotInfo) -> String {
 pub fn diff(context: &Context, from: &str, to: &str) -> Outcome {
     context.get(&format!("/v1/diff?from={from}&to={to}"), |diff: SnapshotDiff| {
         let row = |name: &str, image: ImageDiff| {
-            let ImageDiff { same_bytes, changed_bytes, added_bytes, removed_bytes } = image;
+            let ImageDiff {
+                same_bytes,
+                changed_bytes,
+                added_bytes,
+                removed_bytes,
+            } = image;
             let [same, changed, added, removed] =
                 [same_bytes, changed_bytes, added_bytes, removed_bytes].map(show::size);
             [name.to_string(), same, changed, added, removed]
@@ -160,7 +233,11 @@ pub fn tag(context: &Context, reference: &str, new: String) -> Outcome {
     let path = format!("/v1/snapshots/{reference}/tag");
     let answer = context.client()?.post(&path, &TagRequest { reference: new })?;
     context.show(answer, |snapshot: SnapshotInfo| {
-        format!("{} ({})\n", snapshot.references.join(" "), show::short_id(&snapshot.id))
+        format!(
+            "{} ({})\n",
+            snapshot.references.join(" "),
+            show::short_id(&snapshot.id)
+        )
     })
 }
 

@@ -8,7 +8,12 @@ pub const COLUMNS: [&str; 4] = ["LOAD", "FIRST INSTRUCTION", "FIRST EXEC", "FIRS
 
 /// The columns.
 pub fn cells(timeline: &Timeline) -> [String; 4] {
-    let Timeline { load_ms, first_instruction_ms, first_exec_ms, first_response_ms } = *timeline;
+    let Timeline {
+        load_ms,
+        first_instruction_ms,
+        first_exec_ms,
+        first_response_ms,
+    } = *timeline;
     [load_ms, first_instruction_ms, first_exec_ms, first_response_ms].map(maybe_duration)
 }
 
@@ -16,6 +21,12 @@ pub fn cells(timeline: &Timeline) -> [String; 4] {
 pub fn line(timeline: &Timeline) -> String {
     let names = ["load", "first instruction", "first exec", "first response"];
     let cells = cells(timeline);
-    let known = names.iter().zip(&cells).filter(|(_, cell)| *cell != crate::show::NONE);
-    known.map(|(name, cell)| format!("{name} {cell}")).collect::<Vec<_>>().join(", ")
+    let known = names
+        .iter()
+        .zip(&cells)
+        .filter(|(_, cell)| *cell != crate::show::NONE);
+    known
+        .map(|(name, cell)| format!("{name} {cell}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }

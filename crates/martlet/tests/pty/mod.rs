@@ -23,7 +23,11 @@ impl Pty {
         assert_eq!(opened, 0);
         // SAFETY: both have just been opened and belong to nobody else.
         let [master, slave] = [master, slave].map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
-        let this = Self { master, slave, seen: String::new() };
+        let this = Self {
+            master,
+            slave,
+            seen: String::new(),
+        };
         this.resize(rows, cols);
         this
     }
@@ -44,9 +48,17 @@ impl Pty {
     }
 
     pub fn resize(&self, rows: u16, cols: u16) {
-        let size = libc::winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = libc::winsize {
+            ws_row: rows,
+            ws_col: cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         // SAFETY: TIOCSWINSZ reads one winsize.
-        assert_eq!(unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &size) }, 0);
+        assert_eq!(
+            unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &size) },
+            0
+        );
     }
 
     pub fn write(&mut self, bytes: &[u8]) {
@@ -62,7 +74,11 @@ impl Pty {
                 return;
             }
             let length = self.master.read(&mut buffer).unwrap_or(0);
-            assert!(length > 0, "the terminal was closed before {text:?}; seen: {:?}", self.seen);
+            assert!(
+                length > 0,
+                "the terminal was closed before {text:?}; seen: {:?}",
+                self.seen
+            );
             self.seen += &String::from_utf8_lossy(&buffer[..length]);
         }
     }

@@ -13,12 +13,32 @@ use serde::Deserialize;
 pub fn routes(routes: Routes) -> Routes {
     let build = Spec::new("Build a base from Debian packages").takes::<BaseBuildRequest>();
     let import = Spec::new("Make a base of a disk or an OCI image").takes::<BaseImportRequest>();
-    let remove = Spec::new("Remove a base").query("force", "boolean", false, "Also when machines were started from it");
+    let remove = Spec::new("Remove a base").query(
+        "force",
+        "boolean",
+        false,
+        "Also when machines were started from it",
+    );
     routes
         .route(Get, "/v1/bases", Spec::new("All bases").lists::<BaseInfo>(), list)
-        .route(Post, "/v1/bases/build", build.gives::<BaseInfo>().with_events(), build_base)
-        .route(Post, "/v1/bases/import", import.gives::<BaseInfo>().with_events(), import_base)
-        .route(Get, "/v1/bases/{name}", Spec::new("One base").gives::<BaseInfo>(), inspect)
+        .route(
+            Post,
+            "/v1/bases/build",
+            build.gives::<BaseInfo>().with_events(),
+            build_base,
+        )
+        .route(
+            Post,
+            "/v1/bases/import",
+            import.gives::<BaseInfo>().with_events(),
+            import_base,
+        )
+        .route(
+            Get,
+            "/v1/bases/{name}",
+            Spec::new("One base").gives::<BaseInfo>(),
+            inspect,
+        )
         .route(Delete, "/v1/bases/{name}", remove, remove_base)
 }
 
@@ -39,7 +59,9 @@ async fn build_base(
     Body(request): Body<BaseBuildRequest>,
 ) -> Reply {
     check::base_build(&request)?;
-    server.operation(events, |control, progress| control.base_build(request, progress)).await
+    server
+        .operation(events, |control, progress| control.base_build(request, progress))
+        .await
 }
 
 async fn import_base(
@@ -48,7 +70,9 @@ async fn import_base(
     Body(request): Body<BaseImportRequest>,
 ) -> Reply {
     check::base_import(&request)?;
-    server.operation(events, |control, progress| control.base_import(request, progress)).await
+    server
+        .operation(events, |control, progress| control.base_import(request, progress))
+        .await
 }
 
 async fn inspect(State(server): State<Server>, Named(name): Named) -> Reply {
@@ -60,5 +84,7 @@ async fn remove_base(
     Named(name): Named,
     Params(Force { force }): Params<Force>,
 ) -> Reply {
-    server.effect(move |control| control.base_remove(&name, force)).await
+    server
+        .effect(move |control| control.base_remove(&name, force))
+        .await
 }

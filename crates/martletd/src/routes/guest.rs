@@ -33,10 +33,30 @@ pub fn routes(routes: Routes) -> Routes {
     let log_spec = Spec::new("The console's log").gives_bytes("application/octet-stream");
     let follow = "Go on while the machine runs";
     routes
-        .route(Post, "/v1/machines/{name}/exec", exec_spec.upgrades_to("martlet-exec"), execute)
-        .route(Get, "/v1/machines/{name}/files", path(get_spec, "Absolute path in the guest"), get_files)
-        .route(Put, "/v1/machines/{name}/files", path(put_spec, "Directory in the guest"), put_files)
-        .route(Get, "/v1/machines/{name}/logs", log_spec.query("follow", "boolean", false, follow), logs)
+        .route(
+            Post,
+            "/v1/machines/{name}/exec",
+            exec_spec.upgrades_to("martlet-exec"),
+            execute,
+        )
+        .route(
+            Get,
+            "/v1/machines/{name}/files",
+            path(get_spec, "Absolute path in the guest"),
+            get_files,
+        )
+        .route(
+            Put,
+            "/v1/machines/{name}/files",
+            path(put_spec, "Directory in the guest"),
+            put_files,
+        )
+        .route(
+            Get,
+            "/v1/machines/{name}/logs",
+            log_spec.query("follow", "boolean", false, follow),
+            logs,
+        )
         .route(
             Post,
             "/v1/machines/{name}/console",
@@ -47,7 +67,11 @@ pub fn routes(routes: Routes) -> Routes {
 
 /// The answer to a client that asked for this protocol, after which the connection is ours.
 fn switch_to(protocol: &'static str) -> Response {
-    (StatusCode::SWITCHING_PROTOCOLS, [(CONNECTION, "upgrade"), (UPGRADE, protocol)]).into_response()
+    (
+        StatusCode::SWITCHING_PROTOCOLS,
+        [(CONNECTION, "upgrade"), (UPGRADE, protocol)],
+    )
+        .into_response()
 }
 
 fn wants(protocol: &str, headers: &HeaderMap) -> Result<(), Failure> {
@@ -55,9 +79,12 @@ fn wants(protocol: &str, headers: &HeaderMap) -> Result<(), Failure> {
     if asked.is_some_and(|asked| asked.eq_ignore_ascii_case(protocol)) {
         return Ok(());
     }
-    Err(Problem::new(ProblemCode::InvalidArgument, "this call needs an upgraded connection")
-        .remediation(format!("send `Connection: upgrade` and `Upgrade: {protocol}`"))
-        .into())
+    Err(Problem::new(
+        ProblemCode::InvalidArgument,
+        "this call needs an upgraded connection",
+    )
+    .remediation(format!("send `Connection: upgrade` and `Upgrade: {protocol}`"))
+    .into())
 }
 
 async fn execute(State(server): State<Server>, Named(name): Named, mut request: Request) -> Reply {
@@ -115,7 +142,9 @@ async fn get_files(
         _ => match work.await {
             Ok(Err(failure)) => Err(failure),
             Ok(Ok(())) => Ok(([(CONTENT_TYPE, "application/x-tar")], HttpBody::empty()).into_response()),
-            Err(error) => Err(Problem::new(ProblemCode::Internal, "reading files failed").cause(error).into()),
+            Err(error) => Err(Problem::new(ProblemCode::Internal, "reading files failed")
+                .cause(error)
+                .into()),
         },
     }
 }
@@ -128,7 +157,9 @@ async fn put_files(
 ) -> Reply {
     check::absolute_path(&path)?;
     let mut reader = BodyReader::new(body);
-    server.effect(move |control| control.put_path(&name, &path, &mut reader)).await
+    server
+        .effect(move |control| control.put_path(&name, &path, &mut reader))
+        .await
 }
 
 #[derive(Deserialize)]
@@ -145,7 +176,11 @@ async fn logs(
     let asked = name.clone();
     let LogSource { path } = server.call(move |control| control.logs(&asked)).await?;
     let file = File::open(&path).map_err(|error| {
-        Problem::new(ProblemCode::NotFound, format!("machine {name} has no console log yet")).cause(error)
+        Problem::new(
+            ProblemCode::NotFound,
+            format!("machine {name} has no console log yet"),
+        )
+        .cause(error)
     })?;
     let (sender, body) = ChannelBody::new();
     // A thread and not a task of the blocking pool: a log may be followed for days.
@@ -183,5 +218,7 @@ fn copy_log(mut file: File, writer: &mut BodyWriter, lives: impl Fn() -> bool) -
 
 fn still_runs(control: &dyn Control, name: &str) -> bool {
     use MachineState::*;
-    control.machine(name).is_ok_and(|machine| matches!(machine.state, Starting | Running | Pausing))
+    control
+        .machine(name)
+        .is_ok_and(|machine| matches!(machine.state, Starting | Running | Pausing))
 }

@@ -13,40 +13,88 @@ use martlet_api::*;
 
 pub fn routes(routes: Routes) -> Routes {
     let info = |summary| Spec::new(summary).gives::<MachineInfo>();
-    let run_spec = info("Start a machine from a base or a snapshot").takes::<RunRequest>().with_events();
-    let remove_spec = Spec::new("Forget a machine and its disk").query("force", "boolean", false, "Also while it runs");
+    let run_spec = info("Start a machine from a base or a snapshot")
+        .takes::<RunRequest>()
+        .with_events();
+    let remove_spec =
+        Spec::new("Forget a machine and its disk").query("force", "boolean", false, "Also while it runs");
     let saves = |summary| {
-        Spec::new(summary).takes::<CheckpointRequest>().gives::<CheckpointReport>().with_events()
+        Spec::new(summary)
+            .takes::<CheckpointRequest>()
+            .gives::<CheckpointReport>()
+            .with_events()
     };
     let fork_spec = Spec::new("Start clones of a running machine, or of a snapshot (`name:tag` or id)");
     routes
-        .route(Get, "/v1/machines", Spec::new("All machines").lists::<MachineInfo>(), list)
+        .route(
+            Get,
+            "/v1/machines",
+            Spec::new("All machines").lists::<MachineInfo>(),
+            list,
+        )
         .route(Post, "/v1/machines", run_spec, run)
-        .route(Get, "/v1/usage", Spec::new("What machines use").lists::<MachineUsage>(), usage)
+        .route(
+            Get,
+            "/v1/usage",
+            Spec::new("What machines use").lists::<MachineUsage>(),
+            usage,
+        )
         .route(Get, "/v1/machines/{name}", info("One machine"), inspect)
         .route(Delete, "/v1/machines/{name}", remove_spec, remove)
-        .route(Post, "/v1/machines/{name}/stop", info("Shut it down").takes::<StopRequest>(), stop)
+        .route(
+            Post,
+            "/v1/machines/{name}/stop",
+            info("Shut it down").takes::<StopRequest>(),
+            stop,
+        )
         .route(Post, "/v1/machines/{name}/kill", info("End it at once"), kill)
-        .route(Post, "/v1/machines/{name}/start", info("Boot it again from its disk").with_events(), start)
-        .route(Post, "/v1/machines/{name}/rename", info("Give it another name").takes::<RenameRequest>(), rename)
-        .route(Post, "/v1/machines/{name}/checkpoint", saves("Take a checkpoint; the machine goes on"), checkpoint)
-        .route(Post, "/v1/machines/{name}/suspend", saves("Take a checkpoint and leave nothing running"), suspend)
+        .route(
+            Post,
+            "/v1/machines/{name}/start",
+            info("Boot it again from its disk").with_events(),
+            start,
+        )
+        .route(
+            Post,
+            "/v1/machines/{name}/rename",
+            info("Give it another name").takes::<RenameRequest>(),
+            rename,
+        )
+        .route(
+            Post,
+            "/v1/machines/{name}/checkpoint",
+            saves("Take a checkpoint; the machine goes on"),
+            checkpoint,
+        )
+        .route(
+            Post,
+            "/v1/machines/{name}/suspend",
+            saves("Take a checkpoint and leave nothing running"),
+            suspend,
+        )
         .route(
             Post,
             "/v1/machines/{name}/resume",
-            info("Go on from its last snapshot").takes::<ResumeRequest>().with_events(),
+            info("Go on from its last snapshot")
+                .takes::<ResumeRequest>()
+                .with_events(),
             resume,
         )
         .route(
             Post,
             "/v1/machines/{name}/rollback",
-            info("Go back to an earlier snapshot").takes::<RollbackRequest>().with_events(),
+            info("Go back to an earlier snapshot")
+                .takes::<RollbackRequest>()
+                .with_events(),
             rollback,
         )
         .route(
             Post,
             "/v1/machines/{name}/fork",
-            fork_spec.takes::<ForkRequest>().gives::<ForkReport>().with_events(),
+            fork_spec
+                .takes::<ForkRequest>()
+                .gives::<ForkReport>()
+                .with_events(),
             fork,
         )
 }
@@ -61,7 +109,9 @@ async fn run(
     Body(request): Body<RunRequest>,
 ) -> Reply {
     check::run(&request)?;
-    server.operation(events, |control, progress| control.run(request, progress)).await
+    server
+        .operation(events, |control, progress| control.run(request, progress))
+        .await
 }
 
 async fn usage(State(server): State<Server>) -> Reply {
@@ -72,13 +122,19 @@ async fn inspect(State(server): State<Server>, Named(name): Named) -> Reply {
     server.answer(move |control| control.machine(&name)).await
 }
 
-async fn remove(State(server): State<Server>, Named(name): Named, Params(Force { force }): Params<Force>) -> Reply {
+async fn remove(
+    State(server): State<Server>,
+    Named(name): Named,
+    Params(Force { force }): Params<Force>,
+) -> Reply {
     server.effect(move |control| control.remove(&name, force)).await
 }
 
 async fn stop(State(server): State<Server>, Named(name): Named, Body(request): Body<StopRequest>) -> Reply {
     check::stop(&request)?;
-    server.answer(move |control| control.stop(&name, request.timeout_ms)).await
+    server
+        .answer(move |control| control.stop(&name, request.timeout_ms))
+        .await
 }
 
 async fn kill(State(server): State<Server>, Named(name): Named) -> Reply {
@@ -86,12 +142,20 @@ async fn kill(State(server): State<Server>, Named(name): Named) -> Reply {
 }
 
 async fn start(State(server): State<Server>, Named(name): Named, WantsEvents(events): WantsEvents) -> Reply {
-    server.operation(events, move |control, progress| control.start(&name, progress)).await
+    server
+        .operation(events, move |control, progress| control.start(&name, progress))
+        .await
 }
 
-async fn rename(State(server): State<Server>, Named(name): Named, Body(request): Body<RenameRequest>) -> Reply {
+async fn rename(
+    State(server): State<Server>,
+    Named(name): Named,
+    Body(request): Body<RenameRequest>,
+) -> Reply {
     check_name(&request.name)?;
-    server.answer(move |control| control.rename(&name, &request.name)).await
+    server
+        .answer(move |control| control.rename(&name, &request.name))
+        .await
 }
 
 async fn checkpoint(
@@ -101,7 +165,11 @@ async fn checkpoint(
     Body(request): Body<CheckpointRequest>,
 ) -> Reply {
     check::checkpoint(&request)?;
-    server.operation(events, move |control, progress| control.checkpoint(&name, request, progress)).await
+    server
+        .operation(events, move |control, progress| {
+            control.checkpoint(&name, request, progress)
+        })
+        .await
 }
 
 async fn suspend(
@@ -111,7 +179,11 @@ async fn suspend(
     Body(request): Body<CheckpointRequest>,
 ) -> Reply {
     check::checkpoint(&request)?;
-    server.operation(events, move |control, progress| control.suspend(&name, request, progress)).await
+    server
+        .operation(events, move |control, progress| {
+            control.suspend(&name, request, progress)
+        })
+        .await
 }
 
 async fn resume(
@@ -121,7 +193,11 @@ async fn resume(
     Body(request): Body<ResumeRequest>,
 ) -> Reply {
     check::probe(request.probe.as_ref())?;
-    server.operation(events, move |control, progress| control.resume(&name, request, progress)).await
+    server
+        .operation(events, move |control, progress| {
+            control.resume(&name, request, progress)
+        })
+        .await
 }
 
 async fn rollback(
@@ -131,7 +207,11 @@ async fn rollback(
     Body(request): Body<RollbackRequest>,
 ) -> Reply {
     check_reference(&request.to)?;
-    server.operation(events, move |control, progress| control.rollback(&name, request, progress)).await
+    server
+        .operation(events, move |control, progress| {
+            control.rollback(&name, request, progress)
+        })
+        .await
 }
 
 async fn fork(
@@ -141,5 +221,9 @@ async fn fork(
     Body(request): Body<ForkRequest>,
 ) -> Reply {
     check::fork(&request)?;
-    server.operation(events, move |control, progress| control.fork(&source, request, progress)).await
+    server
+        .operation(events, move |control, progress| {
+            control.fork(&source, request, progress)
+        })
+        .await
 }

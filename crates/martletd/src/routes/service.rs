@@ -14,11 +14,36 @@ use martlet_api::{Check, VersionInfo};
 
 pub fn routes(routes: Routes) -> Routes {
     routes
-        .route(Get, "/healthz", Spec::new("Is the daemon there?").gives_bytes("text/plain"), healthz)
-        .route(Get, "/version", Spec::new("Which daemon answers").gives::<VersionInfo>(), version)
-        .route(Get, "/metrics", Spec::new("Metrics for Prometheus").gives_bytes("text/plain"), metrics)
-        .route(Get, "/v1/openapi.json", Spec::new("This description").gives_bytes("application/json"), openapi)
-        .route(Get, "/v1/doctor", Spec::new("How the daemon itself is").lists::<Check>(), doctor)
+        .route(
+            Get,
+            "/healthz",
+            Spec::new("Is the daemon there?").gives_bytes("text/plain"),
+            healthz,
+        )
+        .route(
+            Get,
+            "/version",
+            Spec::new("Which daemon answers").gives::<VersionInfo>(),
+            version,
+        )
+        .route(
+            Get,
+            "/metrics",
+            Spec::new("Metrics for Prometheus").gives_bytes("text/plain"),
+            metrics,
+        )
+        .route(
+            Get,
+            "/v1/openapi.json",
+            Spec::new("This description").gives_bytes("application/json"),
+            openapi,
+        )
+        .route(
+            Get,
+            "/v1/doctor",
+            Spec::new("How the daemon itself is").lists::<Check>(),
+            doctor,
+        )
 }
 
 async fn healthz() -> &'static str {

@@ -15,11 +15,28 @@ pub fn routes(routes: Routes) -> Routes {
     let diff_spec = Spec::new("How two snapshots differ")
         .query("from", "string", true, "`name:tag` or id")
         .query("to", "string", true, "`name:tag` or id");
-    let tag_spec = Spec::new("Give it one more reference").takes::<TagRequest>().gives::<SnapshotInfo>();
+    let tag_spec = Spec::new("Give it one more reference")
+        .takes::<TagRequest>()
+        .gives::<SnapshotInfo>();
     routes
-        .route(Get, "/v1/snapshots", Spec::new("All snapshots").lists::<SnapshotInfo>(), list)
-        .route(Get, "/v1/snapshots/{reference}", Spec::new("One snapshot").gives::<SnapshotInfo>(), inspect)
-        .route(Delete, "/v1/snapshots/{reference}", Spec::new("Remove a reference, the last with its snapshot"), remove)
+        .route(
+            Get,
+            "/v1/snapshots",
+            Spec::new("All snapshots").lists::<SnapshotInfo>(),
+            list,
+        )
+        .route(
+            Get,
+            "/v1/snapshots/{reference}",
+            Spec::new("One snapshot").gives::<SnapshotInfo>(),
+            inspect,
+        )
+        .route(
+            Delete,
+            "/v1/snapshots/{reference}",
+            Spec::new("Remove a reference, the last with its snapshot"),
+            remove,
+        )
         .route(Get, "/v1/snapshots/{reference}/log", log_spec, log)
         .route(Post, "/v1/snapshots/{reference}/tag", tag_spec, tag)
         .route(Get, "/v1/diff", diff_spec.gives::<SnapshotDiff>(), diff)
@@ -34,7 +51,9 @@ async fn inspect(State(server): State<Server>, Referenced(reference): Referenced
 }
 
 async fn remove(State(server): State<Server>, Referenced(reference): Referenced) -> Reply {
-    server.effect(move |control| control.snapshot_remove(&reference)).await
+    server
+        .effect(move |control| control.snapshot_remove(&reference))
+        .await
 }
 
 async fn log(State(server): State<Server>, Referenced(source): Referenced) -> Reply {
@@ -47,7 +66,9 @@ async fn tag(
     Body(request): Body<TagRequest>,
 ) -> Reply {
     check_new_reference(&request.reference)?;
-    server.answer(move |control| control.tag(&reference, &request.reference)).await
+    server
+        .answer(move |control| control.tag(&reference, &request.reference))
+        .await
 }
 
 #[derive(Deserialize)]

@@ -10,10 +10,19 @@ use axum::extract::State;
 use martlet_api::{GcReport, GcRequest, StoreUsage, VerifyReport, VerifyRequest};
 
 pub fn routes(routes: Routes) -> Routes {
-    let gc_spec = Spec::new("Free what nothing refers to").takes::<GcRequest>().gives::<GcReport>();
-    let verify_spec = Spec::new("Read and check everything").takes::<VerifyRequest>().gives::<VerifyReport>();
+    let gc_spec = Spec::new("Free what nothing refers to")
+        .takes::<GcRequest>()
+        .gives::<GcReport>();
+    let verify_spec = Spec::new("Read and check everything")
+        .takes::<VerifyRequest>()
+        .gives::<VerifyReport>();
     routes
-        .route(Get, "/v1/store/usage", Spec::new("Where the space goes").gives::<StoreUsage>(), df)
+        .route(
+            Get,
+            "/v1/store/usage",
+            Spec::new("Where the space goes").gives::<StoreUsage>(),
+            df,
+        )
         .route(Post, "/v1/store/gc", gc_spec.with_events(), gc)
         .route(Post, "/v1/store/verify", verify_spec.with_events(), verify)
 }
@@ -27,7 +36,11 @@ async fn gc(
     WantsEvents(events): WantsEvents,
     Body(request): Body<GcRequest>,
 ) -> Reply {
-    server.operation(events, move |control, progress| control.gc(request.dry_run, progress)).await
+    server
+        .operation(events, move |control, progress| {
+            control.gc(request.dry_run, progress)
+        })
+        .await
 }
 
 async fn verify(
@@ -35,6 +48,13 @@ async fn verify(
     WantsEvents(events): WantsEvents,
     Body(request): Body<VerifyRequest>,
 ) -> Reply {
-    request.repair_from.iter().try_for_each(|path| check::absolute_path(path))?;
-    server.operation(events, move |control, progress| control.verify(request.repair_from, progress)).await
+    request
+        .repair_from
+        .iter()
+        .try_for_each(|path| check::absolute_path(path))?;
+    server
+        .operation(events, move |control, progress| {
+            control.verify(request.repair_from, progress)
+        })
+        .await
 }

@@ -60,7 +60,10 @@ pub fn machine(name: &str, state: MachineState) -> MachineInfo {
         address: "10.77.0.17".into(),
         mac: "52:4d:00:00:00:01".into(),
         hostname: name.into(),
-        ports: vec![PortForward { host_port: 8080, guest_port: 80 }],
+        ports: vec![PortForward {
+            host_port: 8080,
+            guest_port: 80,
+        }],
         pid: Some(42),
         accel: Accel::Tcg,
         machine_type: "pc-q35-7.2".into(),
@@ -69,7 +72,11 @@ pub fn machine(name: &str, state: MachineState) -> MachineInfo {
         agent: true,
         generation: 0,
         snapshot: None,
-        timeline: Timeline { load_ms: Some(41.5), first_instruction_ms: Some(44.0), ..Timeline::default() },
+        timeline: Timeline {
+            load_ms: Some(41.5),
+            first_instruction_ms: Some(44.0),
+            ..Timeline::default()
+        },
         restart: false,
         last_error: None,
     }
@@ -82,7 +89,12 @@ fn not_found(what: &str, name: &str) -> Problem {
 }
 
 fn stage(stage: &str, done: u64) -> Progress {
-    Progress { stage: stage.into(), done, total: Some(2), unit: ProgressUnit::Items }
+    Progress {
+        stage: stage.into(),
+        done,
+        total: Some(2),
+        unit: ProgressUnit::Items,
+    }
 }
 
 impl Fake {
@@ -90,7 +102,10 @@ impl Fake {
     pub fn with(names: &[&str]) -> Arc<Self> {
         let fake = Self::default();
         for name in names {
-            fake.machines.lock().unwrap().insert((*name).into(), machine(name, MachineState::Running));
+            fake.machines
+                .lock()
+                .unwrap()
+                .insert((*name).into(), machine(name, MachineState::Running));
         }
         Arc::new(fake)
     }
@@ -105,7 +120,9 @@ impl Fake {
     fn trouble(&self, name: &str) -> Answer<()> {
         match TROUBLES.iter().find(|(trouble, _)| *trouble == name) {
             Some((_, ProblemCode::Internal)) => panic!("a bug in the engine"),
-            Some((_, code)) => Err(Problem::new(*code, format!("{name} does not work")).cause("it is like that")),
+            Some((_, code)) => {
+                Err(Problem::new(*code, format!("{name} does not work")).cause("it is like that"))
+            }
             None => Ok(()),
         }
     }
@@ -130,7 +147,10 @@ impl Fake {
             private_bytes: 100 << 20,
             stored_bytes: 20 << 20,
             new_bytes: 60 << 20,
-            avoided: vec![Avoided { means: AvoidedMeans::FreePageReporting, bytes: 300 << 20 }],
+            avoided: vec![Avoided {
+                means: AvoidedMeans::FreePageReporting,
+                bytes: 300 << 20,
+            }],
         })
     }
 }
@@ -185,11 +205,19 @@ impl Control for Fake {
         Ok(vec![base("debian")])
     }
     fn base(&self, name: &str) -> Answer<BaseInfo> {
-        if name == "debian" { Ok(base(name)) } else { Err(not_found("base", name)) }
+        if name == "debian" {
+            Ok(base(name))
+        } else {
+            Err(not_found("base", name))
+        }
     }
     fn base_remove(&self, name: &str, force: bool) -> Answer<()> {
         let in_use = Problem::new(ProblemCode::InUse, format!("base {name} is used by web"));
-        if force { Ok(()) } else { Err(in_use.remediation("martlet rm web")) }
+        if force {
+            Ok(())
+        } else {
+            Err(in_use.remediation("martlet rm web"))
+        }
     }
     fn run(&self, r: RunRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
         let name = r.name.unwrap_or("made-up".into());
@@ -200,9 +228,15 @@ impl Control for Fake {
         progress(stage("waiting for the agent", 1));
         let mut machines = self.machines.lock().unwrap();
         if machines.contains_key(&name) {
-            return Err(Problem::new(ProblemCode::AlreadyExists, format!("machine {name} exists")));
+            return Err(Problem::new(
+                ProblemCode::AlreadyExists,
+                format!("machine {name} exists"),
+            ));
         }
-        let made = MachineInfo { ports: r.ports, ..machine(&name, MachineState::Running) };
+        let made = MachineInfo {
+            ports: r.ports,
+            ..machine(&name, MachineState::Running)
+        };
         machines.insert(name, made.clone());
         Ok(made)
     }
@@ -237,8 +271,10 @@ impl Control for Fake {
     fn remove(&self, name: &str, force: bool) -> Answer<()> {
         let machine = self.machine(name)?;
         if machine.state == MachineState::Running && !force {
-            return Err(Problem::new(ProblemCode::WrongState, format!("machine {name} is running"))
-                .remediation(format!("martlet stop {name}, or martlet rm --force {name}")));
+            return Err(
+                Problem::new(ProblemCode::WrongState, format!("machine {name} is running"))
+                    .remediation(format!("martlet stop {name}, or martlet rm --force {name}")),
+            );
         }
         self.machines.lock().unwrap().remove(name);
         Ok(())
@@ -251,7 +287,10 @@ impl Control for Fake {
         let (events, received) = sync_channel(4);
         let (to_command, commands) = channel();
         std::thread::spawn(move || command(&request, &commands, &events));
-        Ok(ExecSession { input: Box::new(Input(to_command)), events: received })
+        Ok(ExecSession {
+            input: Box::new(Input(to_command)),
+            events: received,
+        })
     }
     fn get_path(&self, name: &str, path: &str, tar: &mut (dyn Write + Send)) -> Answer<()> {
         self.machine(name)?;
@@ -263,10 +302,14 @@ impl Control for Fake {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
-            builder.append_data(&mut header, own, &content[..]).map_err(failed)?;
+            builder
+                .append_data(&mut header, own, &content[..])
+                .map_err(failed)?;
         } else {
-            let below: Vec<_> =
-                files.iter().filter_map(|(p, c)| Some((p.strip_prefix(path)?.strip_prefix('/')?, c))).collect();
+            let below: Vec<_> = files
+                .iter()
+                .filter_map(|(p, c)| Some((p.strip_prefix(path)?.strip_prefix('/')?, c)))
+                .collect();
             if below.is_empty() {
                 return Err(not_found("file", path));
             }
@@ -274,12 +317,16 @@ impl Control for Fake {
             header.set_entry_type(tar::EntryType::Directory);
             header.set_mode(0o755);
             header.set_size(0);
-            builder.append_data(&mut header, own, std::io::empty()).map_err(failed)?;
+            builder
+                .append_data(&mut header, own, std::io::empty())
+                .map_err(failed)?;
             for (rest, content) in below {
                 let mut header = tar::Header::new_gnu();
                 header.set_size(content.len() as u64);
                 header.set_mode(0o644);
-                builder.append_data(&mut header, Path::new(own).join(rest), &content[..]).map_err(failed)?;
+                builder
+                    .append_data(&mut header, Path::new(own).join(rest), &content[..])
+                    .map_err(failed)?;
             }
         }
         builder.into_inner().map(drop).map_err(failed)
@@ -287,13 +334,16 @@ impl Control for Fake {
     fn put_path(&self, name: &str, path: &str, tar: &mut (dyn Read + Send)) -> Answer<()> {
         self.machine(name)?;
         let mut bytes = Vec::new();
-        tar.read_to_end(&mut bytes).map_err(|error| Problem::new(ProblemCode::Internal, error.to_string()))?;
+        tar.read_to_end(&mut bytes)
+            .map_err(|error| Problem::new(ProblemCode::Internal, error.to_string()))?;
         self.put.lock().unwrap().push((path.into(), bytes));
         Ok(())
     }
     fn logs(&self, name: &str) -> Answer<LogSource> {
         self.machine(name)?;
-        Ok(LogSource { path: self.log.lock().unwrap().clone() })
+        Ok(LogSource {
+            path: self.log.lock().unwrap().clone(),
+        })
     }
     fn console(&self, name: &str) -> Answer<UnixStream> {
         self.machine(name)?;
@@ -301,10 +351,20 @@ impl Control for Fake {
         *self.console.lock().unwrap() = Some(theirs);
         Ok(ours)
     }
-    fn checkpoint(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport> {
+    fn checkpoint(
+        &self,
+        name: &str,
+        r: CheckpointRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<CheckpointReport> {
         self.save(name, r, progress)
     }
-    fn suspend(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport> {
+    fn suspend(
+        &self,
+        name: &str,
+        r: CheckpointRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<CheckpointReport> {
         let report = self.save(name, r, progress)?;
         self.change(name, |machine| machine.state = MachineState::Suspended)?;
         Ok(report)
@@ -314,20 +374,30 @@ impl Control for Fake {
     }
     fn fork(&self, source: &str, r: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport> {
         progress(stage("starting clones", 0));
-        let prefix = r.prefix.unwrap_or_else(|| source.split(':').next().unwrap().into());
+        let prefix = r
+            .prefix
+            .unwrap_or_else(|| source.split(':').next().unwrap().into());
         let clones = (1..=r.count).map(|index| {
             let name = format!("{prefix}-{index}");
             let fails = index == 3;
             CloneResult {
                 index,
                 machine: (!fails).then(|| machine(&name, MachineState::Running)),
-                timeline: Timeline { first_exec_ms: (!fails).then_some(77.0), ..Timeline::default() },
+                timeline: Timeline {
+                    first_exec_ms: (!fails).then_some(77.0),
+                    ..Timeline::default()
+                },
                 problem: fails.then(|| Problem::new(ProblemCode::GuestFailed, "the agent did not confirm")),
                 name,
             }
         });
         let clones = clones.collect();
-        Ok(ForkReport { snapshot: "ab".repeat(32), pause_ms: 10.0, total_ms: 100.0, clones })
+        Ok(ForkReport {
+            snapshot: "ab".repeat(32),
+            pause_ms: 10.0,
+            total_ms: 100.0,
+            clones,
+        })
     }
     fn rollback(&self, name: &str, _: RollbackRequest, _: ProgressSink<'_>) -> Answer<MachineInfo> {
         self.machine(name)
@@ -336,23 +406,42 @@ impl Control for Fake {
         Ok(vec![snapshot("web:1")])
     }
     fn snapshot(&self, reference: &str) -> Answer<SnapshotInfo> {
-        if reference.starts_with("web:") { Ok(snapshot(reference)) } else { Err(not_found("snapshot", reference)) }
+        if reference.starts_with("web:") {
+            Ok(snapshot(reference))
+        } else {
+            Err(not_found("snapshot", reference))
+        }
     }
     fn log(&self, source: &str) -> Answer<Vec<SnapshotInfo>> {
         Ok(vec![snapshot(&format!("{source}:1"))])
     }
     fn diff(&self, from: &str, to: &str) -> Answer<SnapshotDiff> {
-        let memory = ImageDiff { same_bytes: 1 << 20, ..ImageDiff::default() };
-        Ok(SnapshotDiff { from: from.into(), to: to.into(), memory, disk: ImageDiff::default() })
+        let memory = ImageDiff {
+            same_bytes: 1 << 20,
+            ..ImageDiff::default()
+        };
+        Ok(SnapshotDiff {
+            from: from.into(),
+            to: to.into(),
+            memory,
+            disk: ImageDiff::default(),
+        })
     }
     fn tag(&self, _: &str, new: &str) -> Answer<SnapshotInfo> {
         Ok(snapshot(new))
     }
     fn snapshot_remove(&self, reference: &str) -> Answer<()> {
-        Err(Problem::new(ProblemCode::InUse, format!("snapshot {reference} is in use")).cause("machine web uses it"))
+        Err(
+            Problem::new(ProblemCode::InUse, format!("snapshot {reference} is in use"))
+                .cause("machine web uses it"),
+        )
     }
     fn gc(&self, dry_run: bool, _: ProgressSink<'_>) -> Answer<GcReport> {
-        Ok(GcReport { dry_run, freed_bytes: 1 << 20, ..GcReport::default() })
+        Ok(GcReport {
+            dry_run,
+            freed_bytes: 1 << 20,
+            ..GcReport::default()
+        })
     }
     fn verify(&self, repair_from: Vec<String>, _: ProgressSink<'_>) -> Answer<VerifyReport> {
         let frame = DamagedFrame {
@@ -362,16 +451,33 @@ impl Control for Fake {
             hurts: vec!["web:1".into()],
             repaired: !repair_from.is_empty(),
         };
-        Ok(VerifyReport { checked: 10, checked_bytes: 1 << 20, damaged: vec![frame], repaired: 0 })
+        Ok(VerifyReport {
+            checked: 10,
+            checked_bytes: 1 << 20,
+            damaged: vec![frame],
+            repaired: 0,
+        })
     }
     fn df(&self) -> Answer<StoreUsage> {
-        Ok(StoreUsage { packs: 1, pack_bytes: 1 << 20, referenced_bytes: 10 << 20, ..StoreUsage::default() })
+        Ok(StoreUsage {
+            packs: 1,
+            pack_bytes: 1 << 20,
+            referenced_bytes: 10 << 20,
+            ..StoreUsage::default()
+        })
     }
     fn doctor(&self) -> Answer<Vec<Check>> {
-        Ok(vec![Check::ok("keeper", "answers"), Check::fail("qemu", "the command line's own check wins", "")])
+        Ok(vec![
+            Check::ok("keeper", "answers"),
+            Check::fail("qemu", "the command line's own check wins", ""),
+        ])
     }
     fn metrics(&self) -> Answer<Vec<Metric>> {
-        Ok(vec![Metric::gauge("machines", "Machines.", self.machines.lock().unwrap().len() as f64)])
+        Ok(vec![Metric::gauge(
+            "machines",
+            "Machines.",
+            self.machines.lock().unwrap().len() as f64,
+        )])
     }
 }
 
@@ -386,7 +492,9 @@ struct Input(Sender<ToCommand>);
 
 impl Input {
     fn send(&self, message: ToCommand) -> Answer<()> {
-        self.0.send(message).map_err(|_| Problem::new(ProblemCode::WrongState, "the command has ended"))
+        self.0
+            .send(message)
+            .map_err(|_| Problem::new(ProblemCode::WrongState, "the command has ended"))
     }
 }
 
@@ -413,14 +521,23 @@ fn command(request: &ExecRequest, input: &Receiver<ToCommand>, events: &SyncSend
     let number = || request.argv[1].parse::<i32>().unwrap();
     match request.argv[0].as_str() {
         "env" => {
-            let ExecRequest { env, cwd, user, tty, stdin, .. } = request;
+            let ExecRequest {
+                env,
+                cwd,
+                user,
+                tty,
+                stdin,
+                ..
+            } = request;
             say(format!("{env:?} {cwd:?} {user:?} {} {stdin}\n", tty.is_some()));
         }
         "cat" => {
             while let Ok(ToCommand::Stdin(bytes)) = input.recv() {
                 events.send(ExecEvent::Stdout(bytes)).unwrap_or(());
             }
-            events.send(ExecEvent::Stderr(b"cat has seen the end\n".to_vec())).unwrap_or(());
+            events
+                .send(ExecEvent::Stderr(b"cat has seen the end\n".to_vec()))
+                .unwrap_or(());
         }
         "big" => {
             let mut left = number() as usize;
@@ -458,7 +575,10 @@ fn command(request: &ExecRequest, input: &Receiver<ToCommand>, events: &SyncSend
             }
         }
         other => {
-            let problem = Problem::new(ProblemCode::NotFound, format!("there is no program {other} in the guest"));
+            let problem = Problem::new(
+                ProblemCode::NotFound,
+                format!("there is no program {other} in the guest"),
+            );
             return events.send(ExecEvent::Problem(problem)).unwrap_or(());
         }
     }
@@ -481,8 +601,11 @@ impl Served {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let control = fake.clone();
         let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(async {
                 let listener = tokio::net::UnixListener::from_std(listener).unwrap();
                 let version = VersionInfo {
@@ -494,11 +617,19 @@ impl Served {
                 let shutdown = async {
                     let _ = stopped.await;
                 };
-                Service::new(control, version).serve(listener, shutdown).await.unwrap();
+                Service::new(control, version)
+                    .serve(listener, shutdown)
+                    .await
+                    .unwrap();
             });
             runtime.shutdown_background();
         });
-        Self { fake, dir, stop: Some(stop), thread: Some(thread) }
+        Self {
+            fake,
+            dir,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
     }
 
     pub fn socket(&self) -> PathBuf {
