@@ -22,6 +22,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 const ALIGN_BYTES: u64 = 4096;
+/// Bit of qcow2's incompatible features.
+const EXTERNAL_DATA: u64 = 1 << 2;
 const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
 
 /// What `qemu-img info` says, as far as it matters here.
@@ -132,7 +134,41 @@ fn format_of(path: &Path) -> Result<&'static str, BaseError> {
     Ok(if magic == QCOW2_MAGIC { "qcow2" } else { "raw" })
 }
 
+/// Refuses what names other files by its header alone: some versions of qemu-img open an external data file, which may be
+/// any file or network address, merely to describe the image.
+fn check_qcow2_header(path: &Path) -> Result<(), BaseError> {
+    let mut header = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(80).read_to_end(&mut header))
+        .during("read", path)?;
+    let word = |at: usize| {
+        header
+            .get(at..)?
+            .first_chunk()
+            .map(|bytes| u64::from_be_bytes(*bytes))
+    };
+    let version = header
+        .get(4..)
+        .and_then(|rest| rest.first_chunk())
+        .map(|bytes| u32::from_be_bytes(*bytes));
+    let reason = match (version, word(8), word(72)) {
+        (_, Some(backing @ 1..), _) => format!(
+            "it is an overlay over another image (named at {backing}): make it whole with `qemu-img convert -O qcow2` first"
+        ),
+        (Some(2), Some(0), _) => return Ok(()),
+        (Some(3), Some(0), Some(features)) if features & EXTERNAL_DATA == 0 => return Ok(()),
+        (Some(3), Some(0), Some(_)) => {
+            "its data is in another file: make it whole with `qemu-img convert -O qcow2` first".into()
+        }
+        _ => "its qcow2 header is cut short or of an unknown version".into(),
+    };
+    Err(BaseError::bad_source(path, reason))
+}
+
 fn inspect(path: &Path, format: &str, job: &Job) -> Result<Info, BaseError> {
+    if format == "qcow2" {
+        check_qcow2_header(path)?;
+    }
     job.stage("looking at the disk");
     let answer = Run::new("qemu-img", "qemu-utils")
         .args(["info", "--output=json", "-f", format])
@@ -310,7 +346,7 @@ mod tests {
         let cases = [
             ("overlay.qcow2", "overlay over"),
             ("outside.qcow2", "another file"),
-            ("short.qcow2", ""),
+            ("short.qcow2", "cut short"),
             ("absurd.qcow2", ""),
             ("empty.raw", "not a file with anything"),
             ("noise.raw", "neither a boot sector"),

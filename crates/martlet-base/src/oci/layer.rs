@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use tar::EntryType;
 
 /// An image larger than this, uncompressed, is not imported: archives can expand a thousandfold.
-const CONTENT_LIMIT_BYTES: u64 = 64 << 30;
+pub(super) const CONTENT_LIMIT_BYTES: u64 = 64 << 30;
 const XATTR_LIMIT_BYTES: usize = 64 << 10;
 const LINK_LIMIT_BYTES: usize = 4096;
 

@@ -43,7 +43,7 @@ impl Source {
             let from = File::open(path).during("open", path)?;
             let mut to = File::create(&plain).during("create", &plain)?;
             std::io::copy(
-                &mut flate2::read::MultiGzDecoder::new(from).take(crate::ext4::SIZE_MAX_BYTES),
+                &mut flate2::read::MultiGzDecoder::new(from).take(super::layer::CONTENT_LIMIT_BYTES),
                 &mut to,
             )
             .map_err(|error| BaseError::bad_source(path, format!("cannot be unpacked: {error}")))?;
