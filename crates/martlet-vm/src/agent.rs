@@ -12,6 +12,8 @@
 mod error;
 mod link;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use error::AgentError;
 pub use stream::{AgentExec, ExecEvent, ExecInput, ExecOutcome, ExecOutput, TarReader, TarWriter};
