@@ -153,7 +153,9 @@ impl Seen {
             },
         };
         if let Some(event) = event {
-            facts.subscribers.retain(|s| s.send(event).is_ok() && event != VmEvent::Ended);
+            facts
+                .subscribers
+                .retain(|s| s.send(event).is_ok() && event != VmEvent::Ended);
         }
         drop(facts);
         self.changed.notify_all();

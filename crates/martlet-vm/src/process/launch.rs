@@ -101,6 +101,7 @@ pub fn start_detached(program: &Path, args: &[String], log: &Path) -> Result<(),
     unsafe {
         command.pre_exec(|| {
             libc::setsid();
+            inherit_nothing()?;
             match libc::fork() {
                 -1 => Err(io::Error::last_os_error()),
                 0 => Ok(()),
@@ -242,6 +243,7 @@ impl ChildPlan {
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))?;
+            inherit_nothing()?;
             for (from, to) in &self.moves {
                 check(libc::dup2(*from, *to))?;
             }
@@ -276,6 +278,12 @@ impl ChildPlan {
         }
         Ok(())
     }
+}
+
+/// Closes, at exec, whatever descriptors somebody before us forgot to close. Async-signal-safe.
+fn inherit_nothing() -> io::Result<()> {
+    // SAFETY: plain system call that only sets a flag on our own descriptors.
+    check(unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) })
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
