@@ -337,6 +337,15 @@ impl Index {
 /// redb's errors, by what to do about them.
 fn failure(error: redb::Error) -> StoreError {
     match error {
+        // Not the device's errors but redb's, about what it read.
+        redb::Error::Io(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            StoreError::Index(error.to_string())
+        }
         redb::Error::Io(error) => StoreError::io("writing or reading the index")(error),
         redb::Error::PreviousIo | redb::Error::DatabaseClosed => StoreError::Unsettled,
         error => StoreError::Index(error.to_string()),

@@ -283,7 +283,9 @@ impl Store {
 
     /// Takes a name away, also the last one of a pinned snapshot: it stays until its pins are gone.
     pub fn drop_ref(&self, name: &RefName) -> Result<()> {
-        self.inner.change_refs(|root| drop(root.refs.remove(name)))
+        self.inner.change_refs(|root| {
+            root.refs.remove(name);
+        })
     }
 
     /// Keeps a snapshot from being collected while the answer lives; `user` says to people for whom.
