@@ -209,7 +209,7 @@ fn space() -> Check {
             let found = format!("{} free for {}", show::size(free), state_dir.display());
             match free {
                 ..SPACE_NEEDED_BYTES => Check::fail("space", found, remedy),
-                ..SPACE_WANTED_BYTES => Check::warn("space", found, remedy),
+                SPACE_NEEDED_BYTES..SPACE_WANTED_BYTES => Check::warn("space", found, remedy),
                 _ => Check::ok("space", found),
             }
         }

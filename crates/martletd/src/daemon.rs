@@ -77,6 +77,9 @@ async fn until_told(service: Service, listener: UnixListener) -> Result<()> {
     };
     tokio::select! {
         served = service.serve(listener, shutdown) => Ok(served?),
-        () = overdue => Ok(tracing::warn!("requests were still open when the time for stopping was over")),
+        () = overdue => {
+            tracing::warn!("requests were still open when the time for stopping was over");
+            Ok(())
+        }
     }
 }

@@ -16,6 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::net::UnixListener;
 
+/// Requests answered, by method, route and status.
+type Counts = BTreeMap<(&'static str, String, u16), u64>;
+
 /// What handlers share.
 #[derive(Clone)]
 pub struct Server {
@@ -25,7 +28,7 @@ pub struct Server {
     pub version: Arc<VersionInfo>,
     closing: Arc<AtomicBool>,
     document: Arc<Value>,
-    counts: Arc<Mutex<BTreeMap<(&'static str, String, u16), u64>>>,
+    counts: Arc<Mutex<Counts>>,
 }
 
 impl Server {

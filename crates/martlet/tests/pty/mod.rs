@@ -55,10 +55,8 @@ impl Pty {
             ws_ypixel: 0,
         };
         // SAFETY: TIOCSWINSZ reads one winsize.
-        assert_eq!(
-            unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &size) },
-            0
-        );
+        let set = unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+        assert_eq!(set, 0);
     }
 
     pub fn write(&mut self, bytes: &[u8]) {
@@ -88,7 +86,8 @@ impl Pty {
         // SAFETY: termios is plain integers, for which zeroes are a value.
         let mut mode: libc::termios = unsafe { std::mem::zeroed() };
         // SAFETY: tcgetattr writes one termios, to a place that is one.
-        assert_eq!(unsafe { libc::tcgetattr(self.slave.as_raw_fd(), &mut mode) }, 0);
+        let got = unsafe { libc::tcgetattr(self.slave.as_raw_fd(), &mut mode) };
+        assert_eq!(got, 0);
         mode.c_lflag & libc::ECHO != 0
     }
 }
