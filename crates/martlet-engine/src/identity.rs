@@ -79,7 +79,7 @@ mod tests {
     fn generated_names_are_valid_and_differ() {
         let names: BTreeSet<_> = (1..2000).map(generated_name).collect();
         assert_eq!(names.len(), 1999);
-        names.iter().for_each(|name| martlet_api::check_name(name).unwrap());
+        names.iter().for_each(|name| martlet_api::names::check_name(name).unwrap());
     }
 
     #[test]

@@ -1,2 +1,36 @@
-//! engine
+//! Checkpoint, suspend, resume, fork and rollback as explicit state machines.
+//!
+//! ```text
+//!   run, resume, fork, rollback ──► launch ──► Live ◄── checkpoint ──► store
+//!        │                            │          ▲
+//!        ▼                            ▼          └── watch: QEMU's end, traces
+//!    machine records (state)     mapped images + disks as files of the mount
+//! ```
+//!
+//! [`Engine`] owns everything; its methods block and may be called from many threads. One command at a time works on a
+//! machine: a second one is refused, naming the first. `phase` has the states of a machine, `checkpoint` and `launch`
+//! those of the two ways through a pause.
+
+mod bases;
+mod checkpoint;
+mod dirs;
+mod end;
+mod engine;
+mod fork;
+mod guest;
+mod identity;
+mod launch;
+mod live;
+mod machine;
+mod mapped;
+mod phase;
+mod probe;
+mod problem;
+mod recovery;
+mod run;
+mod snapshots;
 mod state;
+mod watch;
+
+pub use engine::{Engine, Options};
+pub use problem::Tell;

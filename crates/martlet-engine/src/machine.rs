@@ -1,12 +1,14 @@
 //! A machine: its durable record, the guard that lets one command at a time work on it, and what is alive of it.
 
+use crate::engine::lock;
 use crate::live::Live;
 use crate::phase::{Phase, Verb};
 use martlet_api::{Accel, MachineInfo, PortForward, Problem, ProblemCode, Timeline};
 use martlet_image::SnapshotId;
+use martlet_store::Pin;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// What is remembered of a machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,8 +33,8 @@ pub struct Record {
     pub generation: u64,
     /// Newest snapshot of its line, or the one it came from.
     pub snapshot: Option<SnapshotId>,
-    /// Base it boots from (kernel and initramfs).
-    pub base: SnapshotId,
+    /// The snapshot whose disk lies below its own, and whose kernel it boots: the base at first, then its newest.
+    pub disk_base: SnapshotId,
     /// Number of its newest disk directory: each restore makes a new one.
     pub disk_number: u64,
     /// What it takes to find the running VM again.
@@ -66,10 +68,16 @@ pub struct Config {
     pub outbound: bool,
     /// Start again from the last checkpoint when QEMU dies.
     pub restart: bool,
+    /// Working directory of the command.
+    #[serde(default)]
+    pub workdir: Option<String>,
+    /// User of the command.
+    #[serde(default)]
+    pub user: Option<String>,
 }
 
 /// The virtual hardware of a start.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HardwareRecord {
     /// Accelerator.
     pub accel: Accel,
@@ -88,7 +96,9 @@ pub struct RunningRecord {
     pub pid: u32,
     /// The snapshot whose memory it maps; `None`: booted on zeros.
     pub mapped: Option<SnapshotId>,
-    /// Inode of the memory image.
+    /// Name of the memory image's file.
+    pub memory_name: String,
+    /// Its inode.
     pub memory_inode: u64,
     /// Inode of the disk.
     pub disk_inode: u64,
@@ -99,6 +109,7 @@ pub struct Machine {
     record: Mutex<Record>,
     live: Mutex<Option<Arc<Live>>>,
     at_work: Mutex<Option<&'static str>>,
+    pins: Mutex<Vec<Pin>>,
 }
 
 /// The right to work on a machine; dropped when the command ends.
@@ -112,15 +123,11 @@ impl Drop for Operation {
     }
 }
 
-/// A lock whose data stays usable after a panic elsewhere: each critical section below leaves it whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Machine {
     /// A machine of which nothing is alive yet.
     pub fn new(record: Record) -> Arc<Self> {
-        Arc::new(Self { record: Mutex::new(record), live: Mutex::new(None), at_work: Mutex::new(None) })
+        Arc::new(Self { record: Mutex::new(record), live: Mutex::new(None), at_work: Mutex::new(None), pins: Mutex::default() })
     }
 
     /// A copy of its record.
@@ -143,6 +150,11 @@ impl Machine {
     /// Sets what is alive of it; what was before is returned.
     pub fn set_live(&self, live: Option<Arc<Live>>) -> Option<Arc<Live>> {
         std::mem::replace(&mut lock(&self.live), live)
+    }
+
+    /// Sets what garbage collection must keep for it.
+    pub fn set_pins(&self, pins: Vec<Pin>) {
+        *lock(&self.pins) = pins;
     }
 
     /// What is alive of it, for a verb that its phase allows.

@@ -1,0 +1,262 @@
+//! The engine: owner of the store, the mount, the keeper and every machine.
+
+use crate::dirs::Dirs;
+use crate::machine::{Machine, Record};
+use crate::mapped::Images;
+use crate::problem::{self, Told};
+use crate::state::{State, When};
+use martlet_api::{Problem, ProblemCode};
+use martlet_base::Tools;
+use martlet_fuse::{MountOptions, Negotiated, Registry, Server};
+use martlet_image::{FrameId, SnapshotId, Trace};
+use martlet_pager::{FrameSource, Pager, SourceError};
+use martlet_store::{RealFiles, Store, StoreError};
+use martlet_vm::capture::CaptureBuffer;
+use martlet_vm::{KeeperClient, Qemu, Spawner};
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// Decoded frames kept in memory. Small: what guests map is in the kernel's page cache.
+const CACHE_BYTES: usize = 32 << 20;
+/// Threads that answer page faults.
+const FUSE_THREADS: usize = 4;
+/// Name under which the keeper holds the FUSE connection.
+const FUSE_FD: &str = "fuse";
+const NEGOTIATED: &str = "fuse-negotiated";
+const HIGHEST_INODE: &str = "fuse-highest-inode";
+
+/// Where the engine lives and what it works with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// Program that is a keeper when called with `keeper --socket PATH`.
+    pub keeper: PathBuf,
+    /// The statically linked guest agent.
+    pub agent: PathBuf,
+    /// QEMU, when not the distribution's.
+    pub qemu: Option<PathBuf>,
+}
+
+/// See the crate's documentation.
+pub struct Engine {
+    pub(crate) dirs: Dirs,
+    pub(crate) options: Options,
+    pub(crate) store: Arc<Store>,
+    pub(crate) pager: Arc<Pager>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) images: Images,
+    pub(crate) state: State,
+    pub(crate) keeper: Arc<KeeperClient>,
+    pub(crate) spawner: Arc<dyn Spawner>,
+    pub(crate) is_root: bool,
+    pub(crate) kvm_gid: Option<u32>,
+    pub(crate) machines: Mutex<BTreeMap<String, Arc<Machine>>>,
+    pub(crate) buffer: Mutex<Option<CaptureBuffer>>,
+    qemu: OnceLock<Qemu>,
+    next_key: AtomicU64,
+    server: Mutex<Option<Server>>,
+}
+
+/// The store as the pager sees it.
+struct Frames(Arc<Store>);
+
+impl FrameSource for Frames {
+    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+        self.0.frame(id).map_err(|error| match error {
+            StoreError::NotFound(_) => SourceError::Missing { frame: *id },
+            StoreError::Io { source, .. } => {
+                SourceError::Io { frame: *id, kind: source.kind(), reason: source.to_string() }
+            }
+            other => SourceError::Damaged { frame: *id, reason: other.to_string() },
+        })
+    }
+}
+
+impl Engine {
+    /// Opens the state directory, takes over what a predecessor left running, and serves.
+    pub fn open(options: Options) -> Result<Arc<Self>, Problem> {
+        let dirs = Dirs::create(&options.state_dir)?;
+        let is_root = owner_of_this_process() == 0;
+        if is_root && let Some(blocked) = dirs.blocked_at() {
+            return Err(Problem::new(
+                ProblemCode::PermissionDenied,
+                format!("QEMU, which runs unprivileged, cannot reach the state directory: {} is closed to others", blocked.display()),
+            )
+            .remediation(format!("choose another with --state-dir, or `chmod o+x {}`", blocked.display())));
+        }
+        let _ = std::fs::remove_dir_all(dirs.work());
+        let dirs = Dirs::create(&dirs.state)?;
+        let store = Arc::new(Store::open(&dirs.store(), Arc::new(RealFiles)).told_as("the store cannot be opened")?);
+        let state = State::open(&dirs.database()).told_as("the state database cannot be opened")?;
+        let pager = Pager::new(Arc::new(Frames(store.clone())), CACHE_BYTES);
+        let registry = Registry::new();
+        let socket = dirs.keeper_socket();
+        let args = ["keeper".into(), "--socket".into(), socket.display().to_string()];
+        let keeper = KeeperClient::connect_or_start(&options.keeper, &args, &socket, &dirs.state.join("keeper.log"));
+        let keeper = Arc::new(keeper.map_err(martlet_vm::VmError::from).told_as("the keeper cannot be started")?);
+        let engine = Arc::new(Self {
+            images: Images::new(registry.clone(), pager.clone()),
+            spawner: keeper.clone(),
+            kvm_gid: group_of(Path::new("/dev/kvm")),
+            dirs,
+            options,
+            store,
+            pager,
+            registry,
+            state,
+            keeper,
+            is_root,
+            machines: Mutex::default(),
+            buffer: Mutex::default(),
+            qemu: OnceLock::new(),
+            next_key: AtomicU64::new(1),
+            server: Mutex::default(),
+        });
+        engine.recover()?;
+        Ok(engine)
+    }
+
+    /// Loads the machines of a predecessor and serves its FUSE connection, or mounts anew.
+    fn recover(self: &Arc<Self>) -> Result<(), Problem> {
+        let held = self.keeper.get_fd(FUSE_FD).map_err(martlet_vm::VmError::from).told()?;
+        let negotiated: Option<Negotiated> = self.state.setting(NEGOTIATED).told()?;
+        let adopted = held.zip(negotiated).filter(|_| is_mounted(&self.dirs.mount()));
+        if let Some(highest) = self.state.setting::<u64>(HIGHEST_INODE).told()? {
+            self.registry.reserve(highest);
+        }
+        self.load_machines(adopted.is_some())?;
+        let server = match adopted {
+            Some((fd, negotiated)) => Server::start(fd, self.registry.clone(), Some(negotiated), FUSE_THREADS).told()?,
+            None => self.mount()?,
+        };
+        *lock(&self.server) = Some(server);
+        self.reconnect_machines();
+        Ok(())
+    }
+
+    fn mount(&self) -> Result<Server, Problem> {
+        let dir = self.dirs.mount();
+        let options = MountOptions { allow_other: self.is_root };
+        let fd = martlet_fuse::mount(&dir, options).map_err(|error| {
+            problem::io("mount the images on", &dir, &error).remediation("`martlet doctor` checks FUSE")
+        })?;
+        self.keeper.put_fd(FUSE_FD, fd.as_fd()).map_err(martlet_vm::VmError::from).told()?;
+        let server = Server::start(fd, self.registry.clone(), None, FUSE_THREADS).told()?;
+        self.state.put_setting(NEGOTIATED, &server.negotiated()).told()?;
+        Ok(server)
+    }
+
+    /// Ends serving. With machines still alive the mount and the keeper stay for a successor; without, nothing does.
+    pub fn close(&self) {
+        let live = self.all().iter().any(|machine| machine.live().is_some());
+        if let Err(error) = self.state.put_setting(HIGHEST_INODE, &self.registry.highest_ino()) {
+            tracing::warn!(%error, "the highest inode number was not kept");
+        }
+        let Some(server) = lock(&self.server).take() else { return };
+        if live {
+            server.stop();
+            return;
+        }
+        if let Err(error) = martlet_fuse::unmount(&self.dirs.mount()) {
+            tracing::warn!(%error, "the mount stays behind");
+        }
+        server.stop();
+        if let Err(error) = self.keeper.remove_fd(FUSE_FD).and_then(|()| self.keeper.exit()) {
+            tracing::warn!(%error, "the keeper did not end");
+        }
+    }
+
+    /// QEMU, looked for when it is first needed: a host without one can still list, verify and collect.
+    pub(crate) fn qemu(&self) -> Result<&Qemu, Problem> {
+        if let Some(qemu) = self.qemu.get() {
+            return Ok(qemu);
+        }
+        let found = Qemu::discover(self.options.qemu.as_deref()).told()?;
+        Ok(self.qemu.get_or_init(|| found))
+    }
+
+    /// Programs and directories that base builds need.
+    pub(crate) fn tools(&self) -> Tools {
+        Tools { agent: self.options.agent.clone(), cache_dir: self.dirs.cache() }
+    }
+
+    pub(crate) fn next_key(&self) -> u64 {
+        self.next_key.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// All machines, by name.
+    pub(crate) fn all(&self) -> Vec<Arc<Machine>> {
+        lock(&self.machines).values().cloned().collect()
+    }
+
+    /// The machine of this name.
+    pub(crate) fn find(&self, name: &str) -> Result<Arc<Machine>, Problem> {
+        martlet_api::names::check_name(name)?;
+        lock(&self.machines).get(name).cloned().ok_or_else(|| {
+            Problem::new(ProblemCode::NotFound, format!("there is no machine {name}")).remediation("`martlet ps` lists them")
+        })
+    }
+
+    /// Adds a machine under its name, which must be free.
+    pub(crate) fn add(&self, record: Record) -> Result<Arc<Machine>, Problem> {
+        let mut machines = lock(&self.machines);
+        if machines.contains_key(&record.name) {
+            return Err(Problem::new(ProblemCode::AlreadyExists, format!("there is a machine {} already", record.name))
+                .remediation(format!("choose another name, or `martlet rm --force {}` first", record.name)));
+        }
+        self.state.put_machine(&record.id, &record, When::Now).told()?;
+        let machine = Machine::new(record.clone());
+        machines.insert(record.name, machine.clone());
+        Ok(machine)
+    }
+
+    /// Changes a machine's record and keeps it.
+    pub(crate) fn update(&self, machine: &Machine, when: When, change: impl FnOnce(&mut Record)) -> Result<(), Problem> {
+        let record = machine.change(change);
+        self.repin(machine, &record);
+        self.state.put_machine(&record.id, &record, when).told_as(format!("the record of machine {} cannot be written", record.name))
+    }
+
+    /// Pins what a machine needs of the store: garbage collection keeps it.
+    pub(crate) fn repin(&self, machine: &Machine, record: &Record) {
+        let mapped = record.running.as_ref().and_then(|running| running.mapped);
+        let user = format!("machine {}", record.name);
+        let needed = [Some(record.disk_base), record.snapshot, mapped];
+        let pins = needed.into_iter().flatten().filter_map(|id| self.store.pin(id, &user).ok()).collect();
+        machine.set_pins(pins);
+    }
+
+    /// The pages that earlier runs of a snapshot touched, in order.
+    pub(crate) fn trace(&self, snapshot: &SnapshotId) -> Option<Trace> {
+        let bytes = self.state.trace(&snapshot.to_string()).ok().flatten()?;
+        Trace::decode(&bytes).ok()
+    }
+
+    /// Is the mount being served?
+    pub fn is_serving(&self) -> bool {
+        lock(&self.server).as_ref().is_some_and(Server::is_serving)
+    }
+}
+
+/// A lock whose data stays usable after a panic elsewhere: each critical section leaves it whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn owner_of_this_process() -> u32 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").map_or(u32::MAX, |meta| meta.uid())
+}
+
+fn group_of(path: &Path) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|meta| meta.gid()).filter(|gid| *gid != 0)
+}
+
+fn is_mounted(dir: &Path) -> bool {
+    martlet_fuse::mounts_at(dir).is_ok_and(|count| count > 0)
+}

@@ -1,0 +1,478 @@
+//! Starting a virtual machine: booting it, or restoring it from a snapshot.
+//!
+//! ```text
+//!  files ──► spawned ──► loaded ──► running ──► confirmed ──► Live
+//!   disk,     QEMU        device     vCPUs go;   clock, entropy and identity are the machine's own,
+//!   memory    answers     state is   user code   user code is released, a command has been executed
+//!   image                 in         is held
+//! ```
+//!
+//! Each step consumes the one before; dropping any of them before the end takes everything back: QEMU is killed, the
+//! files are withdrawn, a disk made for this start is deleted. So a start fails closed, whatever fails.
+
+use crate::engine::Engine;
+use crate::identity;
+use crate::live::Live;
+use crate::machine::{HardwareRecord, Record};
+use crate::mapped::{Mapped, QEMU_GID};
+use crate::problem::{self, Told};
+use martlet_agent_api as agent;
+use martlet_api::{Accel, InitKind, Problem, ProblemCode, Timeline};
+use martlet_disk::CowDisk;
+use martlet_fuse::{Placement, Prefetcher};
+use martlet_image::{BlobId, BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
+use martlet_pager::VmKey;
+use martlet_vm::agent::{AgentClient, AgentError};
+use martlet_vm::compat;
+use martlet_vm::process::{User, own_directory};
+use martlet_vm::running::StartOptions;
+use martlet_vm::spec::{Boot, Disk, Forward, MachineSpec, Memory, UserNet};
+use martlet_vm::RunningVm;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A restored guest answers within this time, or it is not released at all.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
+/// A booting guest's agent answers within this time (emulated guests on a busy host are slow).
+const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
+/// Pages that earlier runs touched are pushed up to this amount.
+const PREFETCH_BYTES: u64 = 64 << 20;
+
+/// What to start from.
+pub enum From {
+    /// The machine's own disk: a cold boot.
+    Boot(BootRecord),
+    /// A snapshot with memory.
+    Snapshot(SnapshotId, Box<SnapshotRecord>),
+    /// The disk boots by its own boot loader.
+    Firmware,
+}
+
+/// Who the guest is afterwards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// The machine it was: it goes on, or boots.
+    Same,
+    /// Another one.
+    Clone {
+        /// Id of the machine it was cloned from.
+        parent: String,
+        /// 1-based index in its fork.
+        index: u32,
+    },
+}
+
+/// Which disk it gets.
+pub enum DiskFrom {
+    /// A new one over this manifest, in a new directory.
+    New(Arc<Manifest>),
+    /// The one in its directory, over this manifest.
+    Kept(Arc<Manifest>),
+}
+
+/// A start's parameters.
+pub struct Launch<'a> {
+    /// The machine's record; its `disk_number` names the disk's directory.
+    pub record: &'a Record,
+    /// What to start from.
+    pub from: From,
+    /// Who the guest is afterwards.
+    pub who: Who,
+    /// Its disk.
+    pub disk: DiskFrom,
+    /// What runs as init.
+    pub init: InitKind,
+    /// When the request came in: where timelines begin.
+    pub requested: Instant,
+    /// Return as soon as the vCPUs run.
+    pub detach: bool,
+}
+
+/// A start that succeeded.
+pub struct Launched {
+    /// What is alive.
+    pub live: Live,
+    /// Its instants.
+    pub timeline: Timeline,
+    /// Its hardware.
+    pub hardware: HardwareRecord,
+}
+
+struct Files {
+    disk: Arc<CowDisk>,
+    disk_inode: u64,
+    disk_name: String,
+    disk_dir: PathBuf,
+    memory: Arc<Mapped>,
+    registry: Arc<martlet_fuse::Registry>,
+    /// The disk is new and goes away with a failed start.
+    made_disk: bool,
+    kept: bool,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        self.registry.remove_disk(&self.disk_name);
+        if self.made_disk
+            && let Err(error) = std::fs::remove_dir_all(&self.disk_dir)
+        {
+            tracing::warn!(dir = %self.disk_dir.display(), %error, "a disk of a failed start stays behind");
+        }
+    }
+}
+
+/// QEMU runs; it is killed unless the start succeeds.
+struct Spawned {
+    vm: Option<RunningVm>,
+    files: Files,
+    key: VmKey,
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        if let Some(vm) = &self.vm {
+            // Best effort on a path that already reports its failure.
+            let _ = vm.kill();
+            let _ = vm.wait(Duration::from_secs(10));
+            self.files.registry.clear_owner(vm.pid());
+        }
+    }
+}
+
+impl Spawned {
+    fn vm(&self) -> &RunningVm {
+        self.vm.as_ref().expect("taken only by the last step")
+    }
+}
+
+impl Engine {
+    /// Starts a virtual machine.
+    pub(crate) fn launch(&self, launch: Launch<'_>) -> Result<Launched, Problem> {
+        let since_ms = |at: Instant| at.saturating_duration_since(launch.requested).as_secs_f64() * 1e3;
+        let hardware = self.hardware(&launch)?;
+        let files = self.files(&launch)?;
+        let spawned = self.spawn(&launch, &hardware, files)?;
+        if let From::Snapshot(_, snapshot) = &launch.from {
+            let memory = snapshot.memory.as_ref().expect("a snapshot to restore has memory");
+            let descriptor = self.store.blob(&memory.descriptor).told_as("the snapshot's device state cannot be read")?;
+            spawned.vm().load_descriptor(&descriptor).told()?;
+        }
+        let mut timeline = Timeline { load_ms: Some(since_ms(Instant::now())), ..Timeline::default() };
+        let running = spawned.vm().cont().told()?;
+        timeline.first_instruction_ms = Some(since_ms(running));
+        let prefetcher = self.prefetch(&launch, &spawned.files.memory);
+        let agent = match self.has_agent(&launch) {
+            true if launch.detach && matches!(launch.from, From::Boot(_)) => None,
+            true => Some(self.confirm(&launch, spawned.vm()).map_err(|p| self.with_last_words(p, spawned.vm()))?),
+            false => None,
+        };
+        if let Some(agent) = &agent {
+            first_exec(agent).told_as("the guest does not execute commands")?;
+            timeline.first_exec_ms = Some(since_ms(Instant::now()));
+        }
+        let mut spawned = spawned;
+        spawned.files.kept = true;
+        let vm = spawned.vm.take().expect("nobody took it before");
+        let live = Live {
+            agent,
+            disk: spawned.files.disk.clone(),
+            disk_inode: spawned.files.disk_inode,
+            memory: spawned.files.memory.clone(),
+            memory_path: self.dirs.memory_file(&spawned.files.memory.name),
+            key: spawned.key,
+            since: Instant::now(),
+            ending: AtomicBool::new(false),
+            seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
+            _prefetcher: prefetcher,
+            registry: self.registry.clone(),
+            disk_name: spawned.files.disk_name.clone(),
+            vm,
+        };
+        let hardware = HardwareRecord {
+            accel: match hardware.accel {
+                compat::Accel::Kvm => Accel::Kvm,
+                compat::Accel::Tcg => Accel::Tcg,
+            },
+            machine_type: hardware.machine_type,
+            cpu_model: hardware.cpu_model,
+            qemu_version: self.qemu()?.version().to_owned(),
+        };
+        Ok(Launched { live, timeline, hardware })
+    }
+
+    /// The hardware of this start: the snapshot's, if this host can have it, else what new machines get here.
+    fn hardware(&self, launch: &Launch<'_>) -> Result<compat::Hardware, Problem> {
+        let qemu = self.qemu()?;
+        let asked = launch.record.config.accel.map(|accel| match accel {
+            Accel::Kvm => compat::Accel::Kvm,
+            Accel::Tcg => compat::Accel::Tcg,
+        });
+        let From::Snapshot(id, snapshot) = &launch.from else {
+            return Ok(qemu.new_hardware(asked));
+        };
+        let saved = snapshot.hardware.as_ref().ok_or_else(|| {
+            Problem::new(ProblemCode::Damaged, format!("snapshot {} does not say what hardware it needs", id.short()))
+        })?;
+        let saved = compat::Hardware {
+            machine_type: saved.machine_type.clone(),
+            cpu_model: saved.cpu_model.clone(),
+            accel: if saved.accel == "kvm" { compat::Accel::Kvm } else { compat::Accel::Tcg },
+            qemu_version: saved.qemu_version.clone(),
+        };
+        let offer = qemu.offer().told()?;
+        compat::check(&saved, &offer, asked)
+            .map_err(martlet_vm::VmError::from)
+            .told_as(format!("snapshot {} cannot run on this host", id.short()))?;
+        Ok(saved)
+    }
+
+    fn files(&self, launch: &Launch<'_>) -> Result<Files, Problem> {
+        let record = launch.record;
+        let (snapshot, manifest) = match &launch.from {
+            From::Snapshot(id, snapshot) => {
+                let memory = snapshot.memory.as_ref().ok_or_else(|| no_memory(id))?;
+                (Some(*id), self.store.manifest(&memory.manifest).told_as("the snapshot's memory cannot be read")?)
+            }
+            From::Boot(_) | From::Firmware => {
+                (None, Arc::new(Manifest::zero(record.config.memory_bytes / PAGE_SIZE as u64)))
+            }
+        };
+        let memory = self.images.map(snapshot, manifest, None)?;
+        self.dirs.create_machine(&record.id)?;
+        let disk_dir = self.dirs.disk(&record.id, record.disk_number);
+        let (disk, made_disk) = match &launch.disk {
+            DiskFrom::New(manifest) => {
+                (CowDisk::create(&disk_dir, self.pager.clone(), manifest.clone(), record.config.disk_bytes).told()?, true)
+            }
+            DiskFrom::Kept(manifest) => (CowDisk::open(&disk_dir, self.pager.clone(), manifest.clone()).told()?, false),
+        };
+        let user = self.qemu_user(record.number);
+        let (uid, gid) = user.as_ref().map_or_else(current_ids, |user| (user.uid, user.gid));
+        let disk_name = format!("{}-{}", record.id, record.disk_number);
+        let placement = Placement { ino: None, uid, gid, mode: 0o600 };
+        let disk_inode = self.registry.add_disk(&disk_name, disk.clone(), placement).told()?;
+        Ok(Files {
+            disk,
+            disk_inode,
+            disk_name,
+            disk_dir,
+            memory,
+            registry: self.registry.clone(),
+            made_disk,
+            kept: false,
+        })
+    }
+
+    fn spawn(&self, launch: &Launch<'_>, hardware: &compat::Hardware, files: Files) -> Result<Spawned, Problem> {
+        let record = launch.record;
+        let user = self.qemu_user(record.number);
+        let run_dir = self.dirs.run(&record.id);
+        own_directory(&run_dir, user.as_ref()).map_err(|error| problem::io("make", &run_dir, &error))?;
+        let boot = match &launch.from {
+            From::Boot(boot) => Boot::Kernel {
+                kernel: self.boot_file(&boot.kernel)?,
+                initrd: Some(self.boot_file(&boot.initrd)?),
+                cmdline: boot.cmdline.clone(),
+            },
+            From::Snapshot(..) | From::Firmware => Boot::Firmware,
+        };
+        let forwards = record.config.ports.iter();
+        let spec = MachineSpec {
+            name: record.name.clone(),
+            hardware: hardware.clone(),
+            cpus: record.config.cpus,
+            memory: Memory {
+                path: self.dirs.memory_file(&files.memory.name),
+                size_bytes: record.config.memory_bytes,
+                free_page_reporting: true,
+            },
+            disks: vec![Disk { path: self.dirs.disk_file(&files.disk_name), read_only: false }],
+            boot,
+            net: Some(UserNet {
+                address: Ipv4Addr::from(identity::address(record.number)),
+                mac: identity::mac_text(identity::mac(record.number)),
+                forwards: forwards.map(|p| Forward { host_port: p.host_port, guest_port: p.guest_port }).collect(),
+                outbound: record.config.outbound,
+            }),
+            generation_id: identity::uuid(),
+            run_dir,
+            incoming: matches!(launch.from, From::Snapshot(..)),
+        };
+        let options = StartOptions { user, oom_score_adj: Some(200), env: Vec::new() };
+        let vm = RunningVm::start(self.qemu()?, &spec, &options, self.spawner.clone()).told()?;
+        let key = VmKey(self.next_key());
+        self.registry.set_owner(vm.pid(), key);
+        Ok(Spawned { vm: Some(vm), files, key })
+    }
+
+    /// The user that QEMU runs as: nobody's but this machine's. An ordinary user's QEMU runs as that user.
+    pub(crate) fn qemu_user(&self, number: u64) -> Option<User> {
+        let uid = identity::uid(number);
+        self.is_root.then(|| User { uid, gid: uid, groups: [Some(QEMU_GID), self.kvm_gid].into_iter().flatten().collect() })
+    }
+
+    /// A kernel or initramfs as a file that QEMU can read.
+    fn boot_file(&self, id: &BlobId) -> Result<PathBuf, Problem> {
+        let path = self.dirs.boot().join(id.to_string());
+        if !path.exists() {
+            let bytes = self.store.blob(id).told_as("the guest's kernel cannot be read from the store")?;
+            let scratch = path.with_extension(identity::machine_id());
+            std::fs::write(&scratch, bytes).map_err(|error| problem::io("write", &scratch, &error))?;
+            std::fs::rename(&scratch, &path).map_err(|error| problem::io("make", &path, &error))?;
+        }
+        Ok(path)
+    }
+
+    fn has_agent(&self, launch: &Launch<'_>) -> bool {
+        match &launch.from {
+            From::Boot(_) => true,
+            From::Snapshot(_, snapshot) => snapshot.agent,
+            From::Firmware => false,
+        }
+    }
+
+    fn prefetch(&self, launch: &Launch<'_>, memory: &Arc<Mapped>) -> Option<Prefetcher> {
+        let From::Snapshot(id, _) = &launch.from else { return None };
+        let trace = self.trace(id)?;
+        Prefetcher::start(memory.image.clone(), trace, PREFETCH_BYTES).ok()
+    }
+
+    /// Makes the guest the machine it is to be, then lets its user code go. Nothing of it ran before.
+    fn confirm(&self, launch: &Launch<'_>, vm: &RunningVm) -> Result<AgentClient, Problem> {
+        let socket = self.dirs.run(&launch.record.id).join("agent.sock");
+        let epoch = u64::from_le_bytes(identity::random());
+        let booting = matches!(launch.from, From::Boot(_));
+        let timeout = if booting { BOOT_TIMEOUT } else { CONFIRM_TIMEOUT };
+        let start = match launch.who {
+            Who::Same => agent::Start::Same,
+            Who::Clone { .. } => agent::Start::Clone,
+        };
+        let client = AgentClient::connect(&socket, epoch, CONFIRM_TIMEOUT).told()?;
+        hello(&client, start, timeout, vm)?;
+        client.identify(&self.identity(launch), timeout).told_as("the guest did not take on its identity, so it was not started")?;
+        client.release(Some(now_unix_ns())).told_as("the guest did not go on")?;
+        if booting {
+            self.start_command(launch, &client)?;
+        }
+        Ok(client)
+    }
+
+    fn identity(&self, launch: &Launch<'_>) -> agent::Identity {
+        let record = launch.record;
+        let booting = matches!(launch.from, From::Boot(_));
+        let (parent_id, index) = match &launch.who {
+            Who::Same => (None, 0),
+            Who::Clone { parent, index } => (Some(parent.clone()), *index),
+        };
+        let is_new = booting || parent_id.is_some();
+        agent::Identity {
+            clone_id: record.id.clone(),
+            generation: record.generation,
+            parent_id,
+            index,
+            name: record.name.clone(),
+            realtime_unix_ns: now_unix_ns(),
+            entropy: identity::random::<64>().to_vec(),
+            hostname: is_new.then(|| record.hostname.clone()),
+            machine_id: None,
+            network: is_new.then(|| agent::Network {
+                interface: None,
+                mac: (!booting).then(|| identity::mac_text(identity::mac(record.number))),
+                address: Ipv4Addr::from(identity::address(record.number)),
+                prefix: UserNet::PREFIX_LEN,
+                gateway: Some(UserNet::GATEWAY),
+                dns: vec![UserNet::DNS],
+            }),
+            policy: agent::IdentityPolicy {
+                hostname: is_new,
+                // An image's own init chooses its machine id when it boots.
+                machine_id: is_new && !(booting && launch.init == InitKind::Systemd),
+                boot_id: is_new && !booting,
+                network: is_new,
+                hooks: !booting,
+                ..agent::IdentityPolicy::default()
+            },
+        }
+    }
+
+    fn start_command(&self, launch: &Launch<'_>, client: &AgentClient) -> Result<(), Problem> {
+        let config = &launch.record.config;
+        if config.cmd.is_empty() {
+            return Ok(());
+        }
+        let command = agent::Command {
+            argv: config.cmd.clone(),
+            env: config.env.clone(),
+            cwd: config.workdir.clone(),
+            user: config.user.clone(),
+        };
+        client.start_command(&command).told_as("the machine's command could not be started")
+    }
+
+    /// Adds what QEMU and the console said last to a problem of a start.
+    fn with_last_words(&self, problem: Problem, vm: &RunningVm) -> Problem {
+        let console = vm.handle().stderr_log.with_file_name("console.log");
+        let console = martlet_vm::process::tail(&console, 600);
+        let words: Vec<String> = [("QEMU", vm.last_words()), ("console", console)]
+            .into_iter()
+            .filter(|(_, words)| !words.trim().is_empty())
+            .map(|(who, words)| format!("{who}: {}", words.trim()))
+            .collect();
+        match (problem.cause.clone(), words.is_empty()) {
+            (_, true) => problem,
+            (Some(cause), false) => problem.cause(format!("{cause}; last words: {}", words.join("; "))),
+            (None, false) => problem.cause(format!("last words: {}", words.join("; "))),
+        }
+    }
+}
+
+/// Waits for the agent, but not longer than QEMU lives.
+fn hello(client: &AgentClient, start: agent::Start, timeout: Duration, vm: &RunningVm) -> Result<(), Problem> {
+    match client.hello(start, timeout) {
+        Ok(_) => Ok(()),
+        Err(error) if !vm.is_alive() || vm.has_panicked() => Err(Problem::new(
+            ProblemCode::GuestFailed,
+            "the guest ended before its agent answered",
+        )
+        .cause(error)),
+        Err(error @ AgentError::Timeout { .. }) => Err(error).told_as("the guest's agent does not answer"),
+        Err(error) => Err(error).told(),
+    }
+}
+
+/// Executes the least there is. A guest without `true` has answered too.
+fn first_exec(agent: &AgentClient) -> Result<(), AgentError> {
+    let command = agent::Command { argv: vec!["/bin/true".into()], ..agent::Command::default() };
+    match agent.exec_wait(command, &[], 0, CONFIRM_TIMEOUT) {
+        Ok(_) | Err(AgentError::Remote(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A base was asked to be restored.
+pub fn no_memory(id: &SnapshotId) -> Problem {
+    Problem::new(ProblemCode::InvalidArgument, format!("snapshot {} has no memory: it is a base", id.short()))
+        .remediation("start a machine from it with `martlet run`")
+}
+
+/// User and group of this process.
+pub fn current_ids() -> (u32, u32) {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").map_or((0, 0), |meta| (meta.uid(), meta.gid()))
+}
+
+/// Nanoseconds since 1970.
+pub fn now_unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// Milliseconds since 1970.
+pub fn now_unix_ms() -> u64 {
+    now_unix_ns() / 1_000_000
+}

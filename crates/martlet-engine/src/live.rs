@@ -1,0 +1,57 @@
+//! What is alive of a machine: its QEMU, its agent, its disk and the memory image it maps.
+
+use crate::mapped::Mapped;
+use martlet_disk::CowDisk;
+use martlet_fuse::{Prefetcher, Registry};
+use martlet_pager::VmKey;
+use martlet_vm::RunningVm;
+use martlet_vm::agent::AgentClient;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+/// A running VM and what serves it. Dropping it withdraws its files; QEMU must have ended by then.
+pub struct Live {
+    /// QEMU.
+    pub vm: RunningVm,
+    /// The agent, if the guest has one.
+    pub agent: Option<AgentClient>,
+    /// The root disk.
+    pub disk: Arc<CowDisk>,
+    /// Number of the disk's file.
+    pub disk_inode: u64,
+    /// The memory image it maps.
+    pub memory: Arc<Mapped>,
+    /// Path of the mapped file, as QEMU opened it.
+    pub memory_path: PathBuf,
+    /// Whose free-page reports are whose.
+    pub key: VmKey,
+    /// When it was started.
+    pub since: Instant,
+    /// Its end is our doing; nobody needs to be told.
+    pub ending: AtomicBool,
+    /// Host CPU time at the last look, for `top`: microseconds used, microseconds since `since`.
+    pub seen_cpu: [AtomicU64; 2],
+    /// Pushes the pages that earlier runs touched.
+    pub _prefetcher: Option<Prefetcher>,
+    /// Where its disk is registered.
+    pub registry: Arc<Registry>,
+    /// Name of its disk file.
+    pub disk_name: String,
+}
+
+impl Live {
+    /// From here on the end of QEMU is expected. Was it not before?
+    pub fn expect_end(&self) -> bool {
+        !self.ending.swap(true, Ordering::SeqCst)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.registry.clear_owner(self.vm.pid());
+        self.registry.remove_disk(&self.disk_name);
+        self.memory.image.clear_free(self.key);
+    }
+}

@@ -1,0 +1,136 @@
+//! Watching over running machines: QEMU's end is seen at once, and what a run touched is kept as its snapshot's trace.
+
+use crate::engine::Engine;
+use crate::live::Live;
+use crate::machine::Machine;
+use crate::phase::Phase;
+use crate::state::When;
+use martlet_image::Trace;
+use martlet_vm::process::tail;
+use martlet_vm::{ChildState, EndReason, VmEvent};
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// A run's first touches up to this age are what the next start will want first.
+const TRACE_AGE: Duration = Duration::from_secs(10);
+/// Most pages kept of a trace: 64 MiB.
+const TRACE_PAGES: usize = 16384;
+/// A guest that reboots faster than this is in a loop.
+const REBOOT_LOOP: Duration = Duration::from_secs(5);
+
+impl Engine {
+    /// Starts watching a machine that has just become alive.
+    pub(crate) fn watch(self: &Arc<Self>, machine: &Arc<Machine>, live: &Arc<Live>) {
+        let events = live.vm.events();
+        // Weak: a watcher must not keep alive what it watches.
+        let (engine, machine, live) = (Arc::downgrade(self), Arc::downgrade(machine), Arc::downgrade(live));
+        let watcher = move || {
+            let trace_at = Instant::now() + TRACE_AGE;
+            let mut traced = false;
+            loop {
+                let left = if traced { Duration::from_secs(3600) } else { trace_at.saturating_duration_since(Instant::now()) };
+                match events.recv_timeout(left) {
+                    Ok(VmEvent::Ended) | Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
+                    Ok(_) => {}
+                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !traced => {
+                        traced = true;
+                        if let (Some(engine), Some(live)) = (engine.upgrade(), live.upgrade()) {
+                            engine.keep_trace(&live);
+                        }
+                    }
+                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                }
+            }
+            ended(&engine, &machine, &live);
+        };
+        if let Err(error) = std::thread::Builder::new().name("watch".into()).spawn(watcher) {
+            tracing::warn!(%error, "a machine is not watched: its end will be seen late");
+        }
+    }
+
+    /// Adds what a run touched to the trace of the snapshot it started from.
+    pub(crate) fn keep_trace(&self, live: &Live) {
+        let Some(id) = live.memory.snapshot else { return };
+        let mut pages = self.trace(&id).map(|trace| trace.pages().to_vec()).unwrap_or_default();
+        let known: HashSet<u32> = pages.iter().copied().collect();
+        pages.extend(live.memory.image.trace().pages().iter().filter(|page| !known.contains(page)));
+        pages.truncate(TRACE_PAGES);
+        if pages.len() > known.len()
+            && let Err(error) = self.state.put_trace(&id.to_string(), &Trace::new(pages).encode())
+        {
+            tracing::warn!(%error, "a trace was not kept");
+        }
+    }
+
+    /// QEMU has ended and nobody asked for it.
+    fn ended_by_itself(self: &Arc<Self>, machine: &Arc<Machine>, live: &Arc<Live>) {
+        let record = machine.record();
+        let reason = live.vm.end_reason();
+        let status = match live.vm.wait(Duration::from_secs(5)) {
+            Ok(ChildState::Ended { status, .. }) => status.to_string(),
+            _ => "ended".into(),
+        };
+        let console = tail(&self.dirs.run(&record.id).join("console.log"), 2000);
+        let panic = console.lines().rev().find(|line| line.contains("Kernel panic")).map(str::to_owned);
+        let last_words = live.vm.last_words();
+        let age = live.since.elapsed();
+        self.end_live(machine);
+        let phase = match (reason, &panic) {
+            (Some(EndReason::GuestShutdown), _) => Phase::Stopped,
+            (_, Some(panic)) => Phase::Failed { why: format!("the guest's kernel panicked: {}", panic.trim()) },
+            (Some(EndReason::GuestReset), None) if age > REBOOT_LOOP => {
+                tracing::info!(machine = record.name, "the guest reboots");
+                self.restart(machine, Restart::Boot);
+                return;
+            }
+            (Some(EndReason::GuestReset), None) => Phase::Failed { why: "the guest reboots in a loop".into() },
+            _ => Phase::Failed {
+                why: match last_words.trim() {
+                    "" => format!("QEMU {status}"),
+                    words => format!("QEMU {status}; its last words: {words}"),
+                },
+            },
+        };
+        tracing::warn!(machine = record.name, ?phase, "a machine has ended");
+        let failed = matches!(phase, Phase::Failed { .. });
+        if let Err(problem) = self.update(machine, When::Now, |record| {
+            record.phase = phase;
+            record.running = None;
+        }) {
+            tracing::error!(%problem, machine = record.name, "its end could not be recorded");
+        }
+        if failed && record.config.restart {
+            self.restart(machine, Restart::Checkpoint);
+        }
+    }
+
+    fn restart(self: &Arc<Self>, machine: &Arc<Machine>, how: Restart) {
+        let record = machine.record();
+        let Ok(_operation) = machine.begin("restart") else { return };
+        let failed = Phase::Failed { why: "it could not be restarted".into() };
+        let restarted = match (how, record.snapshot) {
+            (Restart::Checkpoint, Some(id)) => self.restore_in_place(machine, id, Instant::now(), failed),
+            _ => self.boot_again(machine, Instant::now()),
+        };
+        match restarted {
+            Ok(()) => tracing::info!(machine = record.name, "restarted"),
+            Err(problem) => tracing::error!(%problem, machine = record.name, "it could not be restarted"),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Restart {
+    /// From the disk it has.
+    Boot,
+    /// From its newest checkpoint, if it has one.
+    Checkpoint,
+}
+
+fn ended(engine: &Weak<Engine>, machine: &Weak<Machine>, live: &Weak<Live>) {
+    let (Some(engine), Some(machine), Some(live)) = (engine.upgrade(), machine.upgrade(), live.upgrade()) else { return };
+    if live.expect_end() {
+        engine.ended_by_itself(&machine, &live);
+    }
+}
