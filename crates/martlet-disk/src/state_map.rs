@@ -199,7 +199,7 @@ impl StateMap {
             } else {
                 ((1 << count) - 1) << low
             };
-            let value = (LOW_BITS * state as u64 & mask).to_le();
+            let value = ((LOW_BITS * state as u64) & mask).to_le();
             let mask = mask.to_le();
             let merge = |old: u64| Some(old & !mask | value);
             let old = self.words()[index].fetch_update(Ordering::AcqRel, Ordering::Relaxed, merge);

@@ -60,7 +60,7 @@ const IMAGE: usize = 50 * BLOCK_SIZE;
 fn image_bytes() -> Vec<u8> {
     (0..IMAGE)
         .map(|at| {
-            if at / BLOCK_SIZE % 4 == 0 {
+            if (at / BLOCK_SIZE).is_multiple_of(4) {
                 0
             } else {
                 (at / 7) as u8 ^ (at / BLOCK_SIZE) as u8

@@ -1,10 +1,11 @@
 //! The descriptor of `/dev/fuse`: requests out, answers and notifications in.
 #![allow(unsafe_code)] // readv-like system calls on a raw descriptor
 
-use crate::proto::{Body, TRANSFER_BYTES_MAX, notify};
+use crate::notifier::Notifier;
+use crate::proto::{TRANSFER_BYTES_MAX, notify};
 use martlet_pager::PagePush;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 pub(crate) struct Device {
@@ -24,6 +25,10 @@ pub(crate) enum Arrival {
 impl Device {
     pub(crate) fn new(fd: OwnedFd) -> Arc<Self> {
         Arc::new(Self { fd })
+    }
+
+    pub(crate) fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 
     pub(crate) fn read(&self, buf: &mut [u8]) -> io::Result<Arrival> {
@@ -63,7 +68,7 @@ impl Device {
             Ok(parts) => (0, parts),
             Err(errno) => (-errno, [&[][..]; 2]),
         };
-        if let Err(error) = self.send(error, unique, parts) {
+        if let Err(error) = send(self.fd.as_raw_fd(), error, unique, parts) {
             // The asker was killed, or the file system unmounted: nobody waits any more.
             let gone = matches!(
                 error.raw_os_error(),
@@ -75,48 +80,34 @@ impl Device {
         }
     }
 
-    fn send(&self, code: i32, unique: u64, parts: [&[u8]; 2]) -> io::Result<()> {
-        let length = 16 + parts.iter().map(|part| part.len()).sum::<usize>();
-        let mut header = [0; 16];
-        header[..4].copy_from_slice(&(length as u32).to_ne_bytes());
-        header[4..8].copy_from_slice(&code.to_ne_bytes());
-        header[8..].copy_from_slice(&unique.to_ne_bytes());
-        let slice = |part: &[u8]| libc::iovec {
-            iov_base: part.as_ptr().cast_mut().cast(),
-            iov_len: part.len(),
-        };
-        let parts = [slice(&header), slice(parts[0]), slice(parts[1])];
-        // SAFETY: three valid slices that outlive the call; the kernel only reads them.
-        match unsafe { libc::writev(self.fd.as_raw_fd(), parts.as_ptr(), 3) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Puts bytes into the page cache of a file. Never on a thread that is handling a request.
-    pub(crate) fn store(&self, ino: u64, offset: u64, data: &[u8]) -> io::Result<()> {
-        let head = Body::default().u64(ino).u64(offset).u32(data.len() as u32).u32(0);
-        self.send(notify::STORE, 0, [&head.0, data])
-    }
-
-    /// Drops the page cache of a range. Never on a thread that is handling a request.
-    pub(crate) fn invalidate(&self, ino: u64, offset: u64, length: u64) -> io::Result<()> {
-        let body = Body::default().u64(ino).u64(offset).u64(length);
-        match self.send(notify::INVAL_INODE, 0, [&body.0, &[]]) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()), // nobody has it: nothing is cached
-            outcome => outcome,
-        }
-    }
-
     /// Asks for every request again that was read and not answered (Linux 6.9).
     pub(crate) fn resend(&self) -> io::Result<()> {
-        self.send(notify::RESEND, 0, [&[], &[]])
+        send(self.fd.as_raw_fd(), notify::RESEND, 0, [&[], &[]])
+    }
+}
+
+/// Writes a message: an answer, or with `unique` 0 a notice.
+pub(crate) fn send(fd: RawFd, code: i32, unique: u64, parts: [&[u8]; 2]) -> io::Result<()> {
+    let length = 16 + parts.iter().map(|part| part.len()).sum::<usize>();
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&(length as u32).to_ne_bytes());
+    header[4..8].copy_from_slice(&code.to_ne_bytes());
+    header[8..].copy_from_slice(&unique.to_ne_bytes());
+    let slice = |part: &[u8]| libc::iovec {
+        iov_base: part.as_ptr().cast_mut().cast(),
+        iov_len: part.len(),
+    };
+    let parts = [slice(&header), slice(parts[0]), slice(parts[1])];
+    // SAFETY: three valid slices that outlive the call; the kernel only reads them.
+    match unsafe { libc::writev(fd, parts.as_ptr(), 3) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 
 /// Stores into the page cache of one file.
 pub(crate) struct StorePush {
-    pub(crate) device: Arc<Device>,
+    pub(crate) notifier: Arc<Notifier>,
     pub(crate) ino: u64,
     pub(crate) size_bytes: u64,
 }
@@ -128,7 +119,7 @@ impl PagePush for StorePush {
         let data = &data[..data.len().min(room)];
         let mut offset = offset_bytes;
         data.chunks(TRANSFER_BYTES_MAX as usize).all(|chunk| {
-            let stored = self.device.store(self.ino, offset, chunk);
+            let stored = self.notifier.store(self.ino, offset, chunk);
             offset += chunk.len() as u64;
             stored.is_ok()
         })

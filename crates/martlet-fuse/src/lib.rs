@@ -23,11 +23,13 @@
 //! the same images under the same numbers *before* it adopts the connection.
 //!
 //! **Never store or invalidate inside a handler**: the kernel takes page locks for it which the request being
-//! handled holds. Pushes go through the pager's queue thread; [`Server::invalidate`] is for callers outside.
+//! handled holds. Pushes go through the pager's queue thread and then, as all notices do, through a thread that holds
+//! nothing which a successor could need; [`Server::invalidate`] and the removal of names are for callers outside.
 
 mod attr;
 mod device;
 mod mount;
+mod notifier;
 mod prefetcher;
 mod proto;
 mod registry;

@@ -58,6 +58,7 @@ pub(crate) mod fopen {
 /// Codes of unasked messages to the kernel.
 pub(crate) mod notify {
     pub(crate) const INVAL_INODE: i32 = 2;
+    pub(crate) const INVAL_ENTRY: i32 = 3;
     pub(crate) const STORE: i32 = 4;
     pub(crate) const RESEND: i32 = 7;
 }

@@ -4,7 +4,8 @@
 //! to one memory image. A node without a name lives on until the kernel forgets it, so who has it open goes on.
 
 use crate::attr::Attr;
-use crate::device::{Device, StorePush};
+use crate::device::StorePush;
+use crate::notifier::Notifier;
 use martlet_disk::CowDisk;
 use martlet_pager::{MemoryImage, PushQueue, VmKey};
 use std::collections::{BTreeMap, HashMap};
@@ -103,7 +104,7 @@ struct Files {
     disk: BTreeMap<String, u64>,
     owners: HashMap<u32, VmKey>,
     highest: u64,
-    push: Option<(Arc<PushQueue>, Arc<Device>)>,
+    push: Option<(Arc<PushQueue>, Arc<Notifier>)>,
 }
 
 /// The files of a mount. Changes show at once.
@@ -130,10 +131,10 @@ impl Files {
     }
 
     fn attach(&self, ino: u64, node: &Node) {
-        if let (Content::Memory(image), Some((queue, device))) = (&node.content, &self.push) {
+        if let (Content::Memory(image), Some((queue, notifier))) = (&node.content, &self.push) {
             let size_bytes = image.size_bytes();
             let push = StorePush {
-                device: device.clone(),
+                notifier: notifier.clone(),
                 ino,
                 size_bytes,
             };
@@ -147,7 +148,13 @@ impl Files {
             .get(&ino)
             .is_some_and(|node| node.names == 0 && node.lookups == 0)
         {
-            self.nodes.remove(&ino);
+            if let Some(Node {
+                content: Content::Memory(image),
+                ..
+            }) = self.nodes.remove(&ino)
+            {
+                image.set_push(None);
+            }
         }
     }
 }
@@ -213,7 +220,7 @@ impl Registry {
             .map(|(&ino, _)| ino);
         let next = files.highest.max(FIRST_FILE - 1) + 1;
         let ino = placement.ino.or(there).unwrap_or(next);
-        if ino < FIRST_FILE || ino >= 1 << 62 || there.is_some_and(|there| there != ino) {
+        if !(FIRST_FILE..1 << 62).contains(&ino) || there.is_some_and(|there| there != ino) {
             return Err(RegistryError::NumberTaken { ino });
         }
         if there.is_none() {
@@ -238,11 +245,11 @@ impl Registry {
         Ok(ino)
     }
 
-    /// Takes a name away; was it there? Who has the file open goes on.
+    /// Takes a name away; was it there? Who has the file open goes on. Not on a thread that handles requests.
     pub fn remove_memory(&self, name: &str) -> bool {
         self.remove(MEMORY_DIR, name)
     }
-    /// Takes a name away; was it there? Who has the file open goes on.
+    /// Takes a name away; was it there? Who has the file open goes on. Not on a thread that handles requests.
     pub fn remove_disk(&self, name: &str) -> bool {
         self.remove(DISK_DIR, name)
     }
@@ -255,6 +262,11 @@ impl Registry {
             node.names -= 1;
         }
         files.drop_unused(ino);
+        let notifier = files.push.as_ref().map(|(_, notifier)| notifier.clone());
+        drop(files); // requests are handled while the kernel forgets
+        if let Some(Err(error)) = notifier.map(|notifier| notifier.forget_name(dir, name)) {
+            tracing::debug!(%error, name, "the kernel keeps a removed file for a while");
+        }
         true
     }
 
@@ -286,7 +298,7 @@ impl Registry {
         self.files().nodes.get(&ino).map(|node| node.content.clone())
     }
 
-    pub(crate) fn set_push(&self, push: Option<(Arc<PushQueue>, Arc<Device>)>) {
+    pub(crate) fn set_push(&self, push: Option<(Arc<PushQueue>, Arc<Notifier>)>) {
         let mut files = self.files();
         files.push = push;
         for (&ino, node) in &files.nodes {

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)] // a signal that only interrupts system calls
 
 use crate::device::{Arrival, Device, StorePush};
+use crate::notifier::Notifier;
 use crate::proto::{self, Body, MAJOR, MINOR, MINOR_MIN, Opcode, REQUEST_BYTES_MAX, TRANSFER_BYTES_MAX, cap};
 use crate::registry::{Content, Registry};
 use crate::request::Worker;
@@ -79,6 +80,7 @@ impl ServerError {
 /// A connection being served.
 pub struct Server {
     device: Arc<Device>,
+    notifier: Arc<Notifier>,
     registry: Arc<Registry>,
     negotiated: Negotiated,
     push: Arc<PushQueue>,
@@ -103,9 +105,11 @@ impl Server {
         };
         catch_wake_signal();
         let push = PushQueue::start(PUSH_DEPTH);
-        registry.set_push(Some((push.clone(), device.clone())));
+        let notifier = Arc::new(Notifier::start(&device));
+        registry.set_push(Some((push.clone(), notifier.clone())));
         let stopping = Arc::new(AtomicBool::new(false));
         let mut server = Self {
+            notifier,
             device,
             registry,
             negotiated,
@@ -168,7 +172,7 @@ impl Server {
             Content::Memory(image) => {
                 let size_bytes = image.size_bytes();
                 Some(Arc::new(StorePush {
-                    device: self.device.clone(),
+                    notifier: self.notifier.clone(),
                     ino,
                     size_bytes,
                 }))
@@ -179,7 +183,7 @@ impl Server {
 
     /// Drops what the kernel has cached of a file. Not on a thread that handles requests.
     pub fn invalidate(&self, ino: u64) -> io::Result<()> {
-        self.device.invalidate(ino, 0, 0)
+        self.notifier.invalidate(ino)
     }
 
     /// Waits until the file system is unmounted.

@@ -10,7 +10,7 @@ use martlet_fuse::{Negotiated, Placement, Registry, Server};
 use martlet_image::{FrameId, Manifest, PAGE_SIZE, PageLocation};
 use martlet_pager::{FrameSource, MemoryImage, Pager, SourceError, VmKey};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -167,10 +167,8 @@ fn a_killed_server_is_replaced_in_the_middle_of_requests() {
         assert!(mapping.bytes() == content);
         let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: no memory is involved; the descriptor is open.
-        assert_eq!(
-            unsafe { libc::fallocate(mapping.file().as_raw_fd(), hole, 8192, 4096) },
-            0
-        );
+        let punched = unsafe { libc::fallocate(mapping.file().as_raw_fd(), hole, 8192, 4096) };
+        assert_eq!(punched, 0);
         assert_eq!(
             memory.free_pages(VmKey(1)).len(),
             1,
@@ -199,9 +197,5 @@ fn main() {
         return serve(fd.parse().unwrap(), Path::new(dir));
     }
     a_killed_server_is_replaced_in_the_middle_of_requests();
-    writeln!(
-        std::io::stdout(),
-        "a_killed_server_is_replaced_in_the_middle_of_requests ... ok"
-    )
-    .unwrap();
+    println!("a_killed_server_is_replaced_in_the_middle_of_requests ... ok");
 }

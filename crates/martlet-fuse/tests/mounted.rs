@@ -330,6 +330,30 @@ fn a_disk_is_written_discarded_and_frozen_under_load() {
 }
 
 #[test]
+fn a_removed_disk_is_let_go_when_it_is_closed() {
+    let (shelf, manifest, _) = image(64, 1);
+    let pager = Pager::new(shelf, 1 << 20);
+    let store = tempfile::tempdir().unwrap();
+    let disk = CowDisk::create(store.path(), pager.clone(), manifest.clone(), 64 * 4096).unwrap();
+    let registry = Registry::new();
+    registry.add_disk("d", disk, Placement::default()).unwrap();
+    let (mounted, _server) = Mounted::served(&registry);
+    let file = File::open(mounted.disk("d")).unwrap();
+    assert!(registry.remove_disk("d"));
+    file.read_exact_at(&mut [0; 100], 5000).unwrap();
+    assert!(
+        CowDisk::open(store.path(), pager.clone(), manifest.clone()).is_err(),
+        "in use"
+    );
+    drop(file);
+    let start = Instant::now();
+    while CowDisk::open(store.path(), pager.clone(), manifest.clone()).is_err() {
+        assert!(start.elapsed() < Duration::from_secs(20), "the kernel keeps it");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn mounting_again_replaces_what_was_left() {
     let registry = Registry::new();
     let (mounted, fd) = Mounted::new();

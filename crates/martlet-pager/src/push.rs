@@ -5,7 +5,6 @@ use crate::cache::lock;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 /// Takes pages that nobody asked for yet (a kernel's page cache, through a notify-store). A push may be lost.
 /// It may also wait for locks of faults in flight: never call it on a thread that answers faults.
@@ -37,7 +36,6 @@ struct Shared {
 pub struct PushQueue {
     shared: Arc<Shared>,
     depth: usize,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl PushQueue {
@@ -48,16 +46,15 @@ impl PushQueue {
             let shared = shared.clone();
             move || shared.run()
         };
-        let thread = std::thread::Builder::new().name("push".into()).spawn(run).ok();
-        if thread.is_none() {
+        if std::thread::Builder::new()
+            .name("push".into())
+            .spawn(run)
+            .is_err()
+        {
             tracing::warn!("no thread for pushes: pages come by faults alone");
             lock(&shared.waiting).closed = true;
         }
-        Arc::new(Self {
-            shared,
-            depth,
-            thread,
-        })
+        Arc::new(Self { shared, depth })
     }
 
     /// Queues a piece; was there room?
@@ -94,14 +91,8 @@ impl Shared {
 }
 
 impl Drop for PushQueue {
+    /// Waits for nobody: a push under way may wait for a page that only the next server of the file can bring.
     fn drop(&mut self) {
         self.close();
-        if let Some(thread) = self
-            .thread
-            .take()
-            .filter(|thread| thread.thread().id() != std::thread::current().id())
-        {
-            let _ = thread.join();
-        }
     }
 }

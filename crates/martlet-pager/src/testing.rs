@@ -55,7 +55,9 @@ pub(crate) fn image(pages: u64, seed: u64) -> (Arc<Shelf>, Manifest, Vec<u8>) {
     let mut shelf = Shelf::default();
     let mut manifest = Manifest::zero(pages);
     let mut content = vec![0; pages as usize * PAGE_SIZE];
-    let stored: Vec<u64> = (0..pages).filter(|page| (page * 31 + seed) % 5 != 0).collect();
+    let stored: Vec<u64> = (0..pages)
+        .filter(|page| !(page * 31 + seed).is_multiple_of(5))
+        .collect();
     for pages in stored.chunks(FRAME_PAGES_MAX) {
         let mut frame = Vec::new();
         for &page in pages {
