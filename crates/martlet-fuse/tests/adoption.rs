@@ -16,7 +16,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 use support::{Mapping, Mounted, Shelf, image};
 
 const PAGES: u64 = 1024;
@@ -35,6 +36,8 @@ const DISK: Placement = Placement {
 /// Pages whose frames the first server never gets.
 const STUCK_PAGES: [u64; 2] = [701, 301];
 
+static STUCK: AtomicBool = AtomicBool::new(false);
+
 /// Never comes back with some frames, and says so.
 struct Stuck {
     shelf: Arc<Shelf>,
@@ -45,6 +48,7 @@ impl FrameSource for Stuck {
     fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
         while self.frames.contains(id) {
             println!("stuck");
+            STUCK.store(true, Relaxed);
             std::thread::sleep(Duration::from_secs(3600));
         }
         self.shelf.frame(id)
@@ -69,13 +73,22 @@ fn registry(memory: Arc<MemoryImage>, disk: Arc<CowDisk>) -> Arc<Registry> {
 fn serve(fd: i32, dir: &Path) {
     // SAFETY: the parent left this descriptor open for this process, which uses it nowhere else.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let (shelf, manifest, _) = image(PAGES, 1);
+    let (shelf, manifest, content) = image(PAGES, 1);
     let frames = STUCK_PAGES.map(|page| frame_of(&manifest, page)).to_vec();
     let pager = Pager::new(Arc::new(Stuck { shelf, frames }), 16 << 20);
     let disk = CowDisk::create(dir, pager.clone(), manifest.clone(), PAGES * 4096).unwrap();
     let registry = registry(MemoryImage::new(pager, manifest), disk);
     let server = Server::start(fd, registry, None, 4).unwrap();
     println!("{}", serde_json::to_string(&server.negotiated()).unwrap());
+    // A push of the very page that is being read waits for the page's lock, and no signal ends that.
+    while !STUCK.load(Relaxed) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("pushing");
+    server.pusher(20).unwrap().push(
+        STUCK_PAGES[0] * 4096,
+        &content[STUCK_PAGES[0] as usize * 4096..][..4096],
+    );
     server.join();
 }
 
@@ -83,6 +96,10 @@ fn serve(fd: i32, dir: &Path) {
 struct Served(Child);
 
 impl Served {
+    /// Does not wait: the process cannot end before somebody answers the read that its push waits for.
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+    }
     fn stdout(&mut self) -> ChildStdout {
         self.0.stdout.take().unwrap()
     }
@@ -90,8 +107,20 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        self.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// The disk, as soon as the killed process let go of it. That process is not gone altogether: its push still waits.
+fn reopen(dir: &Path, pager: &Arc<Pager>, manifest: &Arc<Manifest>) -> Arc<CowDisk> {
+    let start = Instant::now();
+    loop {
+        match CowDisk::open(dir, pager.clone(), manifest.clone()) {
+            Ok(disk) => return disk,
+            Err(error) => assert!(start.elapsed() < Duration::from_secs(20), "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -131,14 +160,14 @@ fn a_killed_server_is_replaced_in_the_middle_of_requests() {
 
     let at = STUCK_PAGES[1] * 4096 + 100;
     std::thread::scope(|scope| {
-        let (fd, first) = (fd, first); // closed by a failure, so that nobody waits for ever
+        let (fd, mut first) = (fd, first); // closed by a failure, so that nobody waits for ever
         let reader = scope.spawn(|| mapping.page(STUCK_PAGES[0]).to_vec());
         let writer = scope.spawn(|| file.write_all_at(b"half a block", at));
-        assert_eq!(
-            [lines.next(), lines.next()],
-            [Some("stuck".into()), Some("stuck".into())]
-        );
-        drop(first);
+        let mut said: Vec<String> = lines.by_ref().take(3).collect();
+        said.sort();
+        assert_eq!(said, ["pushing", "stuck", "stuck"]);
+        std::thread::sleep(Duration::from_millis(50)); // until the push waits
+        first.kill();
         std::thread::sleep(Duration::from_millis(20));
         assert!(
             !reader.is_finished() && !writer.is_finished(),
@@ -146,7 +175,7 @@ fn a_killed_server_is_replaced_in_the_middle_of_requests() {
         );
 
         let pager = Pager::new(shelf.clone(), 16 << 20);
-        let disk = CowDisk::open(&dir, pager.clone(), manifest.clone()).unwrap();
+        let disk = reopen(&dir, &pager, &manifest);
         let memory = MemoryImage::new(pager, manifest.clone());
         let registry = registry(memory.clone(), disk);
         registry.set_owner(std::process::id(), VmKey(1));
