@@ -83,7 +83,7 @@ impl Batch {
     /// Stores pages of an image, each with its index, and tells where each of them is, in the order given.
     ///
     /// Zero pages cost nothing, pages whose content is known anywhere in the store are referred to, and the rest
-    /// goes into frames of 16 in the order given: what lies together in the image lies together in a frame.
+    /// goes into frames in the order given: what lies together in the image lies together in a frame.
     pub fn put_pages<'a>(
         &mut self,
         pages: impl IntoIterator<Item = (u64, &'a [u8; PAGE_SIZE])>,
