@@ -46,7 +46,7 @@ pub struct ChildInfo {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Request {
-    Spawn(SpawnRequest),
+    Spawn(Box<SpawnRequest>),
     Signal { pid: u32, signal: i32 },
     State { pid: u32 },
     Forget { pid: u32 },
@@ -211,7 +211,7 @@ impl Spawner for KeeperClient {
     fn spawn(&self, request: &SpawnRequest, fds: Vec<OwnedFd>) -> Result<u32, SpawnError> {
         let program = request.argv.first().cloned().unwrap_or_default();
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        match self.ask(&Request::Spawn(request.clone()), &borrowed)?.0 {
+        match self.ask(&Request::Spawn(Box::new(request.clone())), &borrowed)?.0 {
             Reply::Pid(pid) => Ok(pid),
             Reply::BadRequest(reason) => Err(SpawnError::BadRequest { program, reason }),
             Reply::Refused(reason) => Err(SpawnError::Refused { program, reason }),
