@@ -99,7 +99,7 @@ pub struct EncodedFrame {
 pub fn encode_frame(pages: &[u8]) -> EncodedFrame {
     let page_count = pages.len() / PAGE_SIZE;
     assert!(
-        pages.len() % PAGE_SIZE == 0 && (1..=FRAME_PAGES_MAX).contains(&page_count),
+        pages.len().is_multiple_of(PAGE_SIZE) && (1..=FRAME_PAGES_MAX).contains(&page_count),
         "a frame is 1 to {FRAME_PAGES_MAX} whole pages, not {} bytes",
         pages.len()
     );

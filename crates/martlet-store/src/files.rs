@@ -1,6 +1,8 @@
 //! The only door to files. Everything the store does to a disk goes through [`Files`], so that tests can put a disk
 //! behind it that fills up, fails, tears writes and forgets what was not synced ([`crate::faulty`]).
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{self, OpenOptions};
@@ -97,10 +99,10 @@ impl Files for RealFiles {
             .create(true)
             .truncate(false)
             .open(path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Box::new(file))),
-            Err(fs::TryLockError::WouldBlock) => Ok(None),
-            Err(fs::TryLockError::Error(error)) => Err(error),
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(Box::new(lock))),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, error)) => Err(error.into()),
         }
     }
 }
@@ -121,12 +123,11 @@ impl File for RealFile {
     fn set_size(&self, size: u64) -> io::Result<()> {
         let now = self.size()?;
         if size > now {
-            use nix::fcntl::{FallocateFlags, fallocate};
             let [at, len] =
                 [now, size - now].map(|n| i64::try_from(n).map_err(|_| io::ErrorKind::FileTooLarge));
             match fallocate(&self.0, FallocateFlags::empty(), at?, len?) {
                 // Some file systems cannot reserve; there a full disk shows late.
-                Err(nix::errno::Errno::EOPNOTSUPP) => {}
+                Err(Errno::EOPNOTSUPP) => {}
                 done => return Ok(done?),
             }
         }
