@@ -35,8 +35,6 @@ pub const COMMAND_GROUP: &str = "martlet-command";
 /// How often a group is asked whether it is frozen by now.
 const FROZEN_POLL: Duration = Duration::from_micros(300);
 
-const PF_KTHREAD: u64 = 0x0020_0000;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Running,
@@ -95,10 +93,10 @@ impl Hold {
                 gates: Vec::new(),
             }),
         };
-        if let Some(root) = &hold.cgroups {
-            if let Err(error) = hold.join_own_group(root) {
-                log(&format!("cannot have a cgroup of my own: {error}"));
-            }
+        if let Some(root) = &hold.cgroups
+            && let Err(error) = hold.join_own_group(root)
+        {
+            log(&format!("cannot have a cgroup of my own: {error}"));
         }
         hold
     }
@@ -224,17 +222,22 @@ impl Hold {
     fn freeze_all(&self, root: &Path, deadline: Instant) -> Result<u32> {
         let cannot = |error: io::Error| failed("cannot hold user code", error);
         self.join_own_group(root).map_err(cannot)?;
-        self.empty_root(root, deadline)?;
-        // A group that user code makes while others are being frozen is found in the next round.
+        // User code that is not frozen yet may make groups and move processes: go round until there is nothing new.
         let mut frozen: Vec<PathBuf> = Vec::new();
         loop {
-            let new: Vec<_> = user_groups(root)
-                .map_err(cannot)?
+            let moved = self.empty_root(root).map_err(cannot)?;
+            let groups = user_groups(root).map_err(cannot)?;
+            let new: Vec<_> = groups
                 .into_iter()
-                .filter(|g| !frozen.contains(g))
+                .filter(|group| !frozen.contains(group))
                 .collect();
-            if new.is_empty() {
-                break;
+            if new.is_empty() && !moved {
+                return Ok(frozen.len() as u32);
+            }
+            if moved && Instant::now() >= deadline {
+                let message =
+                    "processes stay at the top of the cgroup hierarchy, where they cannot be frozen";
+                return Err(fault(RemoteErrorKind::Failed, message));
             }
             for group in new {
                 set_frozen(&group, true).map_err(cannot)?;
@@ -244,43 +247,29 @@ impl Hold {
                 while !is_frozen(group) {
                     if Instant::now() >= deadline {
                         let name = group.file_name().unwrap_or_default();
-                        return Err(fault(
-                            RemoteErrorKind::Failed,
-                            format!("{name:?} did not freeze in time"),
-                        ));
+                        let message = format!("{name:?} did not freeze in time");
+                        return Err(fault(RemoteErrorKind::Failed, message));
                     }
                     thread::sleep(FROZEN_POLL);
                 }
             }
         }
-        // Frozen processes make no new ones, so what is at the top now stays alone there.
-        self.empty_root(root, deadline)?;
-        Ok(frozen.len() as u32)
     }
 
-    /// Moves user processes out of the hierarchy's top, which cannot be frozen.
-    fn empty_root(&self, root: &Path, deadline: Instant) -> Result<()> {
-        loop {
-            let members = pids(root).map_err(|error| failed("cannot list processes", error))?;
-            let users: Vec<_> = members
-                .into_iter()
-                .filter(|pid| !self.own.contains(pid) && is_user_process(*pid))
-                .collect();
-            if users.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                return Err(fault(
-                    RemoteErrorKind::Failed,
-                    "processes at the top of the cgroup hierarchy keep appearing",
-                ));
-            }
-            let dir = root.join(USER_GROUP);
-            make_group(&dir).map_err(|error| failed("cannot make a cgroup", error))?;
-            for pid in users {
-                let _ = fs::write(dir.join("cgroup.procs"), pid.to_string()); // it may have ended; looked at again above
-            }
+    /// Moves user processes out of the hierarchy's top, which cannot be frozen; were there any?
+    fn empty_root(&self, root: &Path) -> io::Result<bool> {
+        let at_top = pids(root)?
+            .into_iter()
+            .filter(|pid| !self.own.contains(pid) && is_user_process(*pid));
+        let users: Vec<u32> = at_top.collect();
+        let dir = root.join(USER_GROUP);
+        if !users.is_empty() {
+            make_group(&dir)?;
         }
+        for pid in &users {
+            let _ = fs::write(dir.join("cgroup.procs"), pid.to_string()); // it may have ended; looked at again
+        }
+        Ok(!users.is_empty())
     }
 
     fn thaw_all(&self, root: &Path) {
@@ -341,16 +330,10 @@ fn pids(group: &Path) -> io::Result<Vec<u32>> {
     Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
 }
 
-/// Is it there, and no kernel thread?
+/// Can it run user code? Kernel threads and those that have ended have no program. (One `readlink` each: there are many
+/// kernel threads, and the guest stands still meanwhile.)
 pub fn is_user_process(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return false;
-    };
-    // The name, in parentheses, may hold anything; after it come state, ppid, pgrp, session, tty, tpgid, flags.
-    let flags = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
-    flags.is_some_and(|flags| flags & PF_KTHREAD == 0)
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
 #[cfg(test)]

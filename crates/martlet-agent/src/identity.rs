@@ -61,6 +61,12 @@ pub fn put_on(identity: &Identity, places: &Places) -> Identified {
         Some(wanted) => network::configure(wanted).map(|()| Done::Yes),
         None => Ok(Done::No("no address was given")),
     });
+    steps.may("name-servers", policy.network, || {
+        match identity.network.as_ref().map(|network| network.dns.as_slice()) {
+            None | Some([]) => Ok(Done::No("none were given")),
+            Some(servers) => network::set_name_servers(&places.etc, servers).map(|()| Done::Yes),
+        }
+    });
     steps.may("random-seed", policy.random_seed, || remove_random_seed(places));
     steps.may("ssh-host-keys", policy.ssh_host_keys, || {
         renew_ssh_host_keys(places)

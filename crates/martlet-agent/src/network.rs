@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{Error, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
 type Mac = [u8; 6];
 
@@ -143,16 +144,19 @@ pub fn configure(network: &Network) -> Result<()> {
     if let Some(gateway) = network.gateway {
         add_default_route(&socket, gateway)?;
     }
-    if !network.dns.is_empty() {
-        let lines: String = network
-            .dns
-            .iter()
-            .map(|server| format!("nameserver {server}\n"))
-            .collect();
-        fs::write("/etc/resolv.conf", lines)
-            .map_err(|error| failed("cannot write /etc/resolv.conf", error))?;
-    }
     announce(&interface, network.address)
+}
+
+/// Writes `/etc/resolv.conf`, in place of a link that leads nowhere if need be.
+pub fn set_name_servers(etc: &Path, servers: &[Ipv4Addr]) -> Result<()> {
+    let lines: String = servers
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect();
+    let file = etc.join("resolv.conf");
+    let written =
+        fs::write(&file, &lines).or_else(|_| fs::remove_file(&file).and_then(|()| fs::write(&file, &lines)));
+    written.map_err(|error| failed("cannot write resolv.conf", error))
 }
 
 fn read_mac(interface: &str) -> Option<Mac> {

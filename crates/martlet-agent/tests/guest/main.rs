@@ -92,7 +92,11 @@ fn first_identity(client: &AgentClient) {
         .unwrap();
     client.identify(&identity(1), TIMEOUT).unwrap();
     client.release(None).unwrap();
-    assert_eq!(output(client, "hostname"), "clone-1");
+    assert_eq!(
+        output(client, "hostname; ls /var/lib/systemd"),
+        "clone-1",
+        "the image's random seed is gone"
+    );
     assert_eq!(
         output(
             client,
@@ -200,6 +204,7 @@ fn hold_and_clone(guest: &Guest, client: AgentClient) -> AgentClient {
         printf '#!/bin/sh\\necho $MARTLET_NAME $MARTLET_GENERATION > /tmp/hook\\n' > $h/10-note; \
         printf '#!/bin/sh\\nexit 3\\n' > $h/20-fails; printf '#!/bin/sh\\nsleep 100\\n' > $h/30-hangs; chmod +x $h/*",
     );
+    output(&client, ": > /tmp/witness");
     let witness = client
         .exec(ExecSpec {
             command: shell(WITNESS),
@@ -217,9 +222,10 @@ fn hold_and_clone(guest: &Guest, client: AgentClient) -> AgentClient {
     };
     output(
         &client,
-        "while [ $(wc -l < /tmp/witness) -lt 3 ]; do sleep 0.1; done",
+        "until [ $(wc -l < /tmp/witness) -ge 3 ]; do sleep 0.1; done",
     );
-    client.prepare(TIMEOUT).unwrap();
+    let prepared = client.prepare(TIMEOUT).unwrap();
+    println!("held in {:.1} ms", prepared.hold_ms);
     let at_hold = lines(&client);
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(lines(&client), at_hold, "nothing was written while held");
@@ -247,6 +253,7 @@ fn hold_and_clone(guest: &Guest, client: AgentClient) -> AgentClient {
     let identified = clone.identify(&who, TIMEOUT).unwrap();
     assert_eq!(lines(&clone), at_hold, "nothing was written before the release");
     for step in &identified.steps {
+        println!("{}: {:?} in {:.1} ms", step.name, step.outcome, step.took_ms);
         let fails = ["hook 20-fails", "hook 30-hangs"].contains(&step.name.as_str());
         assert_eq!(matches!(step.outcome, Outcome::Failed(_)), fails, "{step:?}");
     }

@@ -87,11 +87,16 @@ impl Inbox {
                 if frame.payload.is_empty() {
                     return Ok(());
                 }
-                let event = match frame.flags & FLAG_STDERR {
-                    0 => ExecEvent::Stdout(frame.payload),
-                    _ => ExecEvent::Stderr(frame.payload),
-                };
-                state.events.push_back(event);
+                // Small pieces are joined, so that a window of single bytes does not cost a window of events.
+                match (state.events.back_mut(), frame.flags & FLAG_STDERR) {
+                    (Some(ExecEvent::Stdout(last)), 0) | (Some(ExecEvent::Stderr(last)), FLAG_STDERR)
+                        if last.len() + frame.payload.len() <= MAX_PAYLOAD_BYTES =>
+                    {
+                        last.extend_from_slice(&frame.payload);
+                    }
+                    (_, 0) => state.events.push_back(ExecEvent::Stdout(frame.payload)),
+                    (_, _) => state.events.push_back(ExecEvent::Stderr(frame.payload)),
+                }
             }
             Kind::Credit => {
                 let bytes = frame.payload.try_into().map_err(|_| "credit is not a number")?;
