@@ -3,7 +3,9 @@
 use super::AgentError;
 use super::stream::Inbox;
 use martlet_agent_api::frame::{self, Frame, Kind, PREAMBLE_BYTES};
-use martlet_agent_api::{Decoder, Hello, HelloReply, Reply, Request, Response, from_payload, to_payload};
+use martlet_agent_api::{
+    Control, Decoder, Hello, HelloReply, Reply, Request, Response, from_payload, to_payload,
+};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -124,6 +126,10 @@ impl Link {
             }
             Err(error) => {
                 self.forget(stream);
+                if matches!(error, AgentError::Timeout { .. }) {
+                    // It may start yet, and nobody will attend to it.
+                    let _ = self.send(Kind::Control, 0, stream, &to_payload(&Control::Cancel));
+                }
                 Err(error)
             }
         }
