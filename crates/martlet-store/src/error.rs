@@ -53,8 +53,10 @@ pub enum StoreError {
     /// The index is damaged. It is rebuilt from the packs when the store is opened next.
     #[error("the index is damaged ({0}): open the store again to rebuild it from the packs")]
     Index(String),
-    /// An earlier failure left it open whether the last commit happened; opening the store again settles it.
-    #[error("an earlier write failed half-way: open the store again")]
+    /// An earlier failure left it open whether a commit happened, and the disk still does not let that be settled.
+    #[error(
+        "an earlier write failed half-way and cannot be settled yet: free space, or mend the disk, and try again"
+    )]
     Unsettled,
     /// Any other failure of the file system.
     #[error("{doing}: {source}")]
@@ -70,7 +72,7 @@ impl StoreError {
     /// Could the same call succeed later, with nothing else changed than time or free space?
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NoSpace { .. } | Self::InUse { .. } | Self::Locked(_) => true,
+            Self::NoSpace { .. } | Self::InUse { .. } | Self::Locked(_) | Self::Unsettled => true,
             Self::Io { source, .. } => {
                 matches!(
                     source.kind(),

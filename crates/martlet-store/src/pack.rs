@@ -321,13 +321,15 @@ impl PackWriter {
         self.current = None;
     }
 
-    /// Undoes everything; tells whether that is durable.
+    /// Undoes everything; tells whether that is durable. What could not be undone is tried again the next time.
     pub(crate) fn abandon(&mut self) -> bool {
         self.buffer.clear();
-        let mut undone = true;
-        for owned in self.full.drain(..).chain(self.current.take()) {
+        let owned: Vec<Owned> = self.full.drain(..).chain(self.current.take()).collect();
+        for owned in owned {
             if owned.start == PACK_HEADER {
-                undone &= self.packs.delete(&[owned.number]).is_ok();
+                if self.packs.delete(&[owned.number]).is_err() {
+                    self.full.push(owned);
+                }
             } else if owned
                 .file
                 .set_size(owned.start)
@@ -336,10 +338,10 @@ impl PackWriter {
             {
                 self.packs.release(owned.number, owned.start);
             } else {
-                undone = false;
+                self.full.push(owned);
             }
         }
-        undone
+        self.full.is_empty()
     }
 }
 

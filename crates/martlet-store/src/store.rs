@@ -6,7 +6,7 @@
 //! 3. one durable index transaction, and the packs go back to idle.
 //!
 //! A failure before 2 cuts the packs back. A failure in 3 opens the index again to see whether the transaction
-//! happened, and cuts the packs back if not. A crash between 2 and 3 is finished when the store is opened next, by
+//! happened, and cuts the packs back if not; while that cannot be done every write tries it first. A crash between 2 and 3 is finished when the store is opened next, by
 //! reading what lies beyond the committed length of each pack.
 
 use crate::cache::ManifestCache;
@@ -21,7 +21,7 @@ use martlet_image::{
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// How a store is opened.
@@ -63,8 +63,21 @@ pub(crate) struct Inner {
     pub(crate) held: Mutex<HashMap<u64, HashSet<Key>>>,
     pub(crate) next_batch: AtomicU64,
     manifests: ManifestCache,
-    unsettled: AtomicBool,
+    unsettled: Mutex<Unsettled>,
     _lock: Box<dyn Any + Send + Sync>,
+}
+
+/// A commit whose outcome is not known: its packs, out of use, and the root that it makes.
+#[derive(Debug, Default)]
+struct Unsettled(Option<(PackWriter, Root)>);
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        // Opening the store again tells; until then nothing of it may be cut off.
+        if let Some((writer, _)) = self.0.take() {
+            writer.forget();
+        }
+    }
 }
 
 /// Keeps a snapshot, and all it needs, from being collected while it lives.
@@ -133,7 +146,7 @@ impl Store {
                 held: Mutex::default(),
                 next_batch: AtomicU64::new(0),
                 manifests: ManifestCache::default(),
-                unsettled: AtomicBool::new(false),
+                unsettled: Mutex::default(),
                 _lock: lock,
             }),
         })
@@ -321,12 +334,23 @@ impl Inner {
         lock(&self.pins).keys().copied().collect()
     }
 
+    /// Finds out what a commit came to that failed in its last step, and finishes or undoes it.
     pub(crate) fn check_settled(&self) -> Result<()> {
-        if self.unsettled.load(Ordering::Acquire) {
-            Err(StoreError::Unsettled)
-        } else {
-            Ok(())
+        let mut unsettled = lock(&self.unsettled);
+        let Some((writer, root)) = &mut unsettled.0 else {
+            return Ok(());
+        };
+        self.index.reopen(false).map_err(|_| StoreError::Unsettled)?;
+        if self.index.root()?.sequence < root.sequence {
+            if !writer.abandon() {
+                return Err(StoreError::Unsettled);
+            }
+            unsettled.0 = None;
+        } else if let Some((writer, root)) = unsettled.0.take() {
+            *self.root.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(root);
+            writer.release();
         }
+        Ok(())
     }
 
     /// Content of an object, verified against its id.
@@ -432,21 +456,15 @@ impl Inner {
             self.index.apply(&change, &root)
         });
         if let Err(error) = applied {
-            let happened = self.index.reopen(false).and_then(|()| self.index.root());
-            match happened {
-                Ok(now) if now.sequence >= root.sequence => {}
-                Ok(_) => {
-                    if !writer.abandon() {
-                        self.unsettled.store(true, Ordering::Release);
-                    }
-                    return Err(error);
-                }
-                Err(_) => {
-                    self.unsettled.store(true, Ordering::Release);
-                    writer.forget();
-                    return Err(error);
-                }
-            }
+            let sequence = root.sequence;
+            lock(&self.unsettled).0 = Some((writer, root));
+            // If this fails, the next write tries again.
+            let settled = self.check_settled();
+            return if settled.is_ok() && self.root().sequence == sequence {
+                Ok(())
+            } else {
+                Err(error)
+            };
         }
         *self.root.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(root);
         writer.release();

@@ -276,6 +276,10 @@ impl World {
 
     fn reopen(&mut self) {
         self.store = Some(open(&self.files).unwrap());
+        self.settle_doubt();
+    }
+
+    fn settle_doubt(&mut self) {
         if let Some((name, id, image)) = self.in_doubt.take()
             && self.store().refs().get(&name) == Some(&id)
         {
@@ -339,15 +343,18 @@ fn run(steps: &[Step]) {
                 world.files.crash(seed);
             }
             world.files.mend();
-            let unsettled = !then_crash && matches!(world.store().begin(), Err(StoreError::Unsettled));
-            if then_crash || unsettled {
+            if then_crash {
                 world.close();
                 world.reopen();
-                if let Some(name) = removed.filter(|_| failed) {
-                    // A removal that failed half-way may have happened.
-                    if !world.store().refs().contains_key(&name) {
-                        world.model.refs.remove(&name);
-                    }
+            } else {
+                // The disk works again, so a commit whose last step failed is settled by the next write.
+                world.store().begin().unwrap();
+                world.settle_doubt();
+            }
+            if let Some(name) = removed.filter(|_| failed) {
+                // A removal that failed half-way may have happened.
+                if !world.store().refs().contains_key(&name) {
+                    world.model.refs.remove(&name);
                 }
             }
             world.in_doubt = None;
@@ -365,8 +372,7 @@ fn run(steps: &[Step]) {
     }
     world.files.mend();
     // At the end everything still works: nothing is damaged, and all can be let go.
-    let unsettled = matches!(world.store().begin(), Err(StoreError::Unsettled));
-    if unsettled || failing.is_some() {
+    if failing.is_some() {
         world.close();
         world.reopen();
     }
