@@ -1,6 +1,6 @@
 //! Sizes, durations, times and tables for people.
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use martlet_api::MachineState;
 use std::io::{self, IsTerminal, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -80,13 +80,34 @@ pub fn or_none(text: &str) -> String {
     if text.is_empty() { NONE.into() } else { text.into() }
 }
 
-/// A table without lines: columns apart by two spaces, cut to the terminal when there is one.
+/// A table without lines, columns apart by two spaces. On a terminal only the last column is broken into lines; when
+/// even that is not enough, columns are left out from the right, and a `…` says so.
 pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut header = header.map(String::from).to_vec();
+    let mut rows: Vec<_> = rows
+        .into_iter()
+        .map(|row| row.map(|cell| crate::failure::printable(&cell)).to_vec())
+        .collect();
+    if let Some(width) = terminal_width() {
+        let wide = |at: usize| {
+            rows.iter()
+                .chain([&header])
+                .map(|row| row[at].chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..N).map(wide).collect();
+        let kept = columns_that_fit(&widths, width.into());
+        rows.iter_mut()
+            .chain([&mut header])
+            .for_each(|row| row.truncate(kept));
+        if kept < N {
+            header.push("…".into());
+        }
+    }
     let mut table = plain_table();
     table.set_header(header);
-    for row in rows {
-        table.add_row(row.map(|cell| crate::failure::printable(&cell)));
-    }
+    table.add_rows(rows);
     finish(table)
 }
 
@@ -99,20 +120,46 @@ pub fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> String {
     finish(table)
 }
 
+/// Between two columns.
+const GAP: usize = 2;
+/// A last column that is broken into lines should keep this much.
+const LAST_MIN: usize = 16;
+
+/// How many columns of these widths a terminal of this width can show.
+fn columns_that_fit(widths: &[usize], width: usize) -> usize {
+    let fits = |count: usize| {
+        let (last, others) = (widths[count - 1], &widths[..count - 1]);
+        let mark = if count < widths.len() { GAP + 1 } else { 0 };
+        others.iter().map(|width| width + GAP).sum::<usize>() + last.min(LAST_MIN) + mark <= width
+    };
+    (2..=widths.len()).rev().find(|count| fits(*count)).unwrap_or(1)
+}
+
+fn terminal_width() -> Option<u16> {
+    crate::terminal::size()
+        .filter(|_| io::stdout().is_terminal())
+        .map(|size| size.cols)
+}
+
 fn plain_table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    if let Some(size) = crate::terminal::size().filter(|_| io::stdout().is_terminal()) {
+    if let Some(width) = terminal_width() {
+        // The gap behind the last column is cut off again.
         table
             .set_content_arrangement(ContentArrangement::Dynamic)
-            .set_width(size.cols);
+            .set_width(width + GAP as u16);
     }
     table
 }
 
 fn finish(mut table: Table) -> String {
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    let breakable = table.column_count().saturating_sub(1);
+    for (at, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, GAP as u16));
+        if at != breakable {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
     }
     let lines = table.to_string();
     lines
@@ -142,6 +189,20 @@ mod tests {
                 "0 B", "1023 B", "1.0 KiB", "1.5 KiB", "10 MiB", "1023 MiB", "1.0 GiB", "16 EiB"
             ]
         );
+    }
+
+    #[test]
+    fn narrow_terminals_lose_columns_from_the_right() {
+        let widths = [10, 10, 10, 30];
+        assert_eq!(columns_that_fit(&widths, 200), 4);
+        assert_eq!(
+            columns_that_fit(&widths, 36 + LAST_MIN),
+            4,
+            "the last column is broken into lines"
+        );
+        assert_eq!(columns_that_fit(&widths, 35 + LAST_MIN), 3);
+        assert_eq!(columns_that_fit(&widths, 34), 2, "the mark needs room too");
+        assert_eq!(columns_that_fit(&widths, 3), 1);
     }
 
     #[test]
