@@ -16,6 +16,7 @@ mod checkpoint;
 mod dirs;
 mod end;
 mod engine;
+mod facts;
 mod fork;
 mod guest;
 mod identity;
@@ -32,5 +33,6 @@ mod snapshots;
 mod state;
 mod watch;
 
+pub use facts::Facts;
 pub use engine::{Engine, Options};
 pub use problem::Tell;

@@ -1,5 +1,6 @@
 //! `martletd`: serves the API until it is told to stop. Machines go on without it.
 
+mod engine_control;
 mod wiring;
 
 use anyhow::Result;

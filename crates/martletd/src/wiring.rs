@@ -1,16 +1,34 @@
 //! Where the rooms are wired together: which engine stands behind the API, and what the keeper is.
 
-use anyhow::{Result, bail};
+use crate::engine_control::EngineControl;
+use anyhow::{Context, Result};
+use martlet_engine::{Engine, Options};
 use martletd::control::Control;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Opens the engine on a state directory.
+///
+/// The agent lies beside this program, or where `MARTLET_AGENT` says; `MARTLET_QEMU` names a QEMU that is not the
+/// distribution's.
 pub fn control(state_dir: &Path) -> Result<Arc<dyn Control>> {
-    bail!("this build has no engine to open {} with", state_dir.display())
+    let program = std::env::current_exe().context("cannot find out where this program lies")?;
+    let beside = program.with_file_name("martlet-agent");
+    let options = Options {
+        state_dir: state_dir.to_owned(),
+        keeper: program,
+        agent: std::env::var_os("MARTLET_AGENT").map_or(beside, PathBuf::from),
+        qemu: std::env::var_os("MARTLET_QEMU").map(PathBuf::from),
+    };
+    let engine = Engine::open(options).map_err(|problem| {
+        let because = problem.cause.as_deref().map(|cause| format!(": {cause}")).unwrap_or_default();
+        let remedy = problem.remediation.as_deref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        anyhow::anyhow!("{}{because}{remedy}", problem.message)
+    })?;
+    Ok(Arc::new(EngineControl(engine)))
 }
 
 /// Runs the keeper: holds the FUSE descriptor and is the parent of every QEMU.
 pub fn keeper(socket: &Path) -> Result<()> {
-    bail!("this build has no keeper to serve {} with", socket.display())
+    martlet_vm::keeper::run(socket).with_context(|| format!("the keeper on {} ended", socket.display()))
 }

@@ -1,0 +1,213 @@
+//! The engine behind the API. Verbs pass straight through; sessions are turned from what the agent's client offers into
+//! what the server serves.
+
+use martlet_agent_api::{Finished, TtySize as GuestTtySize};
+use martlet_api::*;
+use martlet_engine::{Engine, Tell};
+use martlet_vm::agent::{AgentExec, ExecEvent as GuestEvent, ExecInput as GuestInput};
+use martletd::control::{Answer, Control, ExecEvent, ExecInput, ExecSession, LogSource};
+use martletd::metrics::Metric;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
+
+/// Events of a command that wait for the client; the guest is slowed down by its credit beyond that.
+const EVENTS_WAITING: usize = 16;
+/// Between two looks at a silent command's connection.
+const SILENCE: Duration = Duration::from_secs(3600);
+
+/// The engine, as the server needs it. Dropping it ends serving; machines go on.
+pub struct EngineControl(pub Arc<Engine>);
+
+impl Drop for EngineControl {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Control for EngineControl {
+    fn base_build(&self, request: BaseBuildRequest, progress: ProgressSink<'_>) -> Answer<BaseInfo> {
+        self.0.base_build(request, progress)
+    }
+    fn base_import(&self, request: BaseImportRequest, progress: ProgressSink<'_>) -> Answer<BaseInfo> {
+        self.0.base_import(request, progress)
+    }
+    fn bases(&self) -> Answer<Vec<BaseInfo>> {
+        self.0.bases()
+    }
+    fn base(&self, name: &str) -> Answer<BaseInfo> {
+        self.0.base(name)
+    }
+    fn base_remove(&self, name: &str, force: bool) -> Answer<()> {
+        self.0.base_remove(name, force)
+    }
+
+    fn run(&self, request: RunRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+        self.0.run(request, progress)
+    }
+    fn machines(&self) -> Answer<Vec<MachineInfo>> {
+        Ok(self.0.machines())
+    }
+    fn machine(&self, name: &str) -> Answer<MachineInfo> {
+        self.0.machine(name)
+    }
+    fn usage(&self) -> Answer<Vec<MachineUsage>> {
+        self.0.usage()
+    }
+    fn stop(&self, name: &str, timeout_ms: u64) -> Answer<MachineInfo> {
+        self.0.stop(name, timeout_ms)
+    }
+    fn kill(&self, name: &str) -> Answer<MachineInfo> {
+        self.0.kill(name)
+    }
+    fn start(&self, name: &str, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+        self.0.start(name, progress)
+    }
+    fn remove(&self, name: &str, force: bool) -> Answer<()> {
+        self.0.remove(name, force)
+    }
+    fn rename(&self, name: &str, new: &str) -> Answer<MachineInfo> {
+        self.0.rename(name, new)
+    }
+
+    fn exec(&self, name: &str, request: ExecRequest) -> Answer<ExecSession> {
+        let AgentExec { input, output } = self.0.exec(name, request)?;
+        let (sender, events) = sync_channel(EVENTS_WAITING);
+        let pump = move || {
+            loop {
+                match output.next(SILENCE) {
+                    Ok(None) => {}
+                    Ok(Some(event)) => {
+                        let last = matches!(event, GuestEvent::Exit(_));
+                        if !send(&sender, event) || last {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        let _ = sender.send(ExecEvent::Problem(error.tell()));
+                        return;
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new().name("exec".into()).spawn(pump).map_err(|error| {
+            Problem::new(ProblemCode::Internal, "no thread for the command").cause(error)
+        })?;
+        Ok(ExecSession { input: Box::new(Input(input)), events })
+    }
+    fn get_path(&self, name: &str, path: &str, tar: &mut (dyn Write + Send)) -> Answer<()> {
+        self.0.get_path(name, path, tar)
+    }
+    fn put_path(&self, name: &str, path: &str, tar: &mut (dyn Read + Send)) -> Answer<()> {
+        self.0.put_path(name, path, tar)
+    }
+    fn logs(&self, name: &str) -> Answer<LogSource> {
+        Ok(LogSource { path: self.0.console_log(name)? })
+    }
+    fn console(&self, name: &str) -> Answer<UnixStream> {
+        self.0.console(name)
+    }
+
+    fn checkpoint(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport> {
+        self.0.checkpoint(name, r, progress)
+    }
+    fn suspend(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport> {
+        self.0.suspend(name, r, progress)
+    }
+    fn resume(&self, name: &str, request: ResumeRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+        self.0.resume(name, request, progress)
+    }
+    fn fork(&self, source: &str, request: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport> {
+        self.0.fork(source, request, progress)
+    }
+    fn rollback(&self, name: &str, request: RollbackRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+        self.0.rollback(name, request, progress)
+    }
+
+    fn snapshots(&self) -> Answer<Vec<SnapshotInfo>> {
+        self.0.snapshots()
+    }
+    fn snapshot(&self, reference: &str) -> Answer<SnapshotInfo> {
+        self.0.snapshot(reference)
+    }
+    fn log(&self, source: &str) -> Answer<Vec<SnapshotInfo>> {
+        self.0.log(source)
+    }
+    fn diff(&self, from: &str, to: &str) -> Answer<SnapshotDiff> {
+        self.0.diff(from, to)
+    }
+    fn tag(&self, reference: &str, new: &str) -> Answer<SnapshotInfo> {
+        self.0.tag(reference, new)
+    }
+    fn snapshot_remove(&self, reference: &str) -> Answer<()> {
+        self.0.snapshot_remove(reference)
+    }
+    fn gc(&self, dry_run: bool, progress: ProgressSink<'_>) -> Answer<GcReport> {
+        self.0.gc(dry_run, progress)
+    }
+    fn verify(&self, repair_from: Vec<String>, progress: ProgressSink<'_>) -> Answer<VerifyReport> {
+        self.0.verify(repair_from, progress)
+    }
+    fn df(&self) -> Answer<StoreUsage> {
+        self.0.df()
+    }
+    fn doctor(&self) -> Answer<Vec<Check>> {
+        let serving = match self.0.is_serving() {
+            true => Check::ok("images", "the mount is served"),
+            false => Check::fail("images", "the mount is not served", "restart the daemon: `martlet daemon stop`, then any command"),
+        };
+        let keeper = match self.0.keeper_children() {
+            Ok(count) => Check::ok("keeper", format!("keeps {count} processes")),
+            Err(problem) => Check::fail("keeper", problem.message, "restart the daemon: `martlet daemon stop`, then any command"),
+        };
+        Ok(vec![serving, keeper])
+    }
+    fn metrics(&self) -> Answer<Vec<Metric>> {
+        let facts = self.0.facts();
+        let mut metrics = vec![
+            Metric::gauge("store_pack_bytes", "Size of the store's packs.", facts.pack_bytes as f64),
+            Metric::gauge("store_garbage_bytes", "Bytes in packs that nothing refers to.", facts.garbage_bytes as f64),
+            Metric::counter("pager_hits_total", "Frames found in the cache of decoded frames.", facts.pager_hits as f64),
+            Metric::counter("pager_fetches_total", "Frames fetched from the store.", facts.pager_fetches as f64),
+            Metric::gauge("snapshots", "Snapshots in the store.", facts.snapshots as f64),
+        ];
+        for (state, count) in facts.machines {
+            metrics.push(Metric::gauge("machines", "Machines, by state.", count as f64).label("state", state));
+        }
+        Ok(metrics)
+    }
+}
+
+/// Was it taken? Not when nobody listens any more.
+fn send(sender: &SyncSender<ExecEvent>, event: GuestEvent) -> bool {
+    let event = match event {
+        GuestEvent::Stdout(bytes) => ExecEvent::Stdout(bytes),
+        GuestEvent::Stderr(bytes) => ExecEvent::Stderr(bytes),
+        GuestEvent::Exit(Finished::Exited(code)) => ExecEvent::Exit(ExitStatus::Code(code)),
+        GuestEvent::Exit(Finished::Killed(signal)) => ExecEvent::Exit(ExitStatus::Signal(signal)),
+        GuestEvent::Exit(Finished::Copied) => ExecEvent::Exit(ExitStatus::Code(0)),
+        GuestEvent::Exit(Finished::Failed(error)) => {
+            ExecEvent::Problem(martlet_vm::agent::AgentError::Remote(error).tell())
+        }
+    };
+    sender.send(event).is_ok()
+}
+
+struct Input(GuestInput);
+
+impl ExecInput for Input {
+    fn stdin(&mut self, bytes: &[u8]) -> Answer<()> {
+        self.0.write_all(bytes).map_err(Tell::tell)
+    }
+    fn stdin_end(&mut self) -> Answer<()> {
+        self.0.close().map_err(Tell::tell)
+    }
+    fn resize(&mut self, size: TtySize) -> Answer<()> {
+        self.0.resize(GuestTtySize { rows: size.rows, cols: size.cols }).map_err(Tell::tell)
+    }
+    fn signal(&mut self, signal: i32) -> Answer<()> {
+        self.0.signal(signal).map_err(Tell::tell)
+    }
+}
