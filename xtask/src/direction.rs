@@ -16,7 +16,9 @@ fn rooms() -> Vec<String> {
 pub fn check() -> Vec<String> {
     let rooms = rooms();
     let rank = |name: &str| rooms.iter().position(|room| room == name);
-    let output = Command::new(env!("CARGO")).args(["metadata", "--format-version=1", "--no-deps", "--offline"]).output();
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .output();
     let metadata: serde_json::Value = match output {
         Ok(output) => serde_json::from_slice(&output.stdout).unwrap_or_default(),
         Err(error) => return vec![format!("direction: cargo metadata did not run: {error}")],
@@ -31,19 +33,27 @@ pub fn check() -> Vec<String> {
             continue;
         }
         let Some(own) = rank(name) else {
-            problems.push(format!("direction: {name} is not in the table of docs/architecture.md"));
+            problems.push(format!(
+                "direction: {name} is not in the table of docs/architecture.md"
+            ));
             continue;
         };
         seen += 1;
         for dependency in package["dependencies"].as_array().unwrap_or(&empty) {
-            let (target, dev) = (dependency["name"].as_str().unwrap_or_default(), dependency["kind"] == "dev");
+            let (target, dev) = (
+                dependency["name"].as_str().unwrap_or_default(),
+                dependency["kind"] == "dev",
+            );
             if !dev && rank(target).is_some_and(|above| above >= own) {
                 problems.push(format!("direction: {name} imports {target}, which is below it"));
             }
         }
     }
     if seen != rooms.len() {
-        problems.push(format!("direction: {} rooms in docs/architecture.md, {seen} crates in the workspace", rooms.len()));
+        problems.push(format!(
+            "direction: {} rooms in docs/architecture.md, {seen} crates in the workspace",
+            rooms.len()
+        ));
     }
     problems
 }

@@ -35,7 +35,11 @@ impl Drop for WorkDir {
 
 impl Engine {
     /// Builds a base from Debian packages.
-    pub fn base_build(&self, request: BaseBuildRequest, progress: ProgressSink<'_>) -> Result<BaseInfo, Problem> {
+    pub fn base_build(
+        &self,
+        request: BaseBuildRequest,
+        progress: ProgressSink<'_>,
+    ) -> Result<BaseInfo, Problem> {
         self.make_base(&request.name, progress, |job| match request.tiny {
             true => build_tiny(request.size_bytes, job),
             false => {
@@ -51,13 +55,20 @@ impl Engine {
     }
 
     /// Makes a base of a disk or an OCI image.
-    pub fn base_import(&self, request: BaseImportRequest, progress: ProgressSink<'_>) -> Result<BaseInfo, Problem> {
+    pub fn base_import(
+        &self,
+        request: BaseImportRequest,
+        progress: ProgressSink<'_>,
+    ) -> Result<BaseInfo, Problem> {
         let path = PathBuf::from(&request.path);
         if !path.exists() {
             return Err(Problem::new(ProblemCode::NotFound, format!("there is no {}", path.display()))
                 .remediation("name a raw or qcow2 disk, an OCI layout directory or a `docker save` archive on the daemon's host"));
         }
-        let options = ImportOptions { size_bytes: request.size_bytes, init: request.init };
+        let options = ImportOptions {
+            size_bytes: request.size_bytes,
+            init: request.init,
+        };
         self.make_base(&request.name, progress, |job| import(&path, &options, job))
     }
 
@@ -70,18 +81,32 @@ impl Engine {
         martlet_api::names::check_name(name)?;
         let reference = RefName::new(name, BASE_TAG).told()?;
         if self.store.refs().contains_key(&reference) {
-            return Err(Problem::new(ProblemCode::AlreadyExists, format!("there is a base {name} already"))
-                .remediation(format!("`martlet base rm {name}` first, or choose another name")));
+            return Err(Problem::new(
+                ProblemCode::AlreadyExists,
+                format!("there is a base {name} already"),
+            )
+            .remediation(format!("`martlet base rm {name}` first, or choose another name")));
         }
         let work = WorkDir(self.dirs.work().join(identity::machine_id()));
         std::fs::create_dir_all(&work.0).map_err(|error| problem::io("make", &work.0, &error))?;
         let (tools, cancel) = (self.tools(), AtomicBool::new(false));
-        let job = Job { tools: &tools, work_dir: &work.0, progress, cancel: &cancel };
+        let job = Job {
+            tools: &tools,
+            work_dir: &work.0,
+            progress,
+            cancel: &cancel,
+        };
         let artifacts = make(&job).told_as(format!("the base {name} could not be made"))?;
         self.take_in(name, &reference, artifacts, progress)
     }
 
-    fn take_in(&self, name: &str, reference: &RefName, made: Artifacts, progress: ProgressSink<'_>) -> Result<BaseInfo, Problem> {
+    fn take_in(
+        &self,
+        name: &str,
+        reference: &RefName,
+        made: Artifacts,
+        progress: ProgressSink<'_>,
+    ) -> Result<BaseInfo, Problem> {
         let full = "the base could not be written to the store";
         let mut batch = self.store.begin().told_as(full)?;
         let (manifest, size_bytes) = put_disk(&mut batch, &made.root_disk, progress)?;
@@ -98,14 +123,20 @@ impl Engine {
         let record = SnapshotRecord {
             machine: name.to_owned(),
             created_unix_ms: now_unix_ms(),
-            disks: vec![DiskRecord { manifest: disk, size_bytes }],
+            disks: vec![DiskRecord {
+                manifest: disk,
+                size_bytes,
+            }],
             boot,
             init: init_text(made.init).into(),
             origin: made.origin,
             kernel_version: made.kernel_version,
             cmd: made.cmd,
             env: made.env,
-            labels: labels.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?))).collect::<BTreeMap<_, _>>(),
+            labels: labels
+                .into_iter()
+                .filter_map(|(k, v)| Some((k.to_owned(), v?)))
+                .collect::<BTreeMap<_, _>>(),
             ..SnapshotRecord::default()
         };
         let id = batch.put_snapshot(&record).told_as(full)?;
@@ -117,7 +148,9 @@ impl Engine {
     pub fn bases(&self) -> Result<Vec<BaseInfo>, Problem> {
         let refs = self.store.refs();
         let bases = refs.iter().filter(|(name, _)| name.tag() == BASE_TAG);
-        bases.map(|(name, id)| self.describe_base(name.name(), *id)).collect()
+        bases
+            .map(|(name, id)| self.describe_base(name.name(), *id))
+            .collect()
     }
 
     /// One base.
@@ -130,8 +163,9 @@ impl Engine {
         martlet_api::names::check_name(name)?;
         let reference = RefName::new(name, BASE_TAG).told()?;
         self.store.refs().get(&reference).copied().ok_or_else(|| {
-            Problem::new(ProblemCode::NotFound, format!("there is no base {name}"))
-                .remediation(format!("`martlet base ls` lists them; `martlet base build {name}` makes one"))
+            Problem::new(ProblemCode::NotFound, format!("there is no base {name}")).remediation(format!(
+                "`martlet base ls` lists them; `martlet base build {name}` makes one"
+            ))
         })
     }
 
@@ -181,17 +215,29 @@ fn put_disk(batch: &mut Batch, path: &Path, progress: ProgressSink<'_>) -> Resul
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut offset = 0;
     while offset < size_bytes {
-        let Some(data) = next_data(&file, offset).map_err(|error| failed(&error))? else { break };
+        let Some(data) = next_data(&file, offset).map_err(|error| failed(&error))? else {
+            break;
+        };
         offset = data - data % PAGE_SIZE as u64;
         let want = CHUNK_BYTES.min((size_bytes - offset) as usize);
-        file.read_exact_at(&mut buffer[..want], offset).map_err(|error| failed(&error))?;
+        file.read_exact_at(&mut buffer[..want], offset)
+            .map_err(|error| failed(&error))?;
         buffer[want..].fill(0);
-        let pages = buffer.as_chunks::<PAGE_SIZE>().0.iter().take(want.div_ceil(PAGE_SIZE));
+        let pages = buffer
+            .as_chunks::<PAGE_SIZE>()
+            .0
+            .iter()
+            .take(want.div_ceil(PAGE_SIZE));
         let first = offset / PAGE_SIZE as u64;
         let numbered: Vec<_> = (first..).zip(pages).collect();
         put_pages(batch, &numbered, &mut manifest).told_as("the disk could not be written to the store")?;
         offset += want as u64;
-        progress(Progress { stage: "storing the disk".into(), done: offset, total: Some(size_bytes), unit: ProgressUnit::Bytes });
+        progress(Progress {
+            stage: "storing the disk".into(),
+            done: offset,
+            total: Some(size_bytes),
+            unit: ProgressUnit::Bytes,
+        });
     }
     Ok((manifest, size_bytes))
 }

@@ -23,8 +23,8 @@ use crate::phase::{Phase, Verb};
 use crate::problem::Told;
 use crate::state::When;
 use martlet_api::{
-    Accel, Avoided, AvoidedMeans, CheckpointReport, CheckpointRequest, Problem, ProblemCode, Progress, ProgressSink,
-    ProgressUnit,
+    Accel, Avoided, AvoidedMeans, CheckpointReport, CheckpointRequest, Problem, ProblemCode, Progress,
+    ProgressSink, ProgressUnit,
 };
 use martlet_disk::{BlockChange, FrozenLayer};
 use martlet_image::{
@@ -51,9 +51,15 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     fn hold(live: &'a Live) -> Result<Self, Problem> {
         let since = Instant::now();
-        let held = Self { live, since, released: false };
+        let held = Self {
+            live,
+            since,
+            released: false,
+        };
         if let Some(agent) = &live.agent {
-            agent.prepare(HOLD_TIMEOUT).told_as("the guest's user code could not be held, so nothing was saved")?;
+            agent
+                .prepare(HOLD_TIMEOUT)
+                .told_as("the guest's user code could not be held, so nothing was saved")?;
         }
         Ok(held)
     }
@@ -61,7 +67,9 @@ impl<'a> Held<'a> {
     fn release(mut self) -> Result<Duration, Problem> {
         self.released = true;
         if let Some(agent) = &self.live.agent {
-            agent.release(Some(now_unix_ns())).told_as("the guest did not go on after its checkpoint")?;
+            agent
+                .release(Some(now_unix_ns()))
+                .told_as("the guest did not go on after its checkpoint")?;
         }
         Ok(self.since.elapsed())
     }
@@ -87,7 +95,10 @@ impl<'a> Still<'a> {
     fn stop(held: Held<'a>) -> Result<Self, Problem> {
         let since = Instant::now();
         held.live.vm.stop().told()?;
-        Ok(Self { held: Some(held), since })
+        Ok(Self {
+            held: Some(held),
+            since,
+        })
     }
 
     fn live(&self) -> &'a Live {
@@ -138,7 +149,12 @@ impl Captured {
         for page in memory.pages().iter() {
             free.remove(page);
         }
-        Ok(Self { memory, free, descriptor, disk })
+        Ok(Self {
+            memory,
+            free,
+            descriptor,
+            disk,
+        })
     }
 }
 
@@ -210,7 +226,9 @@ impl Engine {
         live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
         // From here on a daemon that finds this phase knows that the guest may stand still.
         self.update(machine, When::Now, |record| record.phase = Phase::Pausing)?;
-        let saved = self.save_pausing(machine, &live, &record, reference, &mapping, request, afterwards, progress, requested);
+        let saved = self.save_pausing(
+            machine, &live, &record, reference, &mapping, request, afterwards, progress, requested,
+        );
         if saved.is_err() && machine.live().is_some() {
             self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
         }
@@ -230,7 +248,12 @@ impl Engine {
         progress: ProgressSink<'_>,
         requested: Instant,
     ) -> Result<CheckpointReport, Problem> {
-        progress(Progress { stage: "pausing".into(), done: 0, total: None, unit: ProgressUnit::None });
+        progress(Progress {
+            stage: "pausing".into(),
+            done: 0,
+            total: None,
+            unit: ProgressUnit::None,
+        });
         let still = Still::stop(Held::hold(live)?)?;
         let captured = Captured::take(self, &still, mapping)?;
         let (pause, still) = match afterwards {
@@ -240,10 +263,14 @@ impl Engine {
             }
             Afterwards::Ends => (None, Some(still)),
         };
-        let (committed, mut report) = self.put(live, record, &captured, &reference, request.note, progress)?;
+        let (committed, mut report) =
+            self.put(live, record, &captured, &reference, request.note, progress)?;
         // The pin lasts until the machine has its own.
         let id = committed.id();
-        let pause = pause.unwrap_or_else(|| Pause { pause: requested.elapsed(), stop: requested.elapsed() });
+        let pause = pause.unwrap_or_else(|| Pause {
+            pause: requested.elapsed(),
+            stop: requested.elapsed(),
+        });
         report.pause_ms = ms(pause.pause);
         report.stop_ms = ms(pause.stop);
         let Captured { memory, disk, .. } = captured;
@@ -291,11 +318,21 @@ impl Engine {
             None => None,
         };
         let mut batch = self.store.begin().told_as(full)?;
-        let memory = self.put_memory(&mut batch, live, captured, progress).told_as(full)?;
+        let memory = self
+            .put_memory(&mut batch, live, captured, progress)
+            .told_as(full)?;
         let disk = put_disk(&mut batch, &captured.disk)?;
-        let parent_memory = parent.as_ref().and_then(|(_, snapshot)| snapshot.memory.as_ref()).map(|m| m.manifest);
-        let parent_disk = parent.as_ref().and_then(|(_, snapshot)| snapshot.disks.first()).map(|disk| disk.manifest);
-        let memory_manifest = batch.put_manifest(&memory.manifest, parent_memory).told_as(full)?;
+        let parent_memory = parent
+            .as_ref()
+            .and_then(|(_, snapshot)| snapshot.memory.as_ref())
+            .map(|m| m.manifest);
+        let parent_disk = parent
+            .as_ref()
+            .and_then(|(_, snapshot)| snapshot.disks.first())
+            .map(|disk| disk.manifest);
+        let memory_manifest = batch
+            .put_manifest(&memory.manifest, parent_memory)
+            .told_as(full)?;
         let disk_manifest = batch.put_manifest(&disk.manifest, parent_disk).told_as(full)?;
         let descriptor = batch.put_blob(&captured.descriptor).told_as(full)?;
         let base = self.store.snapshot(&record.disk_base).told()?;
@@ -312,7 +349,10 @@ impl Engine {
                 trace: None,
                 free_pages: memory.unstored_pages,
             }),
-            disks: vec![DiskRecord { manifest: disk_manifest, size_bytes: record.config.disk_bytes }],
+            disks: vec![DiskRecord {
+                manifest: disk_manifest,
+                size_bytes: record.config.disk_bytes,
+            }],
             hardware: Some(hardware(record)?),
             agent: live.agent.is_some(),
             generation: record.generation,
@@ -324,11 +364,17 @@ impl Engine {
         let committed = batch.commit(&[(reference.clone(), id)]).told_as(full)?;
         let stats = committed.stats;
         let private_bytes = captured.memory.size_bytes();
-        let clean = record.config.memory_bytes.saturating_sub(private_bytes + memory.unstored_pages * PAGE_SIZE as u64);
+        let clean = record
+            .config
+            .memory_bytes
+            .saturating_sub(private_bytes + memory.unstored_pages * PAGE_SIZE as u64);
         let avoided = [
             (AvoidedMeans::Clean, clean),
             (AvoidedMeans::Zero, stats.zero_pages * PAGE_SIZE as u64),
-            (AvoidedMeans::FreePageReporting, memory.unstored_pages * PAGE_SIZE as u64),
+            (
+                AvoidedMeans::FreePageReporting,
+                memory.unstored_pages * PAGE_SIZE as u64,
+            ),
             (AvoidedMeans::Discard, disk.unstored_pages * PAGE_SIZE as u64),
             (AvoidedMeans::Duplicate, stats.duplicate_pages * PAGE_SIZE as u64),
         ];
@@ -342,7 +388,10 @@ impl Engine {
             private_bytes,
             stored_bytes: stats.stored_bytes,
             new_bytes: stats.new_bytes,
-            avoided: avoided.into_iter().map(|(means, bytes)| Avoided { means, bytes }).collect(),
+            avoided: avoided
+                .into_iter()
+                .map(|(means, bytes)| Avoided { means, bytes })
+                .collect(),
         };
         let pin = committed.pins.into_iter().next().expect("one snapshot was put");
         Ok((pin, report))
@@ -363,7 +412,12 @@ impl Engine {
             let some: Vec<_> = pages.by_ref().take(PAGES_AT_ONCE).collect();
             done += (some.len() * PAGE_SIZE) as u64;
             put_pages(batch, &some, &mut manifest)?;
-            progress(Progress { stage: "storing memory".into(), done, total: Some(total), unit: ProgressUnit::Bytes });
+            progress(Progress {
+                stage: "storing memory".into(),
+                done,
+                total: Some(total),
+                unit: ProgressUnit::Bytes,
+            });
         }
         // What the guest reported free and has not touched since: it does not care what is there, and zero is free.
         let mut free_pages = 0;
@@ -371,12 +425,17 @@ impl Engine {
             free_pages += range.end - range.start;
             manifest.set_zero(range);
         }
-        Ok(PutImage { manifest, unstored_pages: free_pages })
+        Ok(PutImage {
+            manifest,
+            unstored_pages: free_pages,
+        })
     }
 
     /// The layer is in the store now: the disk reads it from there, and its file goes.
     fn rebase(&self, live: &Live, frozen: &FrozenLayer, id: &SnapshotId) {
-        let rebased = self.disk_manifest(id).and_then(|manifest| live.disk.rebase(manifest, frozen).told());
+        let rebased = self
+            .disk_manifest(id)
+            .and_then(|manifest| live.disk.rebase(manifest, frozen).told());
         if let Err(problem) = rebased {
             // The disk stays right, it only keeps a layer that is in the store as well.
             tracing::warn!(%problem, "a frozen disk layer was not dropped");
@@ -390,8 +449,11 @@ impl Engine {
             martlet_api::names::check_tag(tag)?;
             let name = RefName::new(&record.name, tag).told()?;
             if taken(&name) {
-                return Err(Problem::new(ProblemCode::AlreadyExists, format!("there is a snapshot {name} already"))
-                    .remediation(format!("choose another tag, or `martlet images rm {name}` first")));
+                return Err(Problem::new(
+                    ProblemCode::AlreadyExists,
+                    format!("there is a snapshot {name} already"),
+                )
+                .remediation(format!("choose another tag, or `martlet images rm {name}` first")));
             }
             return Ok(name);
         }
@@ -432,12 +494,13 @@ fn put_disk(batch: &mut Batch, frozen: &FrozenLayer) -> Result<PutImage, Problem
     };
     let mut discarded_pages = 0;
     let mut waiting: Vec<(u64, Box<[u8; PAGE_SIZE]>)> = Vec::new();
-    let flush = |batch: &mut Batch, waiting: &mut Vec<(u64, Box<[u8; PAGE_SIZE]>)>, manifest: &mut Manifest| {
-        let borrowed: Vec<_> = waiting.iter().map(|(page, bytes)| (*page, &**bytes)).collect();
-        let put = put_pages(batch, &borrowed, manifest);
-        waiting.clear();
-        put.told_as("the disk could not be written to the store")
-    };
+    let flush =
+        |batch: &mut Batch, waiting: &mut Vec<(u64, Box<[u8; PAGE_SIZE]>)>, manifest: &mut Manifest| {
+            let borrowed: Vec<_> = waiting.iter().map(|(page, bytes)| (*page, &**bytes)).collect();
+            let put = put_pages(batch, &borrowed, manifest);
+            waiting.clear();
+            put.told_as("the disk could not be written to the store")
+        };
     for (page, change) in frozen.changes() {
         match change {
             BlockChange::Zero => {
@@ -446,7 +509,9 @@ fn put_disk(batch: &mut Batch, frozen: &FrozenLayer) -> Result<PutImage, Problem
             }
             BlockChange::Data => {
                 let mut bytes = Box::new([0; PAGE_SIZE]);
-                frozen.read_block(page, &mut bytes).told_as("the disk could not be read")?;
+                frozen
+                    .read_block(page, &mut bytes)
+                    .told_as("the disk could not be read")?;
                 waiting.push((page, bytes));
             }
         }
@@ -455,12 +520,16 @@ fn put_disk(batch: &mut Batch, frozen: &FrozenLayer) -> Result<PutImage, Problem
         }
     }
     flush(batch, &mut waiting, &mut manifest)?;
-    Ok(PutImage { manifest, unstored_pages: discarded_pages })
+    Ok(PutImage {
+        manifest,
+        unstored_pages: discarded_pages,
+    })
 }
 
 fn hardware(record: &Record) -> Result<Hardware, Problem> {
-    let config = serde_json::to_value(&record.config)
-        .map_err(|error| Problem::new(ProblemCode::Internal, "the configuration cannot be recorded").cause(error))?;
+    let config = serde_json::to_value(&record.config).map_err(|error| {
+        Problem::new(ProblemCode::Internal, "the configuration cannot be recorded").cause(error)
+    })?;
     Ok(Hardware {
         machine_type: record.hardware.machine_type.clone(),
         cpu_model: record.hardware.cpu_model.clone(),
@@ -471,7 +540,9 @@ fn hardware(record: &Record) -> Result<Hardware, Problem> {
         },
         qemu_version: record.hardware.qemu_version.clone(),
         nic_mac: crate::identity::mac_text(crate::identity::mac(record.number)),
-        address: crate::identity::address(record.number).map(|byte| byte.to_string()).join("."),
+        address: crate::identity::address(record.number)
+            .map(|byte| byte.to_string())
+            .join("."),
         config,
     })
 }

@@ -34,15 +34,32 @@ impl Dirs {
         if state.as_os_str().len() > LENGTH_MAX {
             return Err(Problem::new(
                 martlet_api::ProblemCode::InvalidArgument,
-                format!("the state directory's path is too long: {} bytes", state.as_os_str().len()),
+                format!(
+                    "the state directory's path is too long: {} bytes",
+                    state.as_os_str().len()
+                ),
             )
             .cause("unix sockets below it may have paths of 107 bytes at most")
-            .remediation(format!("choose one of at most {LENGTH_MAX} bytes with --state-dir")));
+            .remediation(format!(
+                "choose one of at most {LENGTH_MAX} bytes with --state-dir"
+            )));
         }
-        let dirs = Self { state: state.to_owned() };
-        for dir in [state.to_owned(), dirs.store(), dirs.mount(), dirs.boot(), dirs.cache(), dirs.work(), dirs.machines()] {
+        let dirs = Self {
+            state: state.to_owned(),
+        };
+        for dir in [
+            state.to_owned(),
+            dirs.store(),
+            dirs.mount(),
+            dirs.boot(),
+            dirs.cache(),
+            dirs.work(),
+            dirs.machines(),
+        ] {
             // A FUSE mount that a dead daemon left behind cannot be looked into, only mounted over.
-            if std::fs::symlink_metadata(&dir).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+            if std::fs::symlink_metadata(&dir)
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+            {
                 std::fs::create_dir_all(&dir).map_err(|error| problem::io("make", &dir, &error))?;
             }
         }
@@ -118,13 +135,15 @@ impl Dirs {
     /// The first directory on the way to the state that another user may not pass through.
     pub fn blocked_at(&self) -> Option<PathBuf> {
         let resolved = self.state.canonicalize().ok()?;
-        let blocked = resolved.ancestors().skip(1).find(|dir| {
-            std::fs::metadata(dir).is_ok_and(|meta| meta.permissions().mode() & 0o001 == 0)
-        });
+        let blocked = resolved
+            .ancestors()
+            .skip(1)
+            .find(|dir| std::fs::metadata(dir).is_ok_and(|meta| meta.permissions().mode() & 0o001 == 0));
         blocked.map(Path::to_owned)
     }
 }
 
 fn set_mode(dir: &Path, mode: u32) -> Result<(), Problem> {
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).map_err(|error| problem::io("restrict", dir, &error))
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))
+        .map_err(|error| problem::io("restrict", dir, &error))
 }

@@ -67,12 +67,17 @@ impl Engine {
         {
             let mut machines = lock(&self.machines);
             if machines.contains_key(new) {
-                return Err(Problem::new(ProblemCode::AlreadyExists, format!("there is a machine {new} already")));
+                return Err(Problem::new(
+                    ProblemCode::AlreadyExists,
+                    format!("there is a machine {new} already"),
+                ));
             }
             machines.remove(name);
             machines.insert(new.to_owned(), machine.clone());
         }
-        self.update(&machine, When::Now, |record: &mut Record| record.name = new.to_owned())?;
+        self.update(&machine, When::Now, |record: &mut Record| {
+            record.name = new.to_owned()
+        })?;
         Ok(machine.info())
     }
 
@@ -87,7 +92,9 @@ impl Engine {
 
     /// Ends QEMU, if there is one, and withdraws what served it.
     pub(crate) fn end_live(&self, machine: &Arc<Machine>) {
-        let Some(live) = machine.set_live(None) else { return };
+        let Some(live) = machine.set_live(None) else {
+            return;
+        };
         self.keep_trace(&live);
         if let Some(agent) = &live.agent {
             agent.close();

@@ -68,10 +68,15 @@ impl FrameSource for Frames {
     fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
         self.0.frame(id).map_err(|error| match error {
             StoreError::NotFound(_) => SourceError::Missing { frame: *id },
-            StoreError::Io { source, .. } => {
-                SourceError::Io { frame: *id, kind: source.kind(), reason: source.to_string() }
-            }
-            other => SourceError::Damaged { frame: *id, reason: other.to_string() },
+            StoreError::Io { source, .. } => SourceError::Io {
+                frame: *id,
+                kind: source.kind(),
+                reason: source.to_string(),
+            },
+            other => SourceError::Damaged {
+                frame: *id,
+                reason: other.to_string(),
+            },
         })
     }
 }
@@ -84,20 +89,32 @@ impl Engine {
         if is_root && let Some(blocked) = dirs.blocked_at() {
             return Err(Problem::new(
                 ProblemCode::PermissionDenied,
-                format!("QEMU, which runs unprivileged, cannot reach the state directory: {} is closed to others", blocked.display()),
+                format!(
+                    "QEMU, which runs unprivileged, cannot reach the state directory: {} is closed to others",
+                    blocked.display()
+                ),
             )
-            .remediation(format!("choose another with --state-dir, or `chmod o+x {}`", blocked.display())));
+            .remediation(format!(
+                "choose another with --state-dir, or `chmod o+x {}`",
+                blocked.display()
+            )));
         }
         let _ = std::fs::remove_dir_all(dirs.work());
         let dirs = Dirs::create(&dirs.state)?;
-        let store = Arc::new(Store::open(&dirs.store(), Arc::new(RealFiles)).told_as("the store cannot be opened")?);
+        let store =
+            Arc::new(Store::open(&dirs.store(), Arc::new(RealFiles)).told_as("the store cannot be opened")?);
         let state = State::open(&dirs.database()).told_as("the state database cannot be opened")?;
         let pager = Pager::new(Arc::new(Frames(store.clone())), CACHE_BYTES);
         let registry = Registry::new();
         let socket = dirs.keeper_socket();
         let args = ["keeper".into(), "--socket".into(), socket.display().to_string()];
-        let keeper = KeeperClient::connect_or_start(&options.keeper, &args, &socket, &dirs.state.join("keeper.log"));
-        let keeper = Arc::new(keeper.map_err(martlet_vm::VmError::from).told_as("the keeper cannot be started")?);
+        let keeper =
+            KeeperClient::connect_or_start(&options.keeper, &args, &socket, &dirs.state.join("keeper.log"));
+        let keeper = Arc::new(
+            keeper
+                .map_err(martlet_vm::VmError::from)
+                .told_as("the keeper cannot be started")?,
+        );
         let engine = Arc::new(Self {
             images: Images::new(registry.clone(), pager.clone()),
             spawner: keeper.clone(),
@@ -122,7 +139,11 @@ impl Engine {
 
     /// Loads the machines of a predecessor and serves its FUSE connection, or mounts anew.
     fn recover(self: &Arc<Self>) -> Result<(), Problem> {
-        let held = self.keeper.get_fd(FUSE_FD).map_err(martlet_vm::VmError::from).told()?;
+        let held = self
+            .keeper
+            .get_fd(FUSE_FD)
+            .map_err(martlet_vm::VmError::from)
+            .told()?;
         let negotiated: Option<Negotiated> = self.state.setting(NEGOTIATED).told()?;
         let adopted = held.zip(negotiated).filter(|_| is_mounted(&self.dirs.mount()));
         if let Some(highest) = self.state.setting::<u64>(HIGHEST_INODE).told()? {
@@ -130,7 +151,9 @@ impl Engine {
         }
         self.load_machines(adopted.is_some())?;
         let server = match adopted {
-            Some((fd, negotiated)) => Server::start(fd, self.registry.clone(), Some(negotiated), FUSE_THREADS).told()?,
+            Some((fd, negotiated)) => {
+                Server::start(fd, self.registry.clone(), Some(negotiated), FUSE_THREADS).told()?
+            }
             None => self.mount()?,
         };
         *lock(&self.server) = Some(server);
@@ -140,11 +163,16 @@ impl Engine {
 
     fn mount(&self) -> Result<Server, Problem> {
         let dir = self.dirs.mount();
-        let options = MountOptions { allow_other: self.is_root };
+        let options = MountOptions {
+            allow_other: self.is_root,
+        };
         let fd = martlet_fuse::mount(&dir, options).map_err(|error| {
             problem::io("mount the images on", &dir, &error).remediation("`martlet doctor` checks FUSE")
         })?;
-        self.keeper.put_fd(FUSE_FD, fd.as_fd()).map_err(martlet_vm::VmError::from).told()?;
+        self.keeper
+            .put_fd(FUSE_FD, fd.as_fd())
+            .map_err(martlet_vm::VmError::from)
+            .told()?;
         let server = Server::start(fd, self.registry.clone(), None, FUSE_THREADS).told()?;
         self.state.put_setting(NEGOTIATED, &server.negotiated()).told()?;
         Ok(server)
@@ -153,10 +181,15 @@ impl Engine {
     /// Ends serving. With machines still alive the mount and the keeper stay for a successor; without, nothing does.
     pub fn close(&self) {
         let live = self.all().iter().any(|machine| machine.live().is_some());
-        if let Err(error) = self.state.put_setting(HIGHEST_INODE, &self.registry.highest_ino()) {
+        if let Err(error) = self
+            .state
+            .put_setting(HIGHEST_INODE, &self.registry.highest_ino())
+        {
             tracing::warn!(%error, "the highest inode number was not kept");
         }
-        let Some(server) = lock(&self.server).take() else { return };
+        let Some(server) = lock(&self.server).take() else {
+            return;
+        };
         if live {
             server.stop();
             return;
@@ -181,7 +214,10 @@ impl Engine {
 
     /// Programs and directories that base builds need.
     pub(crate) fn tools(&self) -> Tools {
-        Tools { agent: self.options.agent.clone(), cache_dir: self.dirs.cache() }
+        Tools {
+            agent: self.options.agent.clone(),
+            cache_dir: self.dirs.cache(),
+        }
     }
 
     pub(crate) fn next_key(&self) -> u64 {
@@ -197,7 +233,8 @@ impl Engine {
     pub(crate) fn find(&self, name: &str) -> Result<Arc<Machine>, Problem> {
         martlet_api::names::check_name(name)?;
         lock(&self.machines).get(name).cloned().ok_or_else(|| {
-            Problem::new(ProblemCode::NotFound, format!("there is no machine {name}")).remediation("`martlet ps` lists them")
+            Problem::new(ProblemCode::NotFound, format!("there is no machine {name}"))
+                .remediation("`martlet ps` lists them")
         })
     }
 
@@ -205,8 +242,14 @@ impl Engine {
     pub(crate) fn add(&self, record: Record) -> Result<Arc<Machine>, Problem> {
         let mut machines = lock(&self.machines);
         if machines.contains_key(&record.name) {
-            return Err(Problem::new(ProblemCode::AlreadyExists, format!("there is a machine {} already", record.name))
-                .remediation(format!("choose another name, or `martlet rm --force {}` first", record.name)));
+            return Err(Problem::new(
+                ProblemCode::AlreadyExists,
+                format!("there is a machine {} already", record.name),
+            )
+            .remediation(format!(
+                "choose another name, or `martlet rm --force {}` first",
+                record.name
+            )));
         }
         self.state.put_machine(&record.id, &record, When::Now).told()?;
         let machine = Machine::new(record.clone());
@@ -215,10 +258,17 @@ impl Engine {
     }
 
     /// Changes a machine's record and keeps it.
-    pub(crate) fn update(&self, machine: &Machine, when: When, change: impl FnOnce(&mut Record)) -> Result<(), Problem> {
+    pub(crate) fn update(
+        &self,
+        machine: &Machine,
+        when: When,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<(), Problem> {
         let record = machine.change(change);
         self.repin(machine, &record);
-        self.state.put_machine(&record.id, &record, when).told_as(format!("the record of machine {} cannot be written", record.name))
+        self.state
+            .put_machine(&record.id, &record, when)
+            .told_as(format!("the record of machine {} cannot be written", record.name))
     }
 
     /// Pins what a machine needs of the store: garbage collection keeps it.
@@ -226,7 +276,11 @@ impl Engine {
         let mapped = record.running.as_ref().and_then(|running| running.mapped);
         let user = format!("machine {}", record.name);
         let needed = [Some(record.disk_base), record.snapshot, mapped];
-        let pins = needed.into_iter().flatten().filter_map(|id| self.store.pin(id, &user).ok()).collect();
+        let pins = needed
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.store.pin(id, &user).ok())
+            .collect();
         machine.set_pins(pins);
     }
 
@@ -254,7 +308,10 @@ fn owner_of_this_process() -> u32 {
 
 fn group_of(path: &Path) -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).ok().map(|meta| meta.gid()).filter(|gid| *gid != 0)
+    std::fs::metadata(path)
+        .ok()
+        .map(|meta| meta.gid())
+        .filter(|gid| *gid != 0)
 }
 
 fn is_mounted(dir: &Path) -> bool {

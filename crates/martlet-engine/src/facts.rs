@@ -35,7 +35,12 @@ impl Engine {
 
     /// How many processes the keeper keeps.
     pub fn keeper_children(&self) -> Result<usize, Problem> {
-        Ok(self.keeper.children().map_err(martlet_vm::VmError::from).told()?.len())
+        Ok(self
+            .keeper
+            .children()
+            .map_err(martlet_vm::VmError::from)
+            .told()?
+            .len())
     }
 
     /// Numbers for monitoring. What cannot be had is zero: a monitor is no place for errors.
@@ -44,7 +49,9 @@ impl Engine {
         let pager = self.pager.stats();
         let mut machines = BTreeMap::new();
         for machine in self.machines() {
-            *machines.entry(format!("{:?}", machine.state).to_lowercase()).or_default() += 1;
+            *machines
+                .entry(format!("{:?}", machine.state).to_lowercase())
+                .or_default() += 1;
         }
         Facts {
             pack_bytes: usage.pack_bytes,

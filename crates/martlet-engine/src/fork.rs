@@ -34,11 +34,19 @@ struct Family {
 impl Engine {
     /// Starts clones of a running machine (after a checkpoint of it; it goes on) or of a snapshot. That a clone fails is
     /// told in its result, and harms no other.
-    pub fn fork(self: &Arc<Self>, source: &str, request: ForkRequest, progress: ProgressSink<'_>) -> Result<ForkReport, Problem> {
+    pub fn fork(
+        self: &Arc<Self>,
+        source: &str,
+        request: ForkRequest,
+        progress: ProgressSink<'_>,
+    ) -> Result<ForkReport, Problem> {
         let requested = Instant::now();
         if request.count == 0 || request.count > CLONES_MAX {
-            return Err(Problem::new(ProblemCode::InvalidArgument, format!("{} clones are not possible", request.count))
-                .remediation(format!("ask for 1 to {CLONES_MAX} with -n")));
+            return Err(Problem::new(
+                ProblemCode::InvalidArgument,
+                format!("{} clones are not possible", request.count),
+            )
+            .remediation(format!("ask for 1 to {CLONES_MAX} with -n")));
         }
         let (id, pause_ms, prefix) = match self.find(source) {
             Ok(machine) => {
@@ -48,7 +56,10 @@ impl Engine {
                     return Err(agentless(&format!("machine {source}")));
                 }
                 let tag = format!("fork-{}", self.state.next(&format!("fork of {source}")).told()?);
-                let checkpoint = CheckpointRequest { tag: Some(tag), note: Some(format!("forked into {} clones", request.count)) };
+                let checkpoint = CheckpointRequest {
+                    tag: Some(tag),
+                    note: Some(format!("forked into {} clones", request.count)),
+                };
                 let report = self.checkpoint_held(&machine, &operation, checkpoint, progress)?;
                 let id = report.snapshot.parse().expect("the engine's own snapshot id");
                 (id, report.pause_ms, source.to_owned())
@@ -77,10 +88,20 @@ impl Engine {
             requested,
         };
         let clones = self.start_clones(&family, &request, progress);
-        Ok(ForkReport { snapshot: id.to_string(), pause_ms, total_ms: requested.elapsed().as_secs_f64() * 1e3, clones })
+        Ok(ForkReport {
+            snapshot: id.to_string(),
+            pause_ms,
+            total_ms: requested.elapsed().as_secs_f64() * 1e3,
+            clones,
+        })
     }
 
-    fn start_clones(self: &Arc<Self>, family: &Family, request: &ForkRequest, progress: ProgressSink<'_>) -> Vec<CloneResult> {
+    fn start_clones(
+        self: &Arc<Self>,
+        family: &Family,
+        request: &ForkRequest,
+        progress: ProgressSink<'_>,
+    ) -> Vec<CloneResult> {
         let workers = std::thread::available_parallelism().map_or(2, |n| n.get()) * STARTS_PER_CPU;
         let (next, done) = (AtomicU32::new(1), AtomicU64::new(0));
         let total = Some(u64::from(request.count));
@@ -93,12 +114,22 @@ impl Engine {
                 }
                 results.push(self.start_clone(family, request, index));
                 let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-                progress(Progress { stage: "starting clones".into(), done, total, unit: ProgressUnit::Items });
+                progress(Progress {
+                    stage: "starting clones".into(),
+                    done,
+                    total,
+                    unit: ProgressUnit::Items,
+                });
             }
         };
         let mut clones: Vec<CloneResult> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..workers.min(request.count as usize)).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+            let threads: Vec<_> = (0..workers.min(request.count as usize))
+                .map(|_| scope.spawn(work))
+                .collect();
+            threads
+                .into_iter()
+                .flat_map(|thread| thread.join().unwrap_or_default())
+                .collect()
         });
         clones.sort_by_key(|clone| clone.index);
         clones
@@ -115,21 +146,55 @@ impl Engine {
             }
             Err(problem) => (None, Some(problem)),
         };
-        CloneResult { index, name, machine, timeline, problem }
+        CloneResult {
+            index,
+            name,
+            machine,
+            timeline,
+            problem,
+        }
     }
 
-    fn try_clone(self: &Arc<Self>, family: &Family, request: &ForkRequest, index: u32, name: &str) -> Result<Arc<Machine>, Problem> {
+    fn try_clone(
+        self: &Arc<Self>,
+        family: &Family,
+        request: &ForkRequest,
+        index: u32,
+        name: &str,
+    ) -> Result<Arc<Machine>, Problem> {
         let snapshot = &family.snapshot;
         let number = family.first_number + u64::from(index - 1);
         let saved = snapshot.hardware.as_ref().ok_or_else(|| {
-            Problem::new(ProblemCode::Damaged, format!("snapshot {} does not say what hardware it needs", family.id.short()))
+            Problem::new(
+                ProblemCode::Damaged,
+                format!(
+                    "snapshot {} does not say what hardware it needs",
+                    family.id.short()
+                ),
+            )
         })?;
         let config: Config = serde_json::from_value(saved.config.clone()).map_err(|error| {
-            Problem::new(ProblemCode::Damaged, format!("the configuration in snapshot {} cannot be read", family.id.short())).cause(error)
+            Problem::new(
+                ProblemCode::Damaged,
+                format!(
+                    "the configuration in snapshot {} cannot be read",
+                    family.id.short()
+                ),
+            )
+            .cause(error)
         })?;
         let config = Config {
             // A port of the host is one machine's.
-            ports: crate::run::pick_ports(&config.ports.iter().map(|port| martlet_api::PortForward { host_port: 0, ..*port }).collect::<Vec<_>>())?,
+            ports: crate::run::pick_ports(
+                &config
+                    .ports
+                    .iter()
+                    .map(|port| martlet_api::PortForward {
+                        host_port: 0,
+                        ..*port
+                    })
+                    .collect::<Vec<_>>(),
+            )?,
             ..config
         };
         let record = Record {
@@ -153,9 +218,20 @@ impl Engine {
         let machine = self.add(record.clone())?;
         let _operation = machine.begin("fork")?;
         self.repin(&machine, &record);
-        let who = Who::Clone { parent: snapshot.machine_id.clone(), index };
+        let who = Who::Clone {
+            parent: snapshot.machine_id.clone(),
+            index,
+        };
         let started = self.disk_of(snapshot).and_then(|disk| {
-            self.launch_machine(&machine, family.id, snapshot, who, DiskFrom::New(disk), family.requested, false)?;
+            self.launch_machine(
+                &machine,
+                family.id,
+                snapshot,
+                who,
+                DiskFrom::New(disk),
+                family.requested,
+                false,
+            )?;
             self.probe(&machine, request.probe.as_ref(), family.requested, &|_| ())
         });
         match started {

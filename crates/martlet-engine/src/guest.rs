@@ -24,21 +24,34 @@ impl Engine {
         let live = self.find(name)?.live_for(Verb::Exec)?;
         match live.agent.clone() {
             Some(agent) => Ok((live, agent)),
-            None => Err(Problem::new(ProblemCode::GuestFailed, format!("machine {name} has no agent in its guest"))
-                .remediation(format!("`martlet console {name}` connects to its serial console"))),
+            None => Err(Problem::new(
+                ProblemCode::GuestFailed,
+                format!("machine {name} has no agent in its guest"),
+            )
+            .remediation(format!("`martlet console {name}` connects to its serial console"))),
         }
     }
 
     /// Starts a command in the guest.
     pub fn exec(&self, name: &str, request: ExecRequest) -> Result<AgentExec, Problem> {
         if request.argv.first().is_none_or(String::is_empty) {
-            return Err(Problem::new(ProblemCode::InvalidArgument, "there is no command to run")
-                .remediation(format!("`martlet exec {name} -- COMMAND`")));
+            return Err(
+                Problem::new(ProblemCode::InvalidArgument, "there is no command to run")
+                    .remediation(format!("`martlet exec {name} -- COMMAND`")),
+            );
         }
         let (_, agent) = self.agent_of(name)?;
         let spec = agent::ExecSpec {
-            command: agent::Command { argv: request.argv, env: request.env, cwd: request.cwd, user: request.user },
-            tty: request.tty.map(|size| agent::TtySize { rows: size.rows, cols: size.cols }),
+            command: agent::Command {
+                argv: request.argv,
+                env: request.env,
+                cwd: request.cwd,
+                user: request.user,
+            },
+            tty: request.tty.map(|size| agent::TtySize {
+                rows: size.rows,
+                cols: size.cols,
+            }),
             stdin: request.stdin,
         };
         agent.exec(spec).told()
@@ -76,48 +89,72 @@ impl Engine {
 
     /// What machines use.
     pub fn usage(&self) -> Result<Vec<MachineUsage>, Problem> {
-        Ok(self.all().iter().map(|machine| {
-            let record = machine.record();
-            let mut usage = MachineUsage {
-                name: record.name,
-                state: record.phase.state(),
-                cpu_percent: 0.0,
-                memory_bytes: record.config.memory_bytes,
-                private_bytes: 0,
-                faulted_bytes: 0,
-                disk_written_bytes: 0,
-                guest: None,
-            };
-            if let Some(live) = machine.live() {
-                usage.cpu_percent = cpu_percent(&live);
-                usage.private_bytes = Mapping::find(live.vm.pid(), &live.memory_path)
-                    .and_then(|mapping| private_pages(live.vm.pid(), &mapping))
-                    .map_or(0, |pages| pages.len() * PAGE_SIZE as u64);
-                usage.faulted_bytes = live.memory.image.stats().demand_pages * PAGE_SIZE as u64;
-                usage.disk_written_bytes = live.disk.usage().data_bytes;
-                usage.guest = live.agent.as_ref().and_then(|agent| agent.metrics().ok()).map(|metrics| GuestUsage {
-                    load: metrics.load,
-                    memory_available_bytes: metrics.memory_available_bytes,
-                    disk_free_bytes: metrics.disk_free_bytes,
-                    processes: metrics.processes,
-                });
-            }
-            usage
-        }).collect())
+        Ok(self
+            .all()
+            .iter()
+            .map(|machine| {
+                let record = machine.record();
+                let mut usage = MachineUsage {
+                    name: record.name,
+                    state: record.phase.state(),
+                    cpu_percent: 0.0,
+                    memory_bytes: record.config.memory_bytes,
+                    private_bytes: 0,
+                    faulted_bytes: 0,
+                    disk_written_bytes: 0,
+                    guest: None,
+                };
+                if let Some(live) = machine.live() {
+                    usage.cpu_percent = cpu_percent(&live);
+                    usage.private_bytes = Mapping::find(live.vm.pid(), &live.memory_path)
+                        .and_then(|mapping| private_pages(live.vm.pid(), &mapping))
+                        .map_or(0, |pages| pages.len() * PAGE_SIZE as u64);
+                    usage.faulted_bytes = live.memory.image.stats().demand_pages * PAGE_SIZE as u64;
+                    usage.disk_written_bytes = live.disk.usage().data_bytes;
+                    usage.guest = live
+                        .agent
+                        .as_ref()
+                        .and_then(|agent| agent.metrics().ok())
+                        .map(|metrics| GuestUsage {
+                            load: metrics.load,
+                            memory_available_bytes: metrics.memory_available_bytes,
+                            disk_free_bytes: metrics.disk_free_bytes,
+                            processes: metrics.processes,
+                        });
+                }
+                usage
+            })
+            .collect())
     }
 }
 
 /// Host CPU since the last look, in percent of one core.
 fn cpu_percent(live: &Live) -> f64 {
-    let Some(usage) = martlet_vm::usage::of(live.vm.pid()) else { return 0.0 };
-    let now = [usage.cpu.as_micros() as u64, live.since.elapsed().as_micros() as u64];
-    let before = [live.seen_cpu[0].swap(now[0], Ordering::Relaxed), live.seen_cpu[1].swap(now[1], Ordering::Relaxed)];
+    let Some(usage) = martlet_vm::usage::of(live.vm.pid()) else {
+        return 0.0;
+    };
+    let now = [
+        usage.cpu.as_micros() as u64,
+        live.since.elapsed().as_micros() as u64,
+    ];
+    let before = [
+        live.seen_cpu[0].swap(now[0], Ordering::Relaxed),
+        live.seen_cpu[1].swap(now[1], Ordering::Relaxed),
+    ];
     let (used, passed) = (now[0].saturating_sub(before[0]), now[1].saturating_sub(before[1]));
-    if passed == 0 { 0.0 } else { used as f64 / passed as f64 * 100.0 }
+    if passed == 0 {
+        0.0
+    } else {
+        used as f64 / passed as f64 * 100.0
+    }
 }
 
 fn copy(from: &mut (impl Read + ?Sized), to: &mut (impl Write + ?Sized), name: &str) -> Result<(), Problem> {
     std::io::copy(from, to).map(drop).map_err(|error| {
-        Problem::new(ProblemCode::GuestFailed, format!("copying to or from machine {name} broke off")).cause(error)
+        Problem::new(
+            ProblemCode::GuestFailed,
+            format!("copying to or from machine {name} broke off"),
+        )
+        .cause(error)
     })
 }

@@ -8,12 +8,12 @@ const UID_FIRST: u32 = 0x4d41_0000;
 const UIDS: u64 = 0xfff0;
 
 const ADJECTIVES: [&str; 16] = [
-    "amber", "brisk", "calm", "deft", "eager", "fleet", "gentle", "high", "keen", "light", "mild", "nimble", "quick",
-    "silent", "swift", "wild",
+    "amber", "brisk", "calm", "deft", "eager", "fleet", "gentle", "high", "keen", "light", "mild", "nimble",
+    "quick", "silent", "swift", "wild",
 ];
 const BIRDS: [&str; 16] = [
-    "avocet", "bunting", "curlew", "dunlin", "egret", "finch", "godwit", "heron", "ibis", "jay", "kestrel", "lark",
-    "merlin", "osprey", "plover", "swallow",
+    "avocet", "bunting", "curlew", "dunlin", "egret", "finch", "godwit", "heron", "ibis", "jay", "kestrel",
+    "lark", "merlin", "osprey", "plover", "swallow",
 ];
 
 /// A name for the machine with this number, when its user gave none.
@@ -79,13 +79,18 @@ mod tests {
     fn generated_names_are_valid_and_differ() {
         let names: BTreeSet<_> = (1..2000).map(generated_name).collect();
         assert_eq!(names.len(), 1999);
-        names.iter().for_each(|name| martlet_api::names::check_name(name).unwrap());
+        names
+            .iter()
+            .for_each(|name| martlet_api::names::check_name(name).unwrap());
     }
 
     #[test]
     fn a_family_shares_no_address() {
         let numbers = 1..60_000u64;
-        assert_eq!(numbers.clone().map(address).collect::<BTreeSet<_>>().len(), 59_999);
+        assert_eq!(
+            numbers.clone().map(address).collect::<BTreeSet<_>>().len(),
+            59_999
+        );
         assert_eq!(numbers.clone().map(uid).collect::<BTreeSet<_>>().len(), 59_999);
         assert_eq!(numbers.map(mac).collect::<BTreeSet<_>>().len(), 59_999);
         assert_eq!(address(0), [10, 77, 0, 16]);

@@ -22,12 +22,12 @@ use martlet_disk::CowDisk;
 use martlet_fuse::{Placement, Prefetcher};
 use martlet_image::{BlobId, BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
 use martlet_pager::VmKey;
+use martlet_vm::RunningVm;
 use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::compat;
 use martlet_vm::process::{User, own_directory};
 use martlet_vm::running::StartOptions;
 use martlet_vm::spec::{Boot, Disk, Forward, MachineSpec, Memory, UserNet};
-use martlet_vm::RunningVm;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -159,17 +159,29 @@ impl Engine {
         let files = self.files(&launch)?;
         let spawned = self.spawn(&launch, &hardware, files)?;
         if let From::Snapshot(_, snapshot) = &launch.from {
-            let memory = snapshot.memory.as_ref().expect("a snapshot to restore has memory");
-            let descriptor = self.store.blob(&memory.descriptor).told_as("the snapshot's device state cannot be read")?;
+            let memory = snapshot
+                .memory
+                .as_ref()
+                .expect("a snapshot to restore has memory");
+            let descriptor = self
+                .store
+                .blob(&memory.descriptor)
+                .told_as("the snapshot's device state cannot be read")?;
             spawned.vm().load_descriptor(&descriptor).told()?;
         }
-        let mut timeline = Timeline { load_ms: Some(since_ms(Instant::now())), ..Timeline::default() };
+        let mut timeline = Timeline {
+            load_ms: Some(since_ms(Instant::now())),
+            ..Timeline::default()
+        };
         let running = spawned.vm().cont().told()?;
         timeline.first_instruction_ms = Some(since_ms(running));
         let prefetcher = self.prefetch(&launch, &spawned.files.memory);
         let agent = match self.has_agent(&launch) {
             true if launch.detach && matches!(launch.from, From::Boot(_)) => None,
-            true => Some(self.confirm(&launch, spawned.vm()).map_err(|p| self.with_last_words(p, spawned.vm()))?),
+            true => Some(
+                self.confirm(&launch, spawned.vm())
+                    .map_err(|p| self.with_last_words(p, spawned.vm()))?,
+            ),
             false => None,
         };
         if let Some(agent) = &agent {
@@ -203,7 +215,11 @@ impl Engine {
             cpu_model: hardware.cpu_model,
             qemu_version: self.qemu()?.version().to_owned(),
         };
-        Ok(Launched { live, timeline, hardware })
+        Ok(Launched {
+            live,
+            timeline,
+            hardware,
+        })
     }
 
     /// The hardware of this start: the snapshot's, if this host can have it, else what new machines get here.
@@ -217,12 +233,19 @@ impl Engine {
             return Ok(qemu.new_hardware(asked));
         };
         let saved = snapshot.hardware.as_ref().ok_or_else(|| {
-            Problem::new(ProblemCode::Damaged, format!("snapshot {} does not say what hardware it needs", id.short()))
+            Problem::new(
+                ProblemCode::Damaged,
+                format!("snapshot {} does not say what hardware it needs", id.short()),
+            )
         })?;
         let saved = compat::Hardware {
             machine_type: saved.machine_type.clone(),
             cpu_model: saved.cpu_model.clone(),
-            accel: if saved.accel == "kvm" { compat::Accel::Kvm } else { compat::Accel::Tcg },
+            accel: if saved.accel == "kvm" {
+                compat::Accel::Kvm
+            } else {
+                compat::Accel::Tcg
+            },
             qemu_version: saved.qemu_version.clone(),
         };
         let offer = qemu.offer().told()?;
@@ -237,26 +260,52 @@ impl Engine {
         let (snapshot, manifest) = match &launch.from {
             From::Snapshot(id, snapshot) => {
                 let memory = snapshot.memory.as_ref().ok_or_else(|| no_memory(id))?;
-                (Some(*id), self.store.manifest(&memory.manifest).told_as("the snapshot's memory cannot be read")?)
+                (
+                    Some(*id),
+                    self.store
+                        .manifest(&memory.manifest)
+                        .told_as("the snapshot's memory cannot be read")?,
+                )
             }
-            From::Boot(_) | From::Firmware => {
-                (None, Arc::new(Manifest::zero(record.config.memory_bytes / PAGE_SIZE as u64)))
-            }
+            From::Boot(_) | From::Firmware => (
+                None,
+                Arc::new(Manifest::zero(record.config.memory_bytes / PAGE_SIZE as u64)),
+            ),
         };
         let memory = self.images.map(snapshot, manifest, None)?;
         self.dirs.create_machine(&record.id)?;
         let disk_dir = self.dirs.disk(&record.id, record.disk_number);
         let (disk, made_disk) = match &launch.disk {
-            DiskFrom::New(manifest) => {
-                (CowDisk::create(&disk_dir, self.pager.clone(), manifest.clone(), record.config.disk_bytes).told()?, true)
-            }
-            DiskFrom::Kept(manifest) => (CowDisk::open(&disk_dir, self.pager.clone(), manifest.clone()).told()?, false),
+            DiskFrom::New(manifest) => (
+                CowDisk::create(
+                    &disk_dir,
+                    self.pager.clone(),
+                    manifest.clone(),
+                    record.config.disk_bytes,
+                )
+                .told()?,
+                true,
+            ),
+            DiskFrom::Kept(manifest) => (
+                CowDisk::open(&disk_dir, self.pager.clone(), manifest.clone()).told()?,
+                false,
+            ),
         };
         let user = self.qemu_user(record.number);
-        let (uid, gid) = user.as_ref().map_or_else(current_ids, |user| (user.uid, user.gid));
+        let (uid, gid) = user
+            .as_ref()
+            .map_or_else(current_ids, |user| (user.uid, user.gid));
         let disk_name = format!("{}-{}", record.id, record.disk_number);
-        let placement = Placement { ino: None, uid, gid, mode: 0o600 };
-        let disk_inode = self.registry.add_disk(&disk_name, disk.clone(), placement).told()?;
+        let placement = Placement {
+            ino: None,
+            uid,
+            gid,
+            mode: 0o600,
+        };
+        let disk_inode = self
+            .registry
+            .add_disk(&disk_name, disk.clone(), placement)
+            .told()?;
         Ok(Files {
             disk,
             disk_inode,
@@ -269,7 +318,12 @@ impl Engine {
         })
     }
 
-    fn spawn(&self, launch: &Launch<'_>, hardware: &compat::Hardware, files: Files) -> Result<Spawned, Problem> {
+    fn spawn(
+        &self,
+        launch: &Launch<'_>,
+        hardware: &compat::Hardware,
+        files: Files,
+    ) -> Result<Spawned, Problem> {
         let record = launch.record;
         let user = self.qemu_user(record.number);
         let run_dir = self.dirs.run(&record.id);
@@ -292,36 +346,59 @@ impl Engine {
                 size_bytes: record.config.memory_bytes,
                 free_page_reporting: true,
             },
-            disks: vec![Disk { path: self.dirs.disk_file(&files.disk_name), read_only: false }],
+            disks: vec![Disk {
+                path: self.dirs.disk_file(&files.disk_name),
+                read_only: false,
+            }],
             boot,
             net: Some(UserNet {
                 address: Ipv4Addr::from(identity::address(record.number)),
                 mac: identity::mac_text(identity::mac(record.number)),
-                forwards: forwards.map(|p| Forward { host_port: p.host_port, guest_port: p.guest_port }).collect(),
+                forwards: forwards
+                    .map(|p| Forward {
+                        host_port: p.host_port,
+                        guest_port: p.guest_port,
+                    })
+                    .collect(),
                 outbound: record.config.outbound,
             }),
             generation_id: identity::uuid(),
             run_dir,
             incoming: matches!(launch.from, From::Snapshot(..)),
         };
-        let options = StartOptions { user, oom_score_adj: Some(200), env: Vec::new() };
+        let options = StartOptions {
+            user,
+            oom_score_adj: Some(200),
+            env: Vec::new(),
+        };
         let vm = RunningVm::start(self.qemu()?, &spec, &options, self.spawner.clone()).told()?;
         let key = VmKey(self.next_key());
         self.registry.set_owner(vm.pid(), key);
-        Ok(Spawned { vm: Some(vm), files, key })
+        Ok(Spawned {
+            vm: Some(vm),
+            files,
+            key,
+        })
     }
 
     /// The user that QEMU runs as: nobody's but this machine's. An ordinary user's QEMU runs as that user.
     pub(crate) fn qemu_user(&self, number: u64) -> Option<User> {
         let uid = identity::uid(number);
-        self.is_root.then(|| User { uid, gid: uid, groups: [Some(QEMU_GID), self.kvm_gid].into_iter().flatten().collect() })
+        self.is_root.then(|| User {
+            uid,
+            gid: uid,
+            groups: [Some(QEMU_GID), self.kvm_gid].into_iter().flatten().collect(),
+        })
     }
 
     /// A kernel or initramfs as a file that QEMU can read.
     fn boot_file(&self, id: &BlobId) -> Result<PathBuf, Problem> {
         let path = self.dirs.boot().join(id.to_string());
         if !path.exists() {
-            let bytes = self.store.blob(id).told_as("the guest's kernel cannot be read from the store")?;
+            let bytes = self
+                .store
+                .blob(id)
+                .told_as("the guest's kernel cannot be read from the store")?;
             let scratch = path.with_extension(identity::machine_id());
             std::fs::write(&scratch, bytes).map_err(|error| problem::io("write", &scratch, &error))?;
             std::fs::rename(&scratch, &path).map_err(|error| problem::io("make", &path, &error))?;
@@ -338,7 +415,9 @@ impl Engine {
     }
 
     fn prefetch(&self, launch: &Launch<'_>, memory: &Arc<Mapped>) -> Option<Prefetcher> {
-        let From::Snapshot(id, _) = &launch.from else { return None };
+        let From::Snapshot(id, _) = &launch.from else {
+            return None;
+        };
         let trace = self.trace(id)?;
         Prefetcher::start(memory.image.clone(), trace, PREFETCH_BYTES).ok()
     }
@@ -355,8 +434,12 @@ impl Engine {
         };
         let client = AgentClient::connect(&socket, epoch, CONFIRM_TIMEOUT).told()?;
         hello(&client, start, timeout, vm)?;
-        client.identify(&self.identity(launch), timeout).told_as("the guest did not take on its identity, so it was not started")?;
-        client.release(Some(now_unix_ns())).told_as("the guest did not go on")?;
+        client
+            .identify(&self.identity(launch), timeout)
+            .told_as("the guest did not take on its identity, so it was not started")?;
+        client
+            .release(Some(now_unix_ns()))
+            .told_as("the guest did not go on")?;
         if booting {
             self.start_command(launch, &client)?;
         }
@@ -412,7 +495,9 @@ impl Engine {
             cwd: config.workdir.clone(),
             user: config.user.clone(),
         };
-        client.start_command(&command).told_as("the machine's command could not be started")
+        client
+            .start_command(&command)
+            .told_as("the machine's command could not be started")
     }
 
     /// Adds what QEMU and the console said last to a problem of a start.
@@ -433,7 +518,12 @@ impl Engine {
 }
 
 /// Waits for the agent, but not longer than QEMU lives.
-fn hello(client: &AgentClient, start: agent::Start, timeout: Duration, vm: &RunningVm) -> Result<(), Problem> {
+fn hello(
+    client: &AgentClient,
+    start: agent::Start,
+    timeout: Duration,
+    vm: &RunningVm,
+) -> Result<(), Problem> {
     match client.hello(start, timeout) {
         Ok(_) => Ok(()),
         Err(error) if !vm.is_alive() || vm.has_panicked() => Err(Problem::new(
@@ -448,7 +538,10 @@ fn hello(client: &AgentClient, start: agent::Start, timeout: Duration, vm: &Runn
 
 /// Executes the least there is. A guest without `true` has answered too.
 fn first_exec(agent: &AgentClient) -> Result<(), AgentError> {
-    let command = agent::Command { argv: vec!["/bin/true".into()], ..agent::Command::default() };
+    let command = agent::Command {
+        argv: vec!["/bin/true".into()],
+        ..agent::Command::default()
+    };
     match agent.exec_wait(command, &[], 0, CONFIRM_TIMEOUT) {
         Ok(_) | Err(AgentError::Remote(_)) => Ok(()),
         Err(error) => Err(error),
@@ -457,8 +550,11 @@ fn first_exec(agent: &AgentClient) -> Result<(), AgentError> {
 
 /// A base was asked to be restored.
 pub fn no_memory(id: &SnapshotId) -> Problem {
-    Problem::new(ProblemCode::InvalidArgument, format!("snapshot {} has no memory: it is a base", id.short()))
-        .remediation("start a machine from it with `martlet run`")
+    Problem::new(
+        ProblemCode::InvalidArgument,
+        format!("snapshot {} has no memory: it is a base", id.short()),
+    )
+    .remediation("start a machine from it with `martlet run`")
 }
 
 /// User and group of this process.
@@ -469,7 +565,9 @@ pub fn current_ids() -> (u32, u32) {
 
 /// Nanoseconds since 1970.
 pub fn now_unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// Milliseconds since 1970.

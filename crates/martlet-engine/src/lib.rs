@@ -33,6 +33,6 @@ mod snapshots;
 mod state;
 mod watch;
 
-pub use facts::Facts;
 pub use engine::{Engine, Options};
+pub use facts::Facts;
 pub use problem::Tell;

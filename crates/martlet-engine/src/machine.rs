@@ -123,11 +123,15 @@ impl Drop for Operation {
     }
 }
 
-
 impl Machine {
     /// A machine of which nothing is alive yet.
     pub fn new(record: Record) -> Arc<Self> {
-        Arc::new(Self { record: Mutex::new(record), live: Mutex::new(None), at_work: Mutex::new(None), pins: Mutex::default() })
+        Arc::new(Self {
+            record: Mutex::new(record),
+            live: Mutex::new(None),
+            at_work: Mutex::new(None),
+            pins: Mutex::default(),
+        })
     }
 
     /// A copy of its record.
@@ -162,7 +166,10 @@ impl Machine {
         let record = self.record();
         record.phase.allow(verb, &record.name)?;
         self.live().ok_or_else(|| {
-            Problem::new(ProblemCode::WrongState, format!("machine {} has no virtual machine just now", record.name))
+            Problem::new(
+                ProblemCode::WrongState,
+                format!("machine {} has no virtual machine just now", record.name),
+            )
         })
     }
 
@@ -171,17 +178,24 @@ impl Machine {
         let mut at_work = lock(&self.at_work);
         if let Some(other) = *at_work {
             let name = lock(&self.record).name.clone();
-            return Err(Problem::new(ProblemCode::Busy, format!("machine {name} is busy: `{other}` is at work on it"))
-                .remediation("try again when it has ended"));
+            return Err(Problem::new(
+                ProblemCode::Busy,
+                format!("machine {name} is busy: `{other}` is at work on it"),
+            )
+            .remediation("try again when it has ended"));
         }
         *at_work = Some(command);
-        Ok(Operation { machine: self.clone() })
+        Ok(Operation {
+            machine: self.clone(),
+        })
     }
 
     /// The machine as the API shows it.
     pub fn info(&self) -> MachineInfo {
         let record = self.record();
-        let address = crate::identity::address(record.number).map(|byte| byte.to_string()).join(".");
+        let address = crate::identity::address(record.number)
+            .map(|byte| byte.to_string())
+            .join(".");
         MachineInfo {
             state: record.phase.state(),
             last_error: match record.phase {

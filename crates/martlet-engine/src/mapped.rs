@@ -41,7 +41,11 @@ pub struct Images {
 impl Images {
     /// None yet.
     pub fn new(registry: Arc<Registry>, pager: Arc<Pager>) -> Self {
-        Self { registry, pager, mapped: Mutex::default() }
+        Self {
+            registry,
+            pager,
+            mapped: Mutex::default(),
+        }
     }
 
     /// The image of `snapshot`, or of zeros. `shown` is given when a predecessor showed it: number and name.
@@ -55,7 +59,10 @@ impl Images {
         // and nothing is gained by sharing zeros.
         let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
         mapped.retain(|_, image| image.strong_count() > 0);
-        if let Some(there) = snapshot.and_then(|id| mapped.get(&id.to_string())).and_then(Weak::upgrade) {
+        if let Some(there) = snapshot
+            .and_then(|id| mapped.get(&id.to_string()))
+            .and_then(Weak::upgrade)
+        {
             return Ok(there);
         }
         let (inode, name) = match (shown, snapshot) {
@@ -64,9 +71,20 @@ impl Images {
             (None, None) => (None, format!("zero-{}", crate::identity::uuid())),
         };
         let image = MemoryImage::new(self.pager.clone(), manifest);
-        let placement = Placement { ino: inode, uid: 0, gid: QEMU_GID, mode: 0o660 };
+        let placement = Placement {
+            ino: inode,
+            uid: 0,
+            gid: QEMU_GID,
+            mode: 0o660,
+        };
         let inode = self.registry.add_memory(&name, image.clone(), placement).told()?;
-        let new = Arc::new(Mapped { image, snapshot, name: name.clone(), inode, registry: self.registry.clone() });
+        let new = Arc::new(Mapped {
+            image,
+            snapshot,
+            name: name.clone(),
+            inode,
+            registry: self.registry.clone(),
+        });
         mapped.insert(name, Arc::downgrade(&new));
         Ok(new)
     }

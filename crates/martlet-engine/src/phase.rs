@@ -92,14 +92,26 @@ impl Phase {
             return Ok(());
         }
         let (is, remedy) = match self {
-            Self::Starting => ("still starting", format!("wait for it (`martlet inspect {name}`) or `martlet kill {name}`")),
-            Self::Running => ("running", format!("`martlet suspend {name}`, `martlet stop {name}` or `martlet rm --force {name}`")),
+            Self::Starting => (
+                "still starting",
+                format!("wait for it (`martlet inspect {name}`) or `martlet kill {name}`"),
+            ),
+            Self::Running => (
+                "running",
+                format!("`martlet suspend {name}`, `martlet stop {name}` or `martlet rm --force {name}`"),
+            ),
             Self::Pausing => ("being checkpointed", "try again in a moment".into()),
             Self::Suspended => ("suspended", format!("`martlet resume {name}` first")),
             Self::Stopped => ("stopped", format!("`martlet start {name}` first")),
-            Self::Failed { .. } => ("failed", format!("`martlet inspect {name}` says why; `martlet start {name}` boots it again, `martlet rollback {name}` goes back to a snapshot")),
+            Self::Failed { .. } => (
+                "failed",
+                format!(
+                    "`martlet inspect {name}` says why; `martlet start {name}` boots it again, `martlet rollback {name}` goes back to a snapshot"
+                ),
+            ),
         };
-        let problem = Problem::new(ProblemCode::WrongState, format!("machine {name} is {is}")).remediation(remedy);
+        let problem =
+            Problem::new(ProblemCode::WrongState, format!("machine {name} is {is}")).remediation(remedy);
         Err(match self {
             Self::Failed { why } => problem.cause(why),
             _ => problem,
@@ -113,7 +125,9 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_machine_its_phase_and_a_way_out() {
-        let failed = Phase::Failed { why: "QEMU was killed by signal 9".into() };
+        let failed = Phase::Failed {
+            why: "QEMU was killed by signal 9".into(),
+        };
         let problem = failed.allow(Verb::Exec, "web").unwrap_err();
         assert_eq!(problem.code, ProblemCode::WrongState);
         assert_eq!(problem.message, "machine web is failed");
@@ -131,9 +145,17 @@ mod tests {
             Phase::Stopped,
             Phase::Failed { why: String::new() },
         ];
-        let allowed = |verb| phases.iter().map(|p| p.allow(verb, "m").is_ok()).collect::<Vec<_>>();
+        let allowed = |verb| {
+            phases
+                .iter()
+                .map(|p| p.allow(verb, "m").is_ok())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(allowed(Verb::Exec), [false, true, false, false, false, false]);
-        assert_eq!(allowed(Verb::Checkpoint), [false, true, false, false, false, false]);
+        assert_eq!(
+            allowed(Verb::Checkpoint),
+            [false, true, false, false, false, false]
+        );
         assert_eq!(allowed(Verb::Stop), [true, true, true, false, false, false]);
         assert_eq!(allowed(Verb::Start), [false, false, false, false, true, true]);
         assert_eq!(allowed(Verb::Resume), [false, false, false, true, false, false]);

@@ -36,7 +36,9 @@ impl Engine {
             match ask(port, probe) {
                 Ok(()) => {
                     let first_response_ms = requested.elapsed().as_secs_f64() * 1e3;
-                    return self.update(machine, When::Later, |record| record.timeline.first_response_ms = Some(first_response_ms));
+                    return self.update(machine, When::Later, |record| {
+                        record.timeline.first_response_ms = Some(first_response_ms)
+                    });
                 }
                 Err(why) => last = why,
             }
@@ -46,9 +48,17 @@ impl Engine {
             std::thread::sleep(INTERVAL);
         }
         let name = machine.record().name;
-        Err(Problem::new(ProblemCode::GuestFailed, format!("the service on port {} of machine {name} did not answer", probe.guest_port))
-            .cause(last)
-            .remediation(format!("the machine runs; `martlet exec {name} -- ss -ltn` shows what listens in it")))
+        Err(Problem::new(
+            ProblemCode::GuestFailed,
+            format!(
+                "the service on port {} of machine {name} did not answer",
+                probe.guest_port
+            ),
+        )
+        .cause(last)
+        .remediation(format!(
+            "the machine runs; `martlet exec {name} -- ss -ltn` shows what listens in it"
+        )))
     }
 
     /// The host port that leads to a port of the guest; made if there is none.
@@ -58,8 +68,17 @@ impl Engine {
             return Ok(port.host_port);
         }
         let live = machine.live_for(crate::phase::Verb::Exec)?;
-        let made = live.vm.add_forward(Forward { host_port: 0, guest_port }).told()?;
-        let port = PortForward { host_port: made.host_port, guest_port };
+        let made = live
+            .vm
+            .add_forward(Forward {
+                host_port: 0,
+                guest_port,
+            })
+            .told()?;
+        let port = PortForward {
+            host_port: made.host_port,
+            guest_port,
+        };
         self.update(machine, When::Later, |record| record.config.ports.push(port))?;
         Ok(made.host_port)
     }
@@ -88,13 +107,17 @@ fn ask(port: u16, probe: &Probe) -> Result<(), String> {
     match attempt() {
         Ok(answer) if !answer.is_empty() && contains(&answer, probe.expect.as_bytes()) => Ok(()),
         Ok(answer) if answer.is_empty() => Err("it closed the connection without a word".into()),
-        Ok(answer) => Err(format!("it said {:?}", String::from_utf8_lossy(&answer[..answer.len().min(80)]))),
+        Ok(answer) => Err(format!(
+            "it said {:?}",
+            String::from_utf8_lossy(&answer[..answer.len().min(80)])
+        )),
         Err(error) => Err(error.to_string()),
     }
 }
 
 fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
-    wanted.is_empty() && !bytes.is_empty() || !wanted.is_empty() && bytes.windows(wanted.len()).any(|window| window == wanted)
+    wanted.is_empty() && !bytes.is_empty()
+        || !wanted.is_empty() && bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 
 #[cfg(test)]
@@ -115,10 +138,25 @@ mod tests {
 
     #[test]
     fn an_answer_must_contain_what_is_expected() {
-        let probe = Probe { guest_port: 1, send: "PING".into(), expect: "PONG".into() };
+        let probe = Probe {
+            guest_port: 1,
+            send: "PING".into(),
+            expect: "PONG".into(),
+        };
         ask(served(b"+PONG\r\n"), &probe).unwrap();
-        assert!(ask(served(b"-LOADING\r\n"), &probe).unwrap_err().contains("LOADING"));
+        assert!(
+            ask(served(b"-LOADING\r\n"), &probe)
+                .unwrap_err()
+                .contains("LOADING")
+        );
         assert!(ask(served(b""), &probe).unwrap_err().contains("without a word"));
-        ask(served(b"x"), &Probe { expect: String::new(), ..probe }).unwrap();
+        ask(
+            served(b"x"),
+            &Probe {
+                expect: String::new(),
+                ..probe
+            },
+        )
+        .unwrap();
     }
 }

@@ -40,14 +40,22 @@ impl<T, E: Tell> Told<T> for Result<T, E> {
                 Some(cause) => format!("{}: {cause}", lower.message),
                 None => lower.message.clone(),
             };
-            Problem { message: message.into(), cause: Some(cause), ..lower }
+            Problem {
+                message: message.into(),
+                cause: Some(cause),
+                ..lower
+            }
         })
     }
 }
 
 fn problem(code: ProblemCode, error: &dyn std::error::Error, remedy: &str) -> Problem {
     let problem = Problem::new(code, error.to_string());
-    if remedy.is_empty() { problem } else { problem.remediation(remedy) }
+    if remedy.is_empty() {
+        problem
+    } else {
+        problem.remediation(remedy)
+    }
 }
 
 /// A file operation of the engine's own.
@@ -58,7 +66,11 @@ pub fn io(action: &str, path: &Path, error: &std::io::Error) -> Problem {
         _ => ProblemCode::Internal,
     };
     let told = Problem::new(code, format!("cannot {action} {}", path.display())).cause(error);
-    if code == ProblemCode::NoSpace { told.remediation(MAKE_ROOM) } else { told }
+    if code == ProblemCode::NoSpace {
+        told.remediation(MAKE_ROOM)
+    } else {
+        told
+    }
 }
 
 impl Tell for StateError {
@@ -88,7 +100,10 @@ impl Tell for SourceError {
             SourceError::Missing { .. } | SourceError::Damaged { .. } => ProblemCode::Damaged,
             SourceError::Io { .. } => ProblemCode::Internal,
         };
-        Problem { retry: self.is_retryable(), ..problem(code, &self, VERIFY) }
+        Problem {
+            retry: self.is_retryable(),
+            ..problem(code, &self, VERIFY)
+        }
     }
 }
 
@@ -96,10 +111,14 @@ impl Tell for DiskError {
     fn tell(self) -> Problem {
         match self {
             DiskError::Source(source) => source.tell(),
-            DiskError::Io { .. } if self.errno() == libc::ENOSPC => problem(ProblemCode::NoSpace, &self, MAKE_ROOM),
-            DiskError::Damaged { .. } => {
-                problem(ProblemCode::Damaged, &self, "go back to a snapshot: `martlet rollback NAME SNAPSHOT`")
+            DiskError::Io { .. } if self.errno() == libc::ENOSPC => {
+                problem(ProblemCode::NoSpace, &self, MAKE_ROOM)
             }
+            DiskError::Damaged { .. } => problem(
+                ProblemCode::Damaged,
+                &self,
+                "go back to a snapshot: `martlet rollback NAME SNAPSHOT`",
+            ),
             DiskError::InUse { .. } => problem(ProblemCode::InUse, &self, ""),
             _ => problem(ProblemCode::Internal, &self, ""),
         }
@@ -111,15 +130,24 @@ impl Tell for BaseError {
         let retry = self.is_retryable();
         let (code, remedy) = match &self {
             _ if self.is_no_space() => (ProblemCode::NoSpace, MAKE_ROOM),
-            BaseError::MissingTool { .. } => (ProblemCode::MissingDependency, "`martlet doctor` lists all that is missing"),
+            BaseError::MissingTool { .. } => (
+                ProblemCode::MissingDependency,
+                "`martlet doctor` lists all that is missing",
+            ),
             BaseError::Invalid(_) | BaseError::TooSmall { .. } | BaseError::BadSource { .. } => {
                 (ProblemCode::InvalidArgument, "")
             }
             BaseError::NeedsRoot { .. } => (ProblemCode::PermissionDenied, ""),
-            BaseError::Download { .. } => (ProblemCode::MissingDependency, "check the network and the package sources, and try again"),
+            BaseError::Download { .. } => (
+                ProblemCode::MissingDependency,
+                "check the network and the package sources, and try again",
+            ),
             _ => (ProblemCode::Internal, ""),
         };
-        Problem { retry, ..problem(code, &self, remedy) }
+        Problem {
+            retry,
+            ..problem(code, &self, remedy)
+        }
     }
 }
 
@@ -127,19 +155,32 @@ impl Tell for VmError {
     fn tell(self) -> Problem {
         let retry = self.is_retryable();
         let (code, remedy) = match &self {
-            VmError::QemuMissing { .. } | VmError::QemuTooOld { .. } | VmError::NotQemu { .. } => {
-                (ProblemCode::MissingDependency, "`apt-get install qemu-system-x86`, or name another with MARTLET_QEMU")
-            }
-            VmError::Incompatible(_) => {
-                (ProblemCode::Incompatible, "resume it on a host (or with a QEMU, see MARTLET_QEMU) that has what it needs")
-            }
+            VmError::QemuMissing { .. } | VmError::QemuTooOld { .. } | VmError::NotQemu { .. } => (
+                ProblemCode::MissingDependency,
+                "`apt-get install qemu-system-x86`, or name another with MARTLET_QEMU",
+            ),
+            VmError::Incompatible(_) => (
+                ProblemCode::Incompatible,
+                "resume it on a host (or with a QEMU, see MARTLET_QEMU) that has what it needs",
+            ),
             VmError::BadSpec(_) => (ProblemCode::InvalidArgument, ""),
             VmError::BadDescriptor { .. } => (ProblemCode::Damaged, VERIFY),
-            VmError::Memory { .. } => (ProblemCode::HypervisorFailed, "`martlet doctor` checks what reading guest memory needs"),
-            VmError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => (ProblemCode::NoSpace, MAKE_ROOM),
-            _ => (ProblemCode::HypervisorFailed, "`martlet logs NAME` shows the guest's console, `martlet doctor` checks the host"),
+            VmError::Memory { .. } => (
+                ProblemCode::HypervisorFailed,
+                "`martlet doctor` checks what reading guest memory needs",
+            ),
+            VmError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                (ProblemCode::NoSpace, MAKE_ROOM)
+            }
+            _ => (
+                ProblemCode::HypervisorFailed,
+                "`martlet logs NAME` shows the guest's console, `martlet doctor` checks the host",
+            ),
         };
-        Problem { retry, ..problem(code, &self, remedy) }
+        Problem {
+            retry,
+            ..problem(code, &self, remedy)
+        }
     }
 }
 
@@ -156,7 +197,10 @@ impl Tell for AgentError {
             },
             _ => (ProblemCode::GuestFailed, LOOK_AT_GUEST),
         };
-        Problem { retry, ..problem(code, &self, remedy) }
+        Problem {
+            retry,
+            ..problem(code, &self, remedy)
+        }
     }
 }
 
@@ -166,10 +210,16 @@ impl Tell for StoreError {
         let (code, remedy) = match &self {
             StoreError::NoSpace { .. } => (ProblemCode::NoSpace, MAKE_ROOM),
             StoreError::Damaged { .. } => (ProblemCode::Damaged, VERIFY),
-            StoreError::NotFound { .. } => (ProblemCode::NotFound, "`martlet images` lists the snapshots there are"),
+            StoreError::NotFound { .. } => (
+                ProblemCode::NotFound,
+                "`martlet images` lists the snapshots there are",
+            ),
             StoreError::InUse { .. } => (ProblemCode::InUse, ""),
             _ => (ProblemCode::Internal, ""),
         };
-        Problem { retry, ..problem(code, &self, remedy) }
+        Problem {
+            retry,
+            ..problem(code, &self, remedy)
+        }
     }
 }

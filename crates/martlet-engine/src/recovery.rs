@@ -51,7 +51,9 @@ impl Engine {
             };
             let lives = matches!(self.spawner.state(running.pid), Ok(ChildState::Running));
             let refiled = match (lives, adopt) {
-                (true, true) => self.refile(&record, running).and_then(|files| self.readopt(&record, running, files)),
+                (true, true) => self
+                    .refile(&record, running)
+                    .and_then(|files| self.readopt(&record, running, files)),
                 (true, false) => Err(Problem::new(
                     martlet_api::ProblemCode::Internal,
                     "its images are not mounted any more",
@@ -66,7 +68,10 @@ impl Engine {
                 Err(problem) => {
                     let words = martlet_vm::process::tail(&self.dirs.run(&record.id).join("qemu.log"), 1000);
                     let _ = self.spawner.signal(running.pid, libc::SIGKILL);
-                    self.lost(&machine, &format!("{}; QEMU's last words: {}", problem.message, words.trim()));
+                    self.lost(
+                        &machine,
+                        &format!("{}; QEMU's last words: {}", problem.message, words.trim()),
+                    );
                 }
             }
         }
@@ -76,7 +81,12 @@ impl Engine {
 
     /// QEMUs that no record knows: starts that the daemon's death cut short.
     fn end_strays(&self) {
-        let known: Vec<u32> = self.all().iter().filter_map(|machine| machine.record().running).map(|r| r.pid).collect();
+        let known: Vec<u32> = self
+            .all()
+            .iter()
+            .filter_map(|machine| machine.record().running)
+            .map(|r| r.pid)
+            .collect();
         for child in self.keeper.children().unwrap_or_default() {
             if !known.contains(&child.pid) {
                 let _ = self.spawner.signal(child.pid, libc::SIGKILL);
@@ -104,15 +114,35 @@ impl Engine {
             }
             None => Arc::new(Manifest::zero(record.config.memory_bytes / PAGE_SIZE as u64)),
         };
-        let memory = self.images.map(running.mapped, manifest, Some((running.memory_inode, running.memory_name.clone())))?;
+        let memory = self.images.map(
+            running.mapped,
+            manifest,
+            Some((running.memory_inode, running.memory_name.clone())),
+        )?;
         let below = self.disk_manifest(&record.disk_base)?;
-        let disk = CowDisk::open(&self.dirs.disk(&record.id, record.disk_number), self.pager.clone(), below).told()?;
+        let disk = CowDisk::open(
+            &self.dirs.disk(&record.id, record.disk_number),
+            self.pager.clone(),
+            below,
+        )
+        .told()?;
         let user = self.qemu_user(record.number);
         let (uid, gid) = user.map_or_else(crate::launch::current_ids, |user| (user.uid, user.gid));
         let disk_name = format!("{}-{}", record.id, record.disk_number);
-        let placement = Placement { ino: Some(running.disk_inode), uid, gid, mode: 0o600 };
-        self.registry.add_disk(&disk_name, disk.clone(), placement).told()?;
-        Ok(Refiled { disk, disk_name, memory })
+        let placement = Placement {
+            ino: Some(running.disk_inode),
+            uid,
+            gid,
+            mode: 0o600,
+        };
+        self.registry
+            .add_disk(&disk_name, disk.clone(), placement)
+            .told()?;
+        Ok(Refiled {
+            disk,
+            disk_name,
+            memory,
+        })
     }
 
     fn readopt(&self, record: &Record, running: &RunningRecord, files: Refiled) -> Result<Live, Problem> {
@@ -147,9 +177,13 @@ impl Engine {
     /// that nobody will finish goes on.
     pub(crate) fn reconnect_machines(self: &Arc<Self>) {
         for machine in self.all() {
-            let Some(live) = machine.set_live(None) else { continue };
+            let Some(live) = machine.set_live(None) else {
+                continue;
+            };
             let record = machine.record();
-            let Ok(mut live) = Arc::try_unwrap(live) else { continue };
+            let Ok(mut live) = Arc::try_unwrap(live) else {
+                continue;
+            };
             if let Err(error) = live.vm.cont() {
                 tracing::warn!(%error, machine = record.name, "QEMU does not go on");
             }

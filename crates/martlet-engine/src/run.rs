@@ -27,11 +27,18 @@ const DISK_MAX_BYTES: u64 = 16 << 40;
 
 impl Engine {
     /// Starts a new machine from a base or a snapshot.
-    pub fn run(self: &Arc<Self>, request: RunRequest, progress: ProgressSink<'_>) -> Result<MachineInfo, Problem> {
+    pub fn run(
+        self: &Arc<Self>,
+        request: RunRequest,
+        progress: ProgressSink<'_>,
+    ) -> Result<MachineInfo, Problem> {
         let requested = Instant::now();
         let (id, snapshot) = self.resolve_source(&request.from)?;
         let number = self.state.next("machine").told()?;
-        let name = request.name.clone().unwrap_or_else(|| identity::generated_name(number));
+        let name = request
+            .name
+            .clone()
+            .unwrap_or_else(|| identity::generated_name(number));
         martlet_api::names::check_name(&name)?;
         let config = self.configure(&request, &snapshot)?;
         let restored = snapshot.memory.is_some();
@@ -60,19 +67,34 @@ impl Engine {
         let _operation = machine.begin("run")?;
         self.repin(&machine, &record);
         let who = match restored {
-            true => Who::Clone { parent: snapshot.machine_id.clone(), index: 1 },
+            true => Who::Clone {
+                parent: snapshot.machine_id.clone(),
+                index: 1,
+            },
             false => Who::Same,
         };
         progress(stage(if restored { "restoring" } else { "booting" }));
-        let started = self
-            .disk_of(&snapshot)
-            .and_then(|disk| self.launch_machine(&machine, id, &snapshot, who, DiskFrom::New(disk), requested, request.detach));
+        let started = self.disk_of(&snapshot).and_then(|disk| {
+            self.launch_machine(
+                &machine,
+                id,
+                &snapshot,
+                who,
+                DiskFrom::New(disk),
+                requested,
+                request.detach,
+            )
+        });
         if let Err(problem) = started {
             // A machine that never ran is nothing to keep.
             self.forget(&machine);
             return Err(problem);
         }
-        if snapshot.disks.first().is_some_and(|disk| disk.size_bytes < record.config.disk_bytes) {
+        if snapshot
+            .disks
+            .first()
+            .is_some_and(|disk| disk.size_bytes < record.config.disk_bytes)
+        {
             self.grow_root(&machine);
         }
         self.probe(&machine, request.probe.as_ref(), requested, progress)?;
@@ -91,26 +113,53 @@ impl Engine {
     }
 
     /// Boots a machine from its own disk.
-    pub(crate) fn boot_again(self: &Arc<Self>, machine: &Arc<Machine>, requested: Instant) -> Result<(), Problem> {
+    pub(crate) fn boot_again(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        requested: Instant,
+    ) -> Result<(), Problem> {
         let record = machine.record();
         let below = self.store.snapshot(&record.disk_base).told()?;
         // A cold boot: the memory that snapshots of it have is left aside.
-        let cold = SnapshotRecord { memory: None, ..below };
+        let cold = SnapshotRecord {
+            memory: None,
+            ..below
+        };
         let disk = self.disk_of(&cold)?;
         let kept = self.dirs.disk(&record.id, record.disk_number).exists();
-        let disk = if kept { DiskFrom::Kept(disk) } else { DiskFrom::New(disk) };
-        self.launch_machine(machine, record.disk_base, &cold, Who::Same, disk, requested, false)
+        let disk = if kept {
+            DiskFrom::Kept(disk)
+        } else {
+            DiskFrom::New(disk)
+        };
+        self.launch_machine(
+            machine,
+            record.disk_base,
+            &cold,
+            Who::Same,
+            disk,
+            requested,
+            false,
+        )
     }
 
     /// Goes on from the snapshot a machine was suspended to.
-    pub fn resume(self: &Arc<Self>, name: &str, request: ResumeRequest, progress: ProgressSink<'_>) -> Result<MachineInfo, Problem> {
+    pub fn resume(
+        self: &Arc<Self>,
+        name: &str,
+        request: ResumeRequest,
+        progress: ProgressSink<'_>,
+    ) -> Result<MachineInfo, Problem> {
         let requested = Instant::now();
         let machine = self.find(name)?;
         let _operation = machine.begin("resume")?;
         let record = machine.record();
         record.phase.allow(Verb::Resume, name)?;
         let id = record.snapshot.ok_or_else(|| {
-            Problem::new(ProblemCode::Internal, format!("machine {name} is suspended without a snapshot"))
+            Problem::new(
+                ProblemCode::Internal,
+                format!("machine {name} is suspended without a snapshot"),
+            )
         })?;
         progress(stage("restoring"));
         self.restore_in_place(&machine, id, requested, Phase::Suspended)?;
@@ -120,7 +169,12 @@ impl Engine {
 
     /// Goes back to an earlier snapshot of the same machine. History is not rewritten: the next checkpoint's parent is
     /// the snapshot gone back to.
-    pub fn rollback(self: &Arc<Self>, name: &str, request: RollbackRequest, progress: ProgressSink<'_>) -> Result<MachineInfo, Problem> {
+    pub fn rollback(
+        self: &Arc<Self>,
+        name: &str,
+        request: RollbackRequest,
+        progress: ProgressSink<'_>,
+    ) -> Result<MachineInfo, Problem> {
         let requested = Instant::now();
         let machine = self.find(name)?;
         let _operation = machine.begin("rollback")?;
@@ -131,13 +185,23 @@ impl Engine {
             return Err(no_memory(&id));
         }
         if snapshot.machine_id != record.id {
-            return Err(Problem::new(ProblemCode::InvalidArgument, format!("{} is a snapshot of machine {}, not of {name}", request.to, snapshot.machine))
-                .remediation(format!("start a machine from it: `martlet run {}`", request.to)));
+            return Err(Problem::new(
+                ProblemCode::InvalidArgument,
+                format!(
+                    "{} is a snapshot of machine {}, not of {name}",
+                    request.to, snapshot.machine
+                ),
+            )
+            .remediation(format!("start a machine from it: `martlet run {}`", request.to)));
         }
         progress(stage("restoring"));
         self.stop_live(&machine)?;
         // The disk of the present is given up only when the past runs.
-        let fallback = if matches!(record.phase, Phase::Suspended) { Phase::Suspended } else { Phase::Stopped };
+        let fallback = if matches!(record.phase, Phase::Suspended) {
+            Phase::Suspended
+        } else {
+            Phase::Stopped
+        };
         self.restore_in_place(&machine, id, requested, fallback)?;
         Ok(machine.info())
     }
@@ -159,7 +223,15 @@ impl Engine {
             record.generation = snapshot.generation.max(record.generation) + 1;
         })?;
         let started = self.disk_of(&snapshot).and_then(|disk| {
-            self.launch_machine(machine, id, &snapshot, Who::Same, DiskFrom::New(disk), requested, false)
+            self.launch_machine(
+                machine,
+                id,
+                &snapshot,
+                Who::Same,
+                DiskFrom::New(disk),
+                requested,
+                false,
+            )
         });
         match started {
             Ok(()) => {
@@ -187,7 +259,10 @@ impl Engine {
     /// After a failed restore the machine has the disk it had.
     fn keep_disk(&self, machine: &Machine, number: u64) -> Result<(), Problem> {
         let record = machine.record();
-        let (old, new) = (self.dirs.disk(&record.id, number), self.dirs.disk(&record.id, record.disk_number));
+        let (old, new) = (
+            self.dirs.disk(&record.id, number),
+            self.dirs.disk(&record.id, record.disk_number),
+        );
         if old.exists() {
             std::fs::rename(&old, &new).map_err(|error| crate::problem::io("keep", &old, &error))?;
         }
@@ -214,7 +289,15 @@ impl Engine {
             (None, None) => From::Firmware,
         };
         let record = machine.record();
-        let launch = Launch { record: &record, from, who, disk, init, requested, detach };
+        let launch = Launch {
+            record: &record,
+            from,
+            who,
+            disk,
+            init,
+            requested,
+            detach,
+        };
         match self.launch(launch) {
             Ok(launched) => self.enter(machine, launched),
             Err(problem) => {
@@ -229,7 +312,11 @@ impl Engine {
     }
 
     fn enter(self: &Arc<Self>, machine: &Arc<Machine>, launched: Launched) -> Result<(), Problem> {
-        let Launched { live, timeline, hardware } = launched;
+        let Launched {
+            live,
+            timeline,
+            hardware,
+        } = launched;
         let live = Arc::new(live);
         machine.set_live(Some(live.clone()));
         self.update(machine, When::Now, |record| {
@@ -267,17 +354,30 @@ impl Engine {
     /// A snapshot by reference or id.
     pub(crate) fn snapshot_named(&self, reference: &str) -> Result<(SnapshotId, SnapshotRecord), Problem> {
         martlet_api::names::check_reference(reference)?;
-        let id = self.store.resolve(reference).told_as(format!("there is no snapshot {reference}"))?;
-        Ok((id, self.store.snapshot(&id).told_as(format!("the record of snapshot {reference} cannot be read"))?))
+        let id = self
+            .store
+            .resolve(reference)
+            .told_as(format!("there is no snapshot {reference}"))?;
+        Ok((
+            id,
+            self.store
+                .snapshot(&id)
+                .told_as(format!("the record of snapshot {reference} cannot be read"))?,
+        ))
     }
 
     fn configure(&self, request: &RunRequest, snapshot: &SnapshotRecord) -> Result<Config, Problem> {
-        let saved: Option<Config> =
-            snapshot.hardware.as_ref().and_then(|hardware| serde_json::from_value(hardware.config.clone()).ok());
+        let saved: Option<Config> = snapshot
+            .hardware
+            .as_ref()
+            .and_then(|hardware| serde_json::from_value(hardware.config.clone()).ok());
         let disk = snapshot.disks.first().map_or(0, |disk| disk.size_bytes);
         let fixed = |what: &str, asked: String, is: String| {
-            Problem::new(ProblemCode::InvalidArgument, format!("a restored machine keeps its {what}: {asked} was asked for, {is} was saved"))
-                .remediation("leave the option out, or start from a base")
+            Problem::new(
+                ProblemCode::InvalidArgument,
+                format!("a restored machine keeps its {what}: {asked} was asked for, {is} was saved"),
+            )
+            .remediation("leave the option out, or start from a base")
         };
         if let (Some(memory), Some(_)) = (&snapshot.memory, &saved) {
             if let Some(asked) = request.memory_bytes.filter(|asked| *asked != memory.size_bytes) {
@@ -288,23 +388,37 @@ impl Engine {
                 return Err(fixed("virtual CPUs", asked.to_string(), cpus.to_string()));
             }
             if request.disk_bytes.is_some_and(|asked| asked != disk) {
-                return Err(fixed("disk size", request.disk_bytes.unwrap_or_default().to_string(), disk.to_string()));
+                return Err(fixed(
+                    "disk size",
+                    request.disk_bytes.unwrap_or_default().to_string(),
+                    disk.to_string(),
+                ));
             }
         }
         let memory_bytes = snapshot.memory.as_ref().map(|memory| memory.size_bytes);
-        let memory_bytes = memory_bytes.or(request.memory_bytes).unwrap_or(MEMORY_DEFAULT_BYTES);
-        let cpus = request.cpus.or(saved.as_ref().map(|saved| saved.cpus)).unwrap_or(CPUS_DEFAULT);
+        let memory_bytes = memory_bytes
+            .or(request.memory_bytes)
+            .unwrap_or(MEMORY_DEFAULT_BYTES);
+        let cpus = request
+            .cpus
+            .or(saved.as_ref().map(|saved| saved.cpus))
+            .unwrap_or(CPUS_DEFAULT);
         let disk_bytes = request.disk_bytes.unwrap_or(disk);
         check_sizes(cpus, memory_bytes, disk_bytes, disk)?;
         let base_env = snapshot.env.iter().filter_map(|pair| pair.split_once('='));
-        let mut env: std::collections::BTreeMap<_, _> = base_env.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let mut env: std::collections::BTreeMap<_, _> =
+            base_env.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         env.extend(request.env.clone());
         Ok(Config {
             cpus,
             memory_bytes,
             disk_bytes,
             env,
-            cmd: if request.cmd.is_empty() { snapshot.cmd.clone() } else { request.cmd.clone() },
+            cmd: if request.cmd.is_empty() {
+                snapshot.cmd.clone()
+            } else {
+                request.cmd.clone()
+            },
             ports: pick_ports(&request.ports)?,
             accel: request.accel,
             outbound: request.outbound,
@@ -317,9 +431,14 @@ impl Engine {
     /// The root disk of a snapshot.
     pub(crate) fn disk_of(&self, snapshot: &SnapshotRecord) -> Result<Arc<Manifest>, Problem> {
         let disk = snapshot.disks.first().ok_or_else(|| {
-            Problem::new(ProblemCode::Damaged, format!("the snapshot of {} has no disk", snapshot.machine))
+            Problem::new(
+                ProblemCode::Damaged,
+                format!("the snapshot of {} has no disk", snapshot.machine),
+            )
         })?;
-        self.store.manifest(&disk.manifest).told_as("the snapshot's disk cannot be read")
+        self.store
+            .manifest(&disk.manifest)
+            .told_as("the snapshot's disk cannot be read")
     }
 
     /// The root disk of a snapshot, by id.
@@ -329,7 +448,9 @@ impl Engine {
 
     /// Lets the root file system fill a disk that was made larger.
     fn grow_root(&self, machine: &Machine) {
-        let Some(agent) = machine.live().and_then(|live| live.agent.clone()) else { return };
+        let Some(agent) = machine.live().and_then(|live| live.agent.clone()) else {
+            return;
+        };
         if let Err(error) = agent.grow_root(std::time::Duration::from_secs(60)) {
             tracing::warn!(%error, "the root file system does not fill its larger disk");
         }
@@ -349,9 +470,13 @@ impl Engine {
     /// Deletes the disks of a machine, but one.
     pub(crate) fn remove_disks(&self, record: &Record, but: Option<u64>) {
         let keep = but.map(|number| self.dirs.disk(&record.id, number));
-        let Ok(entries) = std::fs::read_dir(self.dirs.machine(&record.id)) else { return };
+        let Ok(entries) = std::fs::read_dir(self.dirs.machine(&record.id)) else {
+            return;
+        };
         for path in entries.flatten().map(|entry| entry.path()) {
-            let is_disk = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("disk-"));
+            let is_disk = path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("disk-"));
             if is_disk && Some(&path) != keep.as_ref() {
                 let _ = std::fs::remove_dir_all(&path);
             }
@@ -390,27 +515,49 @@ pub fn init_text(init: InitKind) -> &'static str {
 
 /// A second guest with the identity and the entropy of the first is refused unless it is asked for in so many words.
 pub fn agentless(source: &str) -> Problem {
-    Problem::new(ProblemCode::GuestFailed, format!("{source} has no agent in its guest, so a clone could be given no identity of its own"))
-        .cause("clones would repeat each other's random numbers, names and addresses")
-        .remediation("suspend and resume work without an agent; to clone all the same, add --allow-agentless")
+    Problem::new(
+        ProblemCode::GuestFailed,
+        format!("{source} has no agent in its guest, so a clone could be given no identity of its own"),
+    )
+    .cause("clones would repeat each other's random numbers, names and addresses")
+    .remediation("suspend and resume work without an agent; to clone all the same, add --allow-agentless")
 }
 
 fn check_sizes(cpus: u32, memory_bytes: u64, disk_bytes: u64, disk_min_bytes: u64) -> Result<(), Problem> {
-    let refuse = |message: String, remedy: &str| Err(Problem::new(ProblemCode::InvalidArgument, message).remediation(remedy));
+    let refuse = |message: String, remedy: &str| {
+        Err(Problem::new(ProblemCode::InvalidArgument, message).remediation(remedy))
+    };
     if cpus == 0 || cpus > martlet_vm::spec::CPUS_MAX {
-        return refuse(format!("{cpus} virtual CPUs are not possible"), "ask for 1 to 64 with --cpus");
+        return refuse(
+            format!("{cpus} virtual CPUs are not possible"),
+            "ask for 1 to 64 with --cpus",
+        );
     }
     if !(MEMORY_MIN_BYTES..=MEMORY_MAX_BYTES).contains(&memory_bytes) {
-        return refuse(format!("{memory_bytes} bytes of memory are not possible"), "ask for 64M to 1T with --memory, for example --memory 512M");
+        return refuse(
+            format!("{memory_bytes} bytes of memory are not possible"),
+            "ask for 64M to 1T with --memory, for example --memory 512M",
+        );
     }
     if !memory_bytes.is_multiple_of(1 << 20) {
-        return refuse(format!("{memory_bytes} bytes of memory are not a whole number of MiB"), "for example --memory 512M");
+        return refuse(
+            format!("{memory_bytes} bytes of memory are not a whole number of MiB"),
+            "for example --memory 512M",
+        );
     }
     if disk_bytes < disk_min_bytes {
-        return refuse(format!("a disk of {disk_bytes} bytes is smaller than the {disk_min_bytes} of what it starts from"), "a disk can only grow: ask for more with --disk");
+        return refuse(
+            format!(
+                "a disk of {disk_bytes} bytes is smaller than the {disk_min_bytes} of what it starts from"
+            ),
+            "a disk can only grow: ask for more with --disk",
+        );
     }
     if disk_bytes > DISK_MAX_BYTES || !disk_bytes.is_multiple_of(4096) {
-        return refuse(format!("a disk of {disk_bytes} bytes is not possible"), "ask for a multiple of 4096 bytes, at most 16T, for example --disk 4G");
+        return refuse(
+            format!("a disk of {disk_bytes} bytes is not possible"),
+            "ask for a multiple of 4096 bytes, at most 16T, for example --disk 4G",
+        );
     }
     Ok(())
 }
@@ -422,22 +569,39 @@ pub(crate) fn pick_ports(asked: &[PortForward]) -> Result<Vec<PortForward>, Prob
     let mut ports = Vec::new();
     for port in asked {
         if port.guest_port == 0 {
-            return Err(Problem::new(ProblemCode::InvalidArgument, "port 0 of a guest cannot be forwarded").remediation("write -p HOST:GUEST, for example -p 8080:80"));
+            return Err(Problem::new(
+                ProblemCode::InvalidArgument,
+                "port 0 of a guest cannot be forwarded",
+            )
+            .remediation("write -p HOST:GUEST, for example -p 8080:80"));
         }
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port.host_port)).map_err(|error| {
-            Problem::new(ProblemCode::InUse, format!("port {} of this host cannot be forwarded", port.host_port))
-                .cause(error)
-                .remediation("choose another, or 0 to have a free one picked")
+            Problem::new(
+                ProblemCode::InUse,
+                format!("port {} of this host cannot be forwarded", port.host_port),
+            )
+            .cause(error)
+            .remediation("choose another, or 0 to have a free one picked")
         })?;
-        let host_port = listener.local_addr().map_or(port.host_port, |address| address.port());
+        let host_port = listener
+            .local_addr()
+            .map_or(port.host_port, |address| address.port());
         held.push(listener);
-        ports.push(PortForward { host_port, guest_port: port.guest_port });
+        ports.push(PortForward {
+            host_port,
+            guest_port: port.guest_port,
+        });
     }
     Ok(ports)
 }
 
 pub(crate) fn stage(stage: &str) -> Progress {
-    Progress { stage: stage.into(), done: 0, total: None, unit: ProgressUnit::None }
+    Progress {
+        stage: stage.into(),
+        done: 0,
+        total: None,
+        unit: ProgressUnit::None,
+    }
 }
 
 #[cfg(test)]
@@ -461,19 +625,37 @@ mod tests {
             assert_eq!(problem.code, ProblemCode::InvalidArgument);
             assert!(problem.remediation.is_some());
         }
-        assert!(check_sizes(1, 512 * M, 4 * M, 8 * M).unwrap_err().message.contains("smaller"));
+        assert!(
+            check_sizes(1, 512 * M, 4 * M, 8 * M)
+                .unwrap_err()
+                .message
+                .contains("smaller")
+        );
         check_sizes(2, 512 * M, 8 * M, 8 * M).unwrap();
     }
 
     #[test]
     fn ports_are_picked_once_and_taken_ones_are_refused() {
-        let any = PortForward { host_port: 0, guest_port: 80 };
+        let any = PortForward {
+            host_port: 0,
+            guest_port: 80,
+        };
         let picked = pick_ports(&[any, any]).unwrap();
         assert!(picked[0].host_port != 0 && picked[0].host_port != picked[1].host_port);
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        let problem = pick_ports(&[PortForward { host_port: port, guest_port: 80 }]).unwrap_err();
+        let problem = pick_ports(&[PortForward {
+            host_port: port,
+            guest_port: 80,
+        }])
+        .unwrap_err();
         assert_eq!(problem.code, ProblemCode::InUse);
-        assert!(pick_ports(&[PortForward { host_port: 0, guest_port: 0 }]).is_err());
+        assert!(
+            pick_ports(&[PortForward {
+                host_port: 0,
+                guest_port: 0
+            }])
+            .is_err()
+        );
     }
 }

@@ -4,8 +4,8 @@ use crate::engine::Engine;
 use crate::problem::Told;
 use crate::run::init_of;
 use martlet_api::{
-    DamagedFrame, GcReport, ImageDiff, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, SnapshotDiff,
-    SnapshotInfo, StoreUsage, VerifyReport,
+    DamagedFrame, GcReport, ImageDiff, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit,
+    SnapshotDiff, SnapshotInfo, StoreUsage, VerifyReport,
 };
 use martlet_image::{ManifestDiff, PAGE_SIZE, SnapshotId, SnapshotRecord};
 use martlet_store::{LATEST, RefName};
@@ -32,12 +32,19 @@ impl Engine {
 
     /// A machine's or snapshot's ancestry, newest first.
     pub fn log(&self, source: &str) -> Result<Vec<SnapshotInfo>, Problem> {
-        let id = match self.find(source).ok().and_then(|machine| machine.record().snapshot) {
+        let id = match self
+            .find(source)
+            .ok()
+            .and_then(|machine| machine.record().snapshot)
+        {
             Some(newest) => newest,
             None => self.snapshot_named(source)?.0,
         };
         let history = self.store.history(id).told()?;
-        history.iter().map(|(id, record)| self.describe(*id, record)).collect()
+        history
+            .iter()
+            .map(|(id, record)| self.describe(*id, record))
+            .collect()
     }
 
     /// How two snapshots differ.
@@ -58,8 +65,11 @@ impl Engine {
         let (id, record) = self.snapshot_named(reference)?;
         let name: RefName = new.parse().told()?;
         if self.store.refs().get(&name).is_some_and(|there| *there != id) {
-            return Err(Problem::new(ProblemCode::AlreadyExists, format!("{new} names another snapshot already"))
-                .remediation(format!("`martlet images rm {new}` first, or choose another tag")));
+            return Err(Problem::new(
+                ProblemCode::AlreadyExists,
+                format!("{new} names another snapshot already"),
+            )
+            .remediation(format!("`martlet images rm {new}` first, or choose another tag")));
         }
         self.store.set_ref(&name, id).told()?;
         self.describe(id, &record)
@@ -68,15 +78,27 @@ impl Engine {
     /// Removes a reference. When it is the last one and somebody uses the snapshot, that is refused, naming who.
     pub fn snapshot_remove(&self, reference: &str) -> Result<(), Problem> {
         let (id, _) = self.snapshot_named(reference)?;
-        let by_name = reference.parse::<RefName>().ok().filter(|name| self.store.refs().contains_key(name));
-        let others = self.store.refs_to(&id).into_iter().filter(|name| name.tag() != LATEST);
-        let others: Vec<RefName> = others.filter(|name| Some(name) != by_name.as_ref() || by_name.is_none()).collect();
+        let by_name = reference
+            .parse::<RefName>()
+            .ok()
+            .filter(|name| self.store.refs().contains_key(name));
+        let others = self
+            .store
+            .refs_to(&id)
+            .into_iter()
+            .filter(|name| name.tag() != LATEST);
+        let others: Vec<RefName> = others
+            .filter(|name| Some(name) != by_name.as_ref() || by_name.is_none())
+            .collect();
         let used_by = self.used_by(&id);
         // An id means all of its names.
         let last = by_name.is_none() || others.is_empty();
         if last && !used_by.is_empty() {
-            return Err(Problem::new(ProblemCode::InUse, format!("{reference} is in use by {}", used_by.join(", ")))
-                .remediation("remove or roll back those first (`martlet rm --force NAME`), then it can go"));
+            return Err(Problem::new(
+                ProblemCode::InUse,
+                format!("{reference} is in use by {}", used_by.join(", ")),
+            )
+            .remediation("remove or roll back those first (`martlet rm --force NAME`), then it can go"));
         }
         let gone: Vec<RefName> = match by_name {
             Some(name) => vec![name],
@@ -103,7 +125,9 @@ impl Engine {
         if refs.get(&latest) != Some(id) || name.tag() == LATEST {
             return Ok(());
         }
-        let others = refs.iter().filter(|(other, _)| other.name() == name.name() && *other != name && **other != latest);
+        let others = refs
+            .iter()
+            .filter(|(other, _)| other.name() == name.name() && *other != name && **other != latest);
         let created = |id: &SnapshotId| self.store.snapshot(id).map_or(0, |record| record.created_unix_ms);
         match others.map(|(_, id)| *id).max_by_key(created) {
             Some(newest) => self.store.set_ref(&latest, newest).told(),
@@ -155,7 +179,12 @@ impl Engine {
 
     /// Frees what nothing refers to.
     pub fn gc(&self, dry_run: bool, progress: ProgressSink<'_>) -> Result<GcReport, Problem> {
-        let report = self.store.gc(dry_run, &mut |done, total| progress(items("collecting", done, total))).told()?;
+        let report = self
+            .store
+            .gc(dry_run, &mut |done, total| {
+                progress(items("collecting", done, total))
+            })
+            .told()?;
         Ok(GcReport {
             dry_run: report.dry_run,
             frames_freed: report.objects_freed,
@@ -167,32 +196,60 @@ impl Engine {
     }
 
     /// Reads everything and compares it with its hash; mends from the stores in these directories.
-    pub fn verify(&self, repair_from: Vec<String>, progress: ProgressSink<'_>) -> Result<VerifyReport, Problem> {
+    pub fn verify(
+        &self,
+        repair_from: Vec<String>,
+        progress: ProgressSink<'_>,
+    ) -> Result<VerifyReport, Problem> {
         let places: Vec<PathBuf> = repair_from.into_iter().map(PathBuf::from).collect();
         if let Some(missing) = places.iter().find(|place| !place.is_dir()) {
-            return Err(Problem::new(ProblemCode::NotFound, format!("{} is not a directory", missing.display()))
-                .remediation("name the store directory of another state directory, for example /mnt/backup/store"));
+            return Err(Problem::new(
+                ProblemCode::NotFound,
+                format!("{} is not a directory", missing.display()),
+            )
+            .remediation(
+                "name the store directory of another state directory, for example /mnt/backup/store",
+            ));
         }
-        let report = self.store.verify(&places, &mut |done, total| progress(bytes("verifying", done, total))).told()?;
-        let named = |id: &SnapshotId| self.store.refs_to(id).first().map_or_else(|| id.to_string(), RefName::to_string);
+        let report = self
+            .store
+            .verify(&places, &mut |done, total| {
+                progress(bytes("verifying", done, total))
+            })
+            .told()?;
+        let named = |id: &SnapshotId| {
+            self.store
+                .refs_to(id)
+                .first()
+                .map_or_else(|| id.to_string(), RefName::to_string)
+        };
         Ok(VerifyReport {
             checked: report.checked,
             checked_bytes: report.checked_bytes,
             repaired: report.repaired,
-            damaged: report.damaged.iter().map(|damaged| DamagedFrame {
-                id: damaged.key.to_string(),
-                pack: damaged.pack().unwrap_or_default(),
-                reason: damaged.reason.clone(),
-                hurts: damaged.hurts.iter().map(named).collect(),
-                repaired: damaged.repaired,
-            }).collect(),
+            damaged: report
+                .damaged
+                .iter()
+                .map(|damaged| DamagedFrame {
+                    id: damaged.key.to_string(),
+                    pack: damaged.pack().unwrap_or_default(),
+                    reason: damaged.reason.clone(),
+                    hurts: damaged.hurts.iter().map(named).collect(),
+                    repaired: damaged.repaired,
+                })
+                .collect(),
         })
     }
 
     /// Where the space goes.
     pub fn df(&self) -> Result<StoreUsage, Problem> {
         let usage = self.store.usage().told()?;
-        let layers = self.all().iter().filter_map(|machine| machine.live()).map(|live| live.disk.usage().stored_bytes).sum();
+        let layers = self
+            .all()
+            .iter()
+            .filter_map(|machine| machine.live())
+            .map(|live| live.disk.usage().stored_bytes)
+            .sum();
         Ok(StoreUsage {
             packs: usage.packs,
             frames: usage.frames,
@@ -208,7 +265,12 @@ impl Engine {
 }
 
 fn image_diff(diff: ManifestDiff) -> ImageDiff {
-    let ManifestDiff { same_pages, changed_pages, added_pages, removed_pages } = diff;
+    let ManifestDiff {
+        same_pages,
+        changed_pages,
+        added_pages,
+        removed_pages,
+    } = diff;
     ImageDiff {
         same_bytes: same_pages * PAGE,
         changed_bytes: changed_pages * PAGE,
@@ -218,14 +280,23 @@ fn image_diff(diff: ManifestDiff) -> ImageDiff {
 }
 
 fn items(stage: &str, done: u64, total: u64) -> Progress {
-    Progress { stage: stage.into(), done, total: Some(total), unit: ProgressUnit::Items }
+    Progress {
+        stage: stage.into(),
+        done,
+        total: Some(total),
+        unit: ProgressUnit::Items,
+    }
 }
 
 fn bytes(stage: &str, done: u64, total: u64) -> Progress {
-    Progress { stage: stage.into(), done, total: Some(total), unit: ProgressUnit::Bytes }
+    Progress {
+        stage: stage.into(),
+        done,
+        total: Some(total),
+        unit: ProgressUnit::Bytes,
+    }
 }
 
 fn free_bytes(dir: &std::path::Path) -> u64 {
     rustix::fs::statvfs(dir).map_or(0, |fs| fs.f_bavail * fs.f_frsize)
 }
-

@@ -37,7 +37,13 @@ macro_rules! from_redb {
         fn from(error: $error) -> Self { Self::Database(error.into()) }
     })* };
 }
-from_redb!(redb::DatabaseError, redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+from_redb!(
+    redb::DatabaseError,
+    redb::TransactionError,
+    redb::TableError,
+    redb::StorageError,
+    redb::CommitError
+);
 
 /// How soon a write must survive a crash of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +72,18 @@ impl State {
         Ok(Self { database })
     }
 
-    fn put(&self, table: TableDefinition<&str, &[u8]>, key: &str, value: Option<&[u8]>, when: When) -> Result<(), StateError> {
+    fn put(
+        &self,
+        table: TableDefinition<&str, &[u8]>,
+        key: &str,
+        value: Option<&[u8]>,
+        when: When,
+    ) -> Result<(), StateError> {
         let mut transaction = self.database.begin_write()?;
         if when == When::Later {
-            transaction.set_durability(Durability::None).expect("no savepoint was taken in this transaction");
+            transaction
+                .set_durability(Durability::None)
+                .expect("no savepoint was taken in this transaction");
         }
         {
             let mut table = transaction.open_table(table)?;
@@ -83,7 +97,10 @@ impl State {
 
     fn get(&self, table: TableDefinition<&str, &[u8]>, key: &str) -> Result<Option<Vec<u8>>, StateError> {
         let transaction = self.database.begin_read()?;
-        Ok(transaction.open_table(table)?.get(key)?.map(|value| value.value().to_vec()))
+        Ok(transaction
+            .open_table(table)?
+            .get(key)?
+            .map(|value| value.value().to_vec()))
     }
 
     /// Keeps a machine's record.
@@ -147,7 +164,9 @@ impl State {
 
     /// A setting.
     pub fn setting<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StateError> {
-        self.get(SETTINGS, key)?.map(|bytes| Ok(serde_json::from_slice(&bytes)?)).transpose()
+        self.get(SETTINGS, key)?
+            .map(|bytes| Ok(serde_json::from_slice(&bytes)?))
+            .transpose()
     }
 }
 
@@ -161,14 +180,19 @@ mod tests {
         let path = dir.path().join("state.redb");
         {
             let state = State::open(&path).unwrap();
-            state.put_machine("a", &serde_json::json!({"name": "web"}), When::Now).unwrap();
+            state
+                .put_machine("a", &serde_json::json!({"name": "web"}), When::Now)
+                .unwrap();
             assert_eq!(state.next("machine").unwrap(), 1);
             assert_eq!(state.take("machine", 8).unwrap(), 2);
             state.put_trace("s", b"abc").unwrap();
             state.put_setting("fuse", &7u32).unwrap();
         }
         let state = State::open(&path).unwrap();
-        assert_eq!(state.machines::<serde_json::Value>().unwrap(), [serde_json::json!({"name": "web"})]);
+        assert_eq!(
+            state.machines::<serde_json::Value>().unwrap(),
+            [serde_json::json!({"name": "web"})]
+        );
         assert_eq!(state.next("machine").unwrap(), 10);
         assert_eq!(state.trace("s").unwrap().as_deref(), Some(&b"abc"[..]));
         assert_eq!(state.setting::<u32>("fuse").unwrap(), Some(7));

@@ -24,12 +24,20 @@ impl Engine {
     pub(crate) fn watch(self: &Arc<Self>, machine: &Arc<Machine>, live: &Arc<Live>) {
         let events = live.vm.events();
         // Weak: a watcher must not keep alive what it watches.
-        let (engine, machine, live) = (Arc::downgrade(self), Arc::downgrade(machine), Arc::downgrade(live));
+        let (engine, machine, live) = (
+            Arc::downgrade(self),
+            Arc::downgrade(machine),
+            Arc::downgrade(live),
+        );
         let watcher = move || {
             let trace_at = Instant::now() + TRACE_AGE;
             let mut traced = false;
             loop {
-                let left = if traced { Duration::from_secs(3600) } else { trace_at.saturating_duration_since(Instant::now()) };
+                let left = if traced {
+                    Duration::from_secs(3600)
+                } else {
+                    trace_at.saturating_duration_since(Instant::now())
+                };
                 match events.recv_timeout(left) {
                     Ok(VmEvent::Ended) | Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
                     Ok(_) => {}
@@ -52,9 +60,19 @@ impl Engine {
     /// Adds what a run touched to the trace of the snapshot it started from.
     pub(crate) fn keep_trace(&self, live: &Live) {
         let Some(id) = live.memory.snapshot else { return };
-        let mut pages = self.trace(&id).map(|trace| trace.pages().to_vec()).unwrap_or_default();
+        let mut pages = self
+            .trace(&id)
+            .map(|trace| trace.pages().to_vec())
+            .unwrap_or_default();
         let known: HashSet<u32> = pages.iter().copied().collect();
-        pages.extend(live.memory.image.trace().pages().iter().filter(|page| !known.contains(page)));
+        pages.extend(
+            live.memory
+                .image
+                .trace()
+                .pages()
+                .iter()
+                .filter(|page| !known.contains(page)),
+        );
         pages.truncate(TRACE_PAGES);
         if pages.len() > known.len()
             && let Err(error) = self.state.put_trace(&id.to_string(), &Trace::new(pages).encode())
@@ -72,19 +90,27 @@ impl Engine {
             _ => "ended".into(),
         };
         let console = tail(&self.dirs.run(&record.id).join("console.log"), 2000);
-        let panic = console.lines().rev().find(|line| line.contains("Kernel panic")).map(str::to_owned);
+        let panic = console
+            .lines()
+            .rev()
+            .find(|line| line.contains("Kernel panic"))
+            .map(str::to_owned);
         let last_words = live.vm.last_words();
         let age = live.since.elapsed();
         self.end_live(machine);
         let phase = match (reason, &panic) {
             (Some(EndReason::GuestShutdown), _) => Phase::Stopped,
-            (_, Some(panic)) => Phase::Failed { why: format!("the guest's kernel panicked: {}", panic.trim()) },
+            (_, Some(panic)) => Phase::Failed {
+                why: format!("the guest's kernel panicked: {}", panic.trim()),
+            },
             (Some(EndReason::GuestReset), None) if age > REBOOT_LOOP => {
                 tracing::info!(machine = record.name, "the guest reboots");
                 self.restart(machine, Restart::Boot);
                 return;
             }
-            (Some(EndReason::GuestReset), None) => Phase::Failed { why: "the guest reboots in a loop".into() },
+            (Some(EndReason::GuestReset), None) => Phase::Failed {
+                why: "the guest reboots in a loop".into(),
+            },
             _ => Phase::Failed {
                 why: match last_words.trim() {
                     "" => format!("QEMU {status}"),
@@ -107,8 +133,12 @@ impl Engine {
 
     fn restart(self: &Arc<Self>, machine: &Arc<Machine>, how: Restart) {
         let record = machine.record();
-        let Ok(_operation) = machine.begin("restart") else { return };
-        let failed = Phase::Failed { why: "it could not be restarted".into() };
+        let Ok(_operation) = machine.begin("restart") else {
+            return;
+        };
+        let failed = Phase::Failed {
+            why: "it could not be restarted".into(),
+        };
         let restarted = match (how, record.snapshot) {
             (Restart::Checkpoint, Some(id)) => self.restore_in_place(machine, id, Instant::now(), failed),
             _ => self.boot_again(machine, Instant::now()),
@@ -129,7 +159,10 @@ enum Restart {
 }
 
 fn ended(engine: &Weak<Engine>, machine: &Weak<Machine>, live: &Weak<Live>) {
-    let (Some(engine), Some(machine), Some(live)) = (engine.upgrade(), machine.upgrade(), live.upgrade()) else { return };
+    let (Some(engine), Some(machine), Some(live)) = (engine.upgrade(), machine.upgrade(), live.upgrade())
+    else {
+        return;
+    };
     if live.expect_end() {
         engine.ended_by_itself(&machine, &live);
     }

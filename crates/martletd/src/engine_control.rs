@@ -92,10 +92,14 @@ impl Control for EngineControl {
                 }
             }
         };
-        std::thread::Builder::new().name("exec".into()).spawn(pump).map_err(|error| {
-            Problem::new(ProblemCode::Internal, "no thread for the command").cause(error)
-        })?;
-        Ok(ExecSession { input: Box::new(Input(input)), events })
+        std::thread::Builder::new()
+            .name("exec".into())
+            .spawn(pump)
+            .map_err(|error| Problem::new(ProblemCode::Internal, "no thread for the command").cause(error))?;
+        Ok(ExecSession {
+            input: Box::new(Input(input)),
+            events,
+        })
     }
     fn get_path(&self, name: &str, path: &str, tar: &mut (dyn Write + Send)) -> Answer<()> {
         self.0.get_path(name, path, tar)
@@ -104,16 +108,28 @@ impl Control for EngineControl {
         self.0.put_path(name, path, tar)
     }
     fn logs(&self, name: &str) -> Answer<LogSource> {
-        Ok(LogSource { path: self.0.console_log(name)? })
+        Ok(LogSource {
+            path: self.0.console_log(name)?,
+        })
     }
     fn console(&self, name: &str) -> Answer<UnixStream> {
         self.0.console(name)
     }
 
-    fn checkpoint(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport> {
+    fn checkpoint(
+        &self,
+        name: &str,
+        r: CheckpointRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<CheckpointReport> {
         self.0.checkpoint(name, r, progress)
     }
-    fn suspend(&self, name: &str, r: CheckpointRequest, progress: ProgressSink<'_>) -> Answer<CheckpointReport> {
+    fn suspend(
+        &self,
+        name: &str,
+        r: CheckpointRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<CheckpointReport> {
         self.0.suspend(name, r, progress)
     }
     fn resume(&self, name: &str, request: ResumeRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
@@ -122,7 +138,12 @@ impl Control for EngineControl {
     fn fork(&self, source: &str, request: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport> {
         self.0.fork(source, request, progress)
     }
-    fn rollback(&self, name: &str, request: RollbackRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+    fn rollback(
+        &self,
+        name: &str,
+        request: RollbackRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<MachineInfo> {
         self.0.rollback(name, request, progress)
     }
 
@@ -156,25 +177,50 @@ impl Control for EngineControl {
     fn doctor(&self) -> Answer<Vec<Check>> {
         let serving = match self.0.is_serving() {
             true => Check::ok("images", "the mount is served"),
-            false => Check::fail("images", "the mount is not served", "restart the daemon: `martlet daemon stop`, then any command"),
+            false => Check::fail(
+                "images",
+                "the mount is not served",
+                "restart the daemon: `martlet daemon stop`, then any command",
+            ),
         };
         let keeper = match self.0.keeper_children() {
             Ok(count) => Check::ok("keeper", format!("keeps {count} processes")),
-            Err(problem) => Check::fail("keeper", problem.message, "restart the daemon: `martlet daemon stop`, then any command"),
+            Err(problem) => Check::fail(
+                "keeper",
+                problem.message,
+                "restart the daemon: `martlet daemon stop`, then any command",
+            ),
         };
         Ok(vec![serving, keeper])
     }
     fn metrics(&self) -> Answer<Vec<Metric>> {
         let facts = self.0.facts();
         let mut metrics = vec![
-            Metric::gauge("store_pack_bytes", "Size of the store's packs.", facts.pack_bytes as f64),
-            Metric::gauge("store_garbage_bytes", "Bytes in packs that nothing refers to.", facts.garbage_bytes as f64),
-            Metric::counter("pager_hits_total", "Frames found in the cache of decoded frames.", facts.pager_hits as f64),
-            Metric::counter("pager_fetches_total", "Frames fetched from the store.", facts.pager_fetches as f64),
+            Metric::gauge(
+                "store_pack_bytes",
+                "Size of the store's packs.",
+                facts.pack_bytes as f64,
+            ),
+            Metric::gauge(
+                "store_garbage_bytes",
+                "Bytes in packs that nothing refers to.",
+                facts.garbage_bytes as f64,
+            ),
+            Metric::counter(
+                "pager_hits_total",
+                "Frames found in the cache of decoded frames.",
+                facts.pager_hits as f64,
+            ),
+            Metric::counter(
+                "pager_fetches_total",
+                "Frames fetched from the store.",
+                facts.pager_fetches as f64,
+            ),
             Metric::gauge("snapshots", "Snapshots in the store.", facts.snapshots as f64),
         ];
         for (state, count) in facts.machines {
-            metrics.push(Metric::gauge("machines", "Machines, by state.", count as f64).label("state", state));
+            metrics
+                .push(Metric::gauge("machines", "Machines, by state.", count as f64).label("state", state));
         }
         Ok(metrics)
     }
@@ -205,7 +251,12 @@ impl ExecInput for Input {
         self.0.close().map_err(Tell::tell)
     }
     fn resize(&mut self, size: TtySize) -> Answer<()> {
-        self.0.resize(GuestTtySize { rows: size.rows, cols: size.cols }).map_err(Tell::tell)
+        self.0
+            .resize(GuestTtySize {
+                rows: size.rows,
+                cols: size.cols,
+            })
+            .map_err(Tell::tell)
     }
     fn signal(&mut self, signal: i32) -> Answer<()> {
         self.0.signal(signal).map_err(Tell::tell)

@@ -21,8 +21,16 @@ pub fn control(state_dir: &Path) -> Result<Arc<dyn Control>> {
         qemu: std::env::var_os("MARTLET_QEMU").map(PathBuf::from),
     };
     let engine = Engine::open(options).map_err(|problem| {
-        let because = problem.cause.as_deref().map(|cause| format!(": {cause}")).unwrap_or_default();
-        let remedy = problem.remediation.as_deref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        let because = problem
+            .cause
+            .as_deref()
+            .map(|cause| format!(": {cause}"))
+            .unwrap_or_default();
+        let remedy = problem
+            .remediation
+            .as_deref()
+            .map(|remedy| format!("; {remedy}"))
+            .unwrap_or_default();
         anyhow::anyhow!("{}{because}{remedy}", problem.message)
     })?;
     Ok(Arc::new(EngineControl(engine)))
