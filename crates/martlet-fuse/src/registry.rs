@@ -143,18 +143,17 @@ impl Files {
     }
 
     fn drop_unused(&mut self, ino: u64) {
-        if self
+        let unused = self
             .nodes
             .get(&ino)
-            .is_some_and(|node| node.names == 0 && node.lookups == 0)
-        {
-            if let Some(Node {
+            .is_some_and(|node| node.names == 0 && node.lookups == 0);
+        if unused
+            && let Some(Node {
                 content: Content::Memory(image),
                 ..
             }) = self.nodes.remove(&ino)
-            {
-                image.set_push(None);
-            }
+        {
+            image.set_push(None);
         }
     }
 }
