@@ -1,81 +1,13 @@
-//! One machine's life through the real programs: daemon, keeper, QEMU and a guest that boots the tiny base.
-//!
-//! Needs root, QEMU and Debian's package archive (for the guest kernel), as `script/bootstrap` sees to.
+//! One machine's life.
 
-use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-/// A daemon with a state directory of its own; whatever happens, nothing of it is left.
-struct Daemon {
-    state: tempfile::TempDir,
-}
-
-impl Daemon {
-    fn new() -> Self {
-        Self {
-            state: tempfile::Builder::new().prefix("mt-").tempdir().unwrap(),
-        }
-    }
-
-    fn call(&self, args: &[&str]) -> Output {
-        let programs = Path::new(env!("CARGO_BIN_EXE_martlet")).parent().unwrap();
-        for program in ["martletd", "martlet-agent"] {
-            assert!(
-                programs.join(program).exists(),
-                "{program} is not built: run script/build first"
-            );
-        }
-        Command::new(env!("CARGO_BIN_EXE_martlet"))
-            .args(args)
-            .env("MARTLET_STATE_DIR", self.state.path())
-            .env("MARTLET_SOCKET", self.socket())
-            .output()
-            .unwrap()
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.state.path().join("martletd.sock")
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.call(args);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "martlet {args:?}: {:?}\n{stderr}",
-            output.status
-        );
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.ok(&[&["--json"], args].concat())).unwrap()
-    }
-
-    fn exec(&self, name: &str, line: &str) -> String {
-        self.ok(&["exec", name, "--", "sh", "-c", line])
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let machines = self.call(&["--json", "ps"]);
-        let machines: Value = serde_json::from_slice(&machines.stdout).unwrap_or_default();
-        for machine in machines.as_array().into_iter().flatten() {
-            self.call(&["rm", "--force", machine["name"].as_str().unwrap_or_default()]);
-        }
-        self.call(&["daemon", "stop"]);
-    }
-}
+use crate::{Daemon, Fixture};
 
 const FACTS: &str = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id /sys/class/net/eth0/address; \
                      head -c 16 /dev/urandom | od -An -tx1; ip -4 -o addr show dev eth0 | tr -s ' ' | cut -d' ' -f4";
 
 #[test]
 fn a_machine_is_checkpointed_forked_suspended_resumed_and_rolled_back() {
-    let daemon = Daemon::new();
-    daemon.ok(&["base", "build", "tiny", "--tiny"]);
+    let daemon = Daemon::new(Fixture::Tiny);
     daemon.ok(&["run", "tiny", "--name", "web", "--memory", "128M"]);
     daemon.exec(
         "web",

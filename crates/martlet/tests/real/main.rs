@@ -1,0 +1,14 @@
+//! Real programs and real guests: daemon, keeper, QEMU and Debian, through the command line as a user has it.
+//!
+//! Needs root, QEMU and Debian's package archive, as `script/bootstrap` sees to. Guests are slow, so:
+//! - bases and booted machines are made once ([`Fixture`]), and tests start from their checkpoints;
+//! - at most two tests run at a time ([`Daemon::new`] waits for its turn);
+//! - a test that takes longer than its deadline ends the whole program with its daemons' logs, so that nothing hangs.
+
+mod daemon;
+mod deadline;
+mod fixture;
+mod life;
+
+pub use daemon::Daemon;
+pub use fixture::Fixture;
