@@ -37,11 +37,24 @@ impl Engine {
         Ok(machine.info())
     }
 
-    /// Ends a machine at once. Its disk is kept, as after a power failure.
+    /// Ends a machine at once. Its disk is kept, as after a power failure. Of a machine that is still starting, QEMU
+    /// is ended, and the start fails.
     pub fn kill(self: &Arc<Self>, name: &str) -> Result<MachineInfo, Problem> {
         let machine = self.find(name)?;
         // No `begin`: whatever is at work on it is what may have to be ended.
         machine.record().phase.allow(Verb::Stop, name)?;
+        if let Some(pid) = machine.starting_pid() {
+            self.spawner
+                .signal(pid, libc::SIGKILL)
+                .map_err(martlet_vm::VmError::from)
+                .told()?;
+            return Ok(machine.info());
+        }
+        if let Some(live) = machine.live() {
+            live.expect_end();
+            // Not asked for over QMP: a QEMU that hangs does not answer.
+            live.vm.kill().told()?;
+        }
         self.stop_live(&machine)?;
         self.update(&machine, When::Now, |record| record.phase = Phase::Stopped)?;
         Ok(machine.info())
@@ -99,10 +112,10 @@ impl Engine {
         if let Some(agent) = &live.agent {
             agent.close();
         }
-        if live.vm.is_alive() && live.vm.quit().is_err() {
+        let ended = |timeout| matches!(live.vm.wait(timeout), Ok(martlet_vm::ChildState::Ended { .. }));
+        if live.vm.is_alive() && !ended(Duration::ZERO) && live.vm.quit().is_err() {
             let _ = live.vm.kill();
         }
-        let ended = |timeout| matches!(live.vm.wait(timeout), Ok(martlet_vm::ChildState::Ended { .. }));
         if !ended(QUIT_TIMEOUT) {
             tracing::warn!(pid = live.vm.pid(), "QEMU does not quit; it is killed");
             let _ = live.vm.kill();

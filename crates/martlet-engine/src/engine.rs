@@ -26,7 +26,9 @@ const FUSE_THREADS: usize = 4;
 /// Name under which the keeper holds the FUSE connection.
 const FUSE_FD: &str = "fuse";
 const NEGOTIATED: &str = "fuse-negotiated";
-const HIGHEST_INODE: &str = "fuse-highest-inode";
+/// File numbers that one life of the daemon may give. Each life has its own, because the kernel may still have pages of a
+/// file that an earlier one showed under its number.
+const INODES_PER_LIFE: u64 = 1 << 32;
 
 /// Where the engine lives and what it works with.
 #[derive(Debug, Clone)]
@@ -146,10 +148,9 @@ impl Engine {
             .told()?;
         let negotiated: Option<Negotiated> = self.state.setting(NEGOTIATED).told()?;
         let adopted = held.zip(negotiated).filter(|_| is_mounted(&self.dirs.mount()));
-        if let Some(highest) = self.state.setting::<u64>(HIGHEST_INODE).told()? {
-            self.registry.reserve(highest);
-        }
-        self.load_machines(adopted.is_some())?;
+        let life = self.state.next("life").told()?;
+        self.registry.reserve(life * INODES_PER_LIFE);
+        let found = self.load_machines(adopted.is_some())?;
         let server = match adopted {
             Some((fd, negotiated)) => {
                 Server::start(fd, self.registry.clone(), Some(negotiated), FUSE_THREADS).told()?
@@ -157,7 +158,7 @@ impl Engine {
             None => self.mount()?,
         };
         *lock(&self.server) = Some(server);
-        self.reconnect_machines();
+        self.reconnect_machines(found);
         Ok(())
     }
 
@@ -180,13 +181,10 @@ impl Engine {
 
     /// Ends serving. With machines still alive the mount and the keeper stay for a successor; without, nothing does.
     pub fn close(&self) {
-        let live = self.all().iter().any(|machine| machine.live().is_some());
-        if let Err(error) = self
-            .state
-            .put_setting(HIGHEST_INODE, &self.registry.highest_ino())
-        {
-            tracing::warn!(%error, "the highest inode number was not kept");
-        }
+        let live = self
+            .all()
+            .iter()
+            .any(|machine| machine.live().is_some() || machine.is_at_work());
         let Some(server) = lock(&self.server).take() else {
             return;
         };

@@ -213,6 +213,7 @@ impl Engine {
             agent: false,
             timeline: Timeline::default(),
             hardware: crate::run::planned_hardware(&config, snapshot),
+            undo: None,
             config,
         };
         let machine = self.add(record.clone())?;
@@ -230,7 +231,6 @@ impl Engine {
                 who,
                 DiskFrom::New(disk),
                 family.requested,
-                false,
             )?;
             self.probe(&machine, request.probe.as_ref(), family.requested, &|_| ())
         });

@@ -13,7 +13,7 @@
 use crate::engine::Engine;
 use crate::identity;
 use crate::live::Live;
-use crate::machine::{HardwareRecord, Record};
+use crate::machine::{HardwareRecord, Machine, Record};
 use crate::mapped::{Mapped, QEMU_GID};
 use crate::problem::{self, Told};
 use martlet_agent_api as agent;
@@ -75,6 +75,8 @@ pub enum DiskFrom {
 
 /// A start's parameters.
 pub struct Launch<'a> {
+    /// The machine: it learns which QEMU is being started, so that the start can be ended.
+    pub machine: &'a Machine,
     /// The machine's record; its `disk_number` names the disk's directory.
     pub record: &'a Record,
     /// What to start from.
@@ -87,8 +89,6 @@ pub struct Launch<'a> {
     pub init: InitKind,
     /// When the request came in: where timelines begin.
     pub requested: Instant,
-    /// Return as soon as the vCPUs run.
-    pub detach: bool,
 }
 
 /// A start that succeeded.
@@ -128,14 +128,16 @@ impl Drop for Files {
 }
 
 /// QEMU runs; it is killed unless the start succeeds.
-struct Spawned {
+struct Spawned<'a> {
+    machine: &'a Machine,
     vm: Option<RunningVm>,
     files: Files,
     key: VmKey,
 }
 
-impl Drop for Spawned {
+impl Drop for Spawned<'_> {
     fn drop(&mut self) {
+        self.machine.set_starting_pid(None);
         if let Some(vm) = &self.vm {
             // Best effort on a path that already reports its failure.
             let _ = vm.kill();
@@ -145,7 +147,7 @@ impl Drop for Spawned {
     }
 }
 
-impl Spawned {
+impl Spawned<'_> {
     fn vm(&self) -> &RunningVm {
         self.vm.as_ref().expect("taken only by the last step")
     }
@@ -177,7 +179,6 @@ impl Engine {
         timeline.first_instruction_ms = Some(since_ms(running));
         let prefetcher = self.prefetch(&launch, &spawned.files.memory);
         let agent = match self.has_agent(&launch) {
-            true if launch.detach && matches!(launch.from, From::Boot(_)) => None,
             true => Some(
                 self.confirm(&launch, spawned.vm())
                     .map_err(|p| self.with_last_words(p, spawned.vm()))?,
@@ -318,12 +319,12 @@ impl Engine {
         })
     }
 
-    fn spawn(
+    fn spawn<'a>(
         &self,
-        launch: &Launch<'_>,
+        launch: &Launch<'a>,
         hardware: &compat::Hardware,
         files: Files,
-    ) -> Result<Spawned, Problem> {
+    ) -> Result<Spawned<'a>, Problem> {
         let record = launch.record;
         let user = self.qemu_user(record.number);
         let run_dir = self.dirs.run(&record.id);
@@ -374,7 +375,9 @@ impl Engine {
         let vm = RunningVm::start(self.qemu()?, &spec, &options, self.spawner.clone()).told()?;
         let key = VmKey(self.next_key());
         self.registry.set_owner(vm.pid(), key);
+        launch.machine.set_starting_pid(Some(vm.pid()));
         Ok(Spawned {
+            machine: launch.machine,
             vm: Some(vm),
             files,
             key,

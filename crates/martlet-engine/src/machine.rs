@@ -45,6 +45,22 @@ pub struct Record {
     pub timeline: Timeline,
     /// The hardware of its last start.
     pub hardware: HardwareRecord,
+    /// While a restore is under way: what the machine is again if it does not succeed.
+    #[serde(default)]
+    pub undo: Option<Undo>,
+}
+
+/// What a machine was before a restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undo {
+    /// Its phase.
+    pub phase: Phase,
+    /// Its snapshot.
+    pub snapshot: Option<SnapshotId>,
+    /// The snapshot below its disk.
+    pub disk_base: SnapshotId,
+    /// Its disk.
+    pub disk_number: u64,
 }
 
 /// What its user asked for.
@@ -110,6 +126,7 @@ pub struct Machine {
     live: Mutex<Option<Arc<Live>>>,
     at_work: Mutex<Option<&'static str>>,
     pins: Mutex<Vec<Pin>>,
+    starting_pid: Mutex<Option<u32>>,
 }
 
 /// The right to work on a machine; dropped when the command ends.
@@ -131,6 +148,7 @@ impl Machine {
             live: Mutex::new(None),
             at_work: Mutex::new(None),
             pins: Mutex::default(),
+            starting_pid: Mutex::default(),
         })
     }
 
@@ -154,6 +172,21 @@ impl Machine {
     /// Sets what is alive of it; what was before is returned.
     pub fn set_live(&self, live: Option<Arc<Live>>) -> Option<Arc<Live>> {
         std::mem::replace(&mut lock(&self.live), live)
+    }
+
+    /// The QEMU of a start under way, so that it can be ended from outside.
+    pub fn starting_pid(&self) -> Option<u32> {
+        *lock(&self.starting_pid)
+    }
+
+    /// Sets the QEMU of a start under way.
+    pub fn set_starting_pid(&self, pid: Option<u32>) {
+        *lock(&self.starting_pid) = pid;
+    }
+
+    /// Is a command at work on it?
+    pub fn is_at_work(&self) -> bool {
+        lock(&self.at_work).is_some()
     }
 
     /// Sets what garbage collection must keep for it.

@@ -1,9 +1,16 @@
 //! After the daemon's death: its machines are found again, and served on.
 //!
+//! ```text
+//!   records ──► refiled ──────────────► served ─────────────► reconnected
+//!               files are back under    requests that went    QMP, then the agent; what stood still
+//!               the kernel's numbers    unanswered are        for a checkpoint that nobody will
+//!                                       answered now          finish goes on
+//! ```
+//!
 //! QEMU processes are the keeper's children and their memory and disks are files of a mount whose connection the keeper
-//! holds too, so nothing of a running machine ends with the daemon. First the files are put back under the numbers that
-//! the kernel knows, then the connection is served (what went unanswered is answered), then QEMU and the agent
-//! are connected to again.
+//! holds too, so nothing of a running machine ends with the daemon. The order matters: a QEMU that waits for a page
+//! answers nobody, so nothing is asked of it before its page faults are served. What was half done is taken back:
+//! a restore to what the machine was before, a checkpoint to the running machine, a first start to a failed one.
 
 use crate::engine::{Engine, lock};
 use crate::identity;
@@ -13,7 +20,7 @@ use crate::phase::Phase;
 use crate::problem::Told;
 use crate::state::When;
 use martlet_agent_api::Start;
-use martlet_api::Problem;
+use martlet_api::{Problem, ProblemCode};
 use martlet_disk::CowDisk;
 use martlet_fuse::Placement;
 use martlet_image::{Manifest, PAGE_SIZE};
@@ -36,47 +43,45 @@ struct Refiled {
     memory: Arc<crate::mapped::Mapped>,
 }
 
+/// A machine whose QEMU lives and whose files are served again.
+pub(crate) struct Found {
+    machine: Arc<Machine>,
+    files: Refiled,
+}
+
 impl Engine {
     /// Loads all records. With `adopt`, the files of machines whose QEMU still lives are put back under their numbers.
-    pub(crate) fn load_machines(self: &Arc<Self>, adopt: bool) -> Result<(), Problem> {
+    pub(crate) fn load_machines(self: &Arc<Self>, adopt: bool) -> Result<Vec<Found>, Problem> {
+        let mut found = Vec::new();
         for record in self.state.machines::<Record>().told()? {
             let machine = Machine::new(record.clone());
             self.repin(&machine, &record);
             lock(&self.machines).insert(record.name.clone(), machine.clone());
-            let Some(running) = record.running.as_ref().filter(|_| record.phase.is_live()) else {
-                if record.phase.is_live() {
-                    self.lost(&machine, "the daemon ended while it was starting");
-                }
+            if !record.phase.is_live() {
                 continue;
-            };
-            let lives = matches!(self.spawner.state(running.pid), Ok(ChildState::Running));
-            let refiled = match (lives, adopt) {
-                (true, true) => self
-                    .refile(&record, running)
-                    .and_then(|files| self.readopt(&record, running, files)),
-                (true, false) => Err(Problem::new(
-                    martlet_api::ProblemCode::Internal,
-                    "its images are not mounted any more",
-                )),
-                (false, _) => Err(Problem::new(
-                    martlet_api::ProblemCode::HypervisorFailed,
-                    "QEMU ended while no daemon was there",
-                )),
-            };
-            match refiled {
-                Ok(live) => drop(machine.set_live(Some(Arc::new(live)))),
-                Err(problem) => {
-                    let words = martlet_vm::process::tail(&self.dirs.run(&record.id).join("qemu.log"), 1000);
-                    let _ = self.spawner.signal(running.pid, libc::SIGKILL);
-                    self.lost(
-                        &machine,
-                        &format!("{}; QEMU's last words: {}", problem.message, words.trim()),
-                    );
-                }
+            }
+            match self.find_again(&record, adopt) {
+                Ok(files) => found.push(Found { machine, files }),
+                Err(problem) => self.lost(&machine, &problem),
             }
         }
         self.end_strays();
-        Ok(())
+        Ok(found)
+    }
+
+    fn find_again(&self, record: &Record, adopt: bool) -> Result<Refiled, Problem> {
+        let gone = |why: &str| Problem::new(ProblemCode::HypervisorFailed, why);
+        let Some(running) = &record.running else {
+            return Err(gone("the daemon ended while the machine was starting"));
+        };
+        match self.spawner.state(running.pid) {
+            Ok(ChildState::Running) if adopt => self.refile(record, running),
+            Ok(ChildState::Running) => Err(gone("its images are not mounted any more")),
+            Ok(ChildState::Ended { status, .. }) => {
+                Err(gone(&format!("QEMU {status} while no daemon was there")))
+            }
+            Err(_) => Err(gone("QEMU ended, and so did the keeper that would know why")),
+        }
     }
 
     /// QEMUs that no record knows: starts that the daemon's death cut short.
@@ -94,13 +99,27 @@ impl Engine {
         }
     }
 
-    fn lost(&self, machine: &Arc<Machine>, why: &str) {
-        let why = why.to_owned();
-        tracing::warn!(machine = machine.record().name, why, "a machine is lost");
-        if let Err(problem) = self.update(machine, When::Now, |record| {
-            record.phase = Phase::Failed { why };
-            record.running = None;
-        }) {
+    /// A machine cannot go on: it is what it was before the restore that was under way, else it has failed.
+    fn lost(&self, machine: &Arc<Machine>, problem: &Problem) {
+        let record = machine.record();
+        if let Some(running) = &record.running {
+            let _ = self.spawner.signal(running.pid, libc::SIGKILL);
+        }
+        let words = martlet_vm::process::tail(&self.dirs.run(&record.id).join("qemu.log"), 1000);
+        let why = match (&problem.cause, words.trim()) {
+            (Some(cause), _) => format!("{}: {cause}", problem.message),
+            (None, "") => problem.message.clone(),
+            (None, words) => format!("{}; QEMU's last words: {words}", problem.message),
+        };
+        tracing::warn!(machine = record.name, why, "a machine is lost");
+        let taken_back = match record.undo {
+            Some(_) => self.undo(machine),
+            None => self.update(machine, When::Now, |record| {
+                record.phase = Phase::Failed { why };
+                record.running = None;
+            }),
+        };
+        if let Err(problem) = taken_back {
             tracing::error!(%problem, "its loss could not be recorded");
         }
     }
@@ -145,7 +164,23 @@ impl Engine {
         })
     }
 
-    fn readopt(&self, record: &Record, running: &RunningRecord, files: Refiled) -> Result<Live, Problem> {
+    /// With the images served again, machines can answer: QEMU and agents are connected to. All at once, because one
+    /// that hangs must not keep the others waiting.
+    pub(crate) fn reconnect_machines(self: &Arc<Self>, found: Vec<Found>) {
+        std::thread::scope(|scope| {
+            for Found { machine, files } in found {
+                scope.spawn(move || {
+                    if let Err(problem) = self.reconnect(&machine, files) {
+                        self.lost(&machine, &problem);
+                    }
+                });
+            }
+        });
+    }
+
+    fn reconnect(self: &Arc<Self>, machine: &Arc<Machine>, files: Refiled) -> Result<(), Problem> {
+        let record = machine.record();
+        let running = record.running.as_ref().expect("it was found by it");
         let run = self.dirs.run(&record.id);
         let handle = VmHandle {
             pid: running.pid,
@@ -153,11 +188,13 @@ impl Engine {
             stderr_log: run.join("qemu.log"),
             address: Some(Ipv4Addr::from(identity::address(record.number))),
         };
-        let vm = RunningVm::adopt(handle, self.spawner.clone()).told()?;
         let key = VmKey(self.next_key());
         self.registry.set_owner(running.pid, key);
-        Ok(Live {
-            vm,
+        let vm = RunningVm::adopt(handle, self.spawner.clone()).inspect_err(|_| {
+            self.registry.remove_disk(&files.disk_name);
+        });
+        let mut live = Live {
+            vm: vm.told()?,
             agent: None,
             disk: files.disk,
             disk_inode: running.disk_inode,
@@ -170,34 +207,17 @@ impl Engine {
             _prefetcher: None,
             registry: self.registry.clone(),
             disk_name: files.disk_name,
-        })
-    }
-
-    /// With the images served again, guests can answer: agents are connected to, and what stood still for a checkpoint
-    /// that nobody will finish goes on.
-    pub(crate) fn reconnect_machines(self: &Arc<Self>) {
-        for machine in self.all() {
-            let Some(live) = machine.set_live(None) else {
-                continue;
-            };
-            let record = machine.record();
-            let Ok(mut live) = Arc::try_unwrap(live) else {
-                continue;
-            };
-            if let Err(error) = live.vm.cont() {
-                tracing::warn!(%error, machine = record.name, "QEMU does not go on");
-            }
-            if record.agent {
-                live.agent = self.reconnect_agent(&record);
-            }
-            let live = Arc::new(live);
-            machine.set_live(Some(live.clone()));
-            if let Err(problem) = self.update(&machine, When::Now, |record| record.phase = Phase::Running) {
-                tracing::error!(%problem, machine = record.name, "that it runs could not be recorded");
-            }
-            self.watch(&machine, &live);
-            tracing::info!(machine = record.name, pid = live.vm.pid(), "found again");
+        };
+        live.vm.cont().told()?;
+        if record.agent {
+            live.agent = self.reconnect_agent(&record);
         }
+        let live = Arc::new(live);
+        machine.set_live(Some(live.clone()));
+        self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
+        self.watch(machine, &live);
+        tracing::info!(machine = record.name, pid = live.vm.pid(), "found again");
+        Ok(())
     }
 
     fn reconnect_agent(&self, record: &Record) -> Option<AgentClient> {

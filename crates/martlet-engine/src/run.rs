@@ -3,19 +3,27 @@
 use crate::engine::{Engine, lock};
 use crate::identity;
 use crate::launch::{DiskFrom, From, Launch, Launched, Who, no_memory, now_unix_ms};
-use crate::machine::{Config, HardwareRecord, Machine, Record, RunningRecord};
+use crate::machine::{Config, HardwareRecord, Machine, Operation, Record, RunningRecord, Undo};
 use crate::phase::{Phase, Verb};
 use crate::problem::Told;
 use crate::state::When;
 use martlet_api::{
-    Accel, InitKind, MachineInfo, PortForward, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit,
-    ResumeRequest, RollbackRequest, RunRequest, Timeline,
+    Accel, InitKind, MachineInfo, PortForward, Probe, Problem, ProblemCode, Progress, ProgressSink,
+    ProgressUnit, ResumeRequest, RollbackRequest, RunRequest, Timeline,
 };
-use martlet_image::{Manifest, SnapshotId, SnapshotRecord};
+use martlet_image::{DiskRecord, Manifest, SnapshotId, SnapshotRecord};
 use martlet_store::RefName;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// A machine's first start, in the foreground or in the background.
+struct FirstStart {
+    id: SnapshotId,
+    snapshot: SnapshotRecord,
+    probe: Option<Probe>,
+    requested: Instant,
+}
 
 /// Tag under which bases are kept.
 pub const BASE_TAG: &str = "base";
@@ -61,11 +69,58 @@ impl Engine {
             agent: false,
             timeline: Timeline::default(),
             hardware: planned_hardware(&config, &snapshot),
+            undo: None,
             config,
         };
         let machine = self.add(record.clone())?;
-        let _operation = machine.begin("run")?;
+        let operation = machine.begin("run")?;
         self.repin(&machine, &record);
+        let start = FirstStart {
+            id,
+            snapshot,
+            probe: request.probe,
+            requested,
+        };
+        if request.detach {
+            let (engine, info) = (self.clone(), machine.info());
+            std::thread::Builder::new()
+                .name("run".into())
+                .spawn(move || engine.start_detached(&machine, &operation, start))
+                .map_err(|error| {
+                    Problem::new(ProblemCode::Internal, "there is no thread for it").cause(error)
+                })?;
+            return Ok(info);
+        }
+        if let Err(problem) = self.first_start(&machine, &start, progress) {
+            if machine.live().is_none() {
+                // A machine that never ran is nothing to keep.
+                self.forget(&machine);
+            }
+            return Err(problem);
+        }
+        Ok(machine.info())
+    }
+
+    /// The start of a machine that nobody waits for. A failed one is kept: how else would its user learn why?
+    fn start_detached(self: &Arc<Self>, machine: &Arc<Machine>, _operation: &Operation, start: FirstStart) {
+        if let Err(problem) = self.first_start(machine, &start, &|_| ()) {
+            tracing::warn!(%problem, machine = machine.record().name, "a machine that was started in the background");
+        }
+    }
+
+    fn first_start(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        start: &FirstStart,
+        progress: ProgressSink<'_>,
+    ) -> Result<(), Problem> {
+        let FirstStart {
+            id,
+            snapshot,
+            probe,
+            requested,
+        } = start;
+        let restored = snapshot.memory.is_some();
         let who = match restored {
             true => Who::Clone {
                 parent: snapshot.machine_id.clone(),
@@ -74,31 +129,13 @@ impl Engine {
             false => Who::Same,
         };
         progress(stage(if restored { "restoring" } else { "booting" }));
-        let started = self.disk_of(&snapshot).and_then(|disk| {
-            self.launch_machine(
-                &machine,
-                id,
-                &snapshot,
-                who,
-                DiskFrom::New(disk),
-                requested,
-                request.detach,
-            )
-        });
-        if let Err(problem) = started {
-            // A machine that never ran is nothing to keep.
-            self.forget(&machine);
-            return Err(problem);
+        let disk = DiskFrom::New(self.disk_of(snapshot)?);
+        self.launch_machine(machine, *id, snapshot, who, disk, *requested)?;
+        let grown = |disk: &DiskRecord| disk.size_bytes < machine.record().config.disk_bytes;
+        if snapshot.disks.first().is_some_and(grown) {
+            self.grow_root(machine);
         }
-        if snapshot
-            .disks
-            .first()
-            .is_some_and(|disk| disk.size_bytes < record.config.disk_bytes)
-        {
-            self.grow_root(&machine);
-        }
-        self.probe(&machine, request.probe.as_ref(), requested, progress)?;
-        Ok(machine.info())
+        self.probe(machine, probe.as_ref(), *requested, progress)
     }
 
     /// Boots a stopped machine from its own disk.
@@ -132,15 +169,7 @@ impl Engine {
         } else {
             DiskFrom::New(disk)
         };
-        self.launch_machine(
-            machine,
-            record.disk_base,
-            &cold,
-            Who::Same,
-            disk,
-            requested,
-            false,
-        )
+        self.launch_machine(machine, record.disk_base, &cold, Who::Same, disk, requested)
     }
 
     /// Goes on from the snapshot a machine was suspended to.
@@ -218,42 +247,48 @@ impl Engine {
         let snapshot = self.store.snapshot(&id).told()?;
         let before = machine.record();
         self.update(machine, When::Now, |record| {
+            record.undo = Some(Undo {
+                phase: fallback,
+                snapshot: before.snapshot,
+                disk_base: before.disk_base,
+                disk_number: before.disk_number,
+            });
             record.phase = Phase::Starting;
+            record.snapshot = Some(id);
+            record.disk_base = id;
             record.disk_number += 1;
             record.generation = snapshot.generation.max(record.generation) + 1;
         })?;
         let started = self.disk_of(&snapshot).and_then(|disk| {
-            self.launch_machine(
-                machine,
-                id,
-                &snapshot,
-                Who::Same,
-                DiskFrom::New(disk),
-                requested,
-                false,
-            )
+            let disk = DiskFrom::New(disk);
+            self.launch_machine(machine, id, &snapshot, Who::Same, disk, requested)
         });
         match started {
             Ok(()) => {
-                self.update(machine, When::Now, |record| {
-                    record.snapshot = Some(id);
-                    record.disk_base = id;
-                })?;
                 let record = machine.record();
                 self.remove_disks(&record, Some(record.disk_number));
                 Ok(())
             }
             Err(problem) => {
-                self.update(machine, When::Now, |record| {
-                    record.phase = fallback;
-                    // The number is not given again: its directory may not be gone.
-                    record.snapshot = before.snapshot;
-                    record.running = None;
-                })?;
-                self.keep_disk(machine, before.disk_number)?;
+                self.undo(machine)?;
                 Err(problem)
             }
         }
+    }
+
+    /// Takes a restore back that did not succeed: the machine is what it was, with the disk it had.
+    pub(crate) fn undo(&self, machine: &Machine) -> Result<(), Problem> {
+        let record = machine.record();
+        let Some(before) = record.undo else { return Ok(()) };
+        self.keep_disk(machine, before.disk_number)?;
+        self.update(machine, When::Now, |record| {
+            record.phase = before.phase;
+            // The disk's number is not given again: its directory may not be gone.
+            record.snapshot = before.snapshot;
+            record.disk_base = before.disk_base;
+            record.running = None;
+            record.undo = None;
+        })
     }
 
     /// After a failed restore the machine has the disk it had.
@@ -264,13 +299,14 @@ impl Engine {
             self.dirs.disk(&record.id, record.disk_number),
         );
         if old.exists() {
+            // What the restore that failed has made of its own.
+            let _ = std::fs::remove_dir_all(&new);
             std::fs::rename(&old, &new).map_err(|error| crate::problem::io("keep", &old, &error))?;
         }
         Ok(())
     }
 
     /// Launches and enters the result into the machine. On failure the machine is `Failed`.
-    #[allow(clippy::too_many_arguments)] // the one place where a start's parameters come together
     pub(crate) fn launch_machine(
         self: &Arc<Self>,
         machine: &Arc<Machine>,
@@ -279,7 +315,6 @@ impl Engine {
         who: Who,
         disk: DiskFrom,
         requested: Instant,
-        detach: bool,
     ) -> Result<(), Problem> {
         self.update(machine, When::Later, |record| record.phase = Phase::Starting)?;
         let init = init_of(snapshot);
@@ -290,13 +325,13 @@ impl Engine {
         };
         let record = machine.record();
         let launch = Launch {
+            machine,
             record: &record,
             from,
             who,
             disk,
             init,
             requested,
-            detach,
         };
         match self.launch(launch) {
             Ok(launched) => self.enter(machine, launched),
@@ -319,8 +354,9 @@ impl Engine {
         } = launched;
         let live = Arc::new(live);
         machine.set_live(Some(live.clone()));
-        self.update(machine, When::Now, |record| {
+        let entered = self.update(machine, When::Now, |record| {
             record.phase = Phase::Running;
+            record.undo = None;
             record.agent = live.agent.is_some();
             record.timeline = timeline;
             record.hardware = hardware;
@@ -331,7 +367,14 @@ impl Engine {
                 memory_inode: live.memory.inode,
                 disk_inode: live.disk_inode,
             });
-        })?;
+        });
+        if let Err(problem) = entered {
+            // A machine that a crash would forget must not run.
+            live.expect_end();
+            drop(live);
+            self.end_live(machine);
+            return Err(problem);
+        }
         self.watch(machine, &live);
         Ok(())
     }

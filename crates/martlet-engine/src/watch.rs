@@ -103,6 +103,9 @@ impl Engine {
             (_, Some(panic)) => Phase::Failed {
                 why: format!("the guest's kernel panicked: {}", panic.trim()),
             },
+            _ if live.vm.has_panicked() => Phase::Failed {
+                why: "the guest's kernel panicked, without a word on its console".into(),
+            },
             (Some(EndReason::GuestReset), None) if age > REBOOT_LOOP => {
                 tracing::info!(machine = record.name, "the guest reboots");
                 self.restart(machine, Restart::Boot);

@@ -269,10 +269,6 @@ impl Registry {
         true
     }
 
-    /// The highest number ever given: a successor that gives new ones starts above it.
-    pub fn highest_ino(&self) -> u64 {
-        self.files().highest
-    }
     /// Numbers up to `ino` are not given any more.
     pub fn reserve(&self, ino: u64) {
         let mut files = self.files();

@@ -56,7 +56,7 @@ pub enum VmEvent {
     Resumed(Instant),
     /// The virtual CPUs stand still.
     Stopped(Instant),
-    /// The guest's kernel has panicked; it stands still.
+    /// The guest's kernel has panicked; QEMU is about to exit.
     Panicked,
     /// The guest (or we) asked for the end; QEMU is about to exit.
     ShuttingDown(EndReason),

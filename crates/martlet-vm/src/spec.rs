@@ -203,7 +203,7 @@ impl MachineSpec {
             format!("{},process=martlet:{}", escaped(&self.name), escaped(&self.name)),
         );
         args.flag("-no-user-config").flag("-nodefaults");
-        args.opt("-action", "reboot=shutdown,panic=pause");
+        args.opt("-action", "reboot=shutdown,panic=exit-failure");
         args.opt("-display", "none")
             .opt("-vga", "none")
             .opt("-msg", "timestamp=on");

@@ -47,7 +47,7 @@ fn a_booting_machine() {
 -name web,,1,process=martlet:web,,1
 -no-user-config
 -nodefaults
--action reboot=shutdown,panic=pause
+-action reboot=shutdown,panic=exit-failure
 -display none
 -vga none
 -msg timestamp=on

@@ -9,6 +9,7 @@ mod daemon;
 mod deadline;
 mod fixture;
 mod life;
+mod recovery;
 
 pub use daemon::Daemon;
 pub use fixture::Fixture;
