@@ -50,18 +50,18 @@ impl Dirs {
         for dir in [
             state.to_owned(),
             dirs.store(),
-            dirs.mount(),
             dirs.boot(),
             dirs.cache(),
             dirs.work(),
             dirs.machines(),
         ] {
-            // A FUSE mount that a dead daemon left behind cannot be looked into, only mounted over.
-            if std::fs::symlink_metadata(&dir)
-                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-            {
-                std::fs::create_dir_all(&dir).map_err(|error| problem::io("make", &dir, &error))?;
-            }
+            std::fs::create_dir_all(&dir).map_err(|error| problem::io("make", &dir, &error))?;
+        }
+        // Not so much as looked at while it is mounted: what a dead daemon left there answers only once it is served
+        // again, which is for us to do, later.
+        let mount = dirs.mount();
+        if !martlet_fuse::mounts_at(&mount).is_ok_and(|count| count > 0) {
+            std::fs::create_dir_all(&mount).map_err(|error| problem::io("make", &mount, &error))?;
         }
         // QEMU runs as another user: it may pass through, and look into nothing that is not its own.
         for dir in [state.to_owned(), dirs.boot(), dirs.machines()] {

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const TRACE_AGE: Duration = Duration::from_secs(10);
 /// Most pages kept of a trace: 64 MiB.
 const TRACE_PAGES: usize = 16384;
+/// A kernel's panic with all its traces is found within this much of the console's end.
+const PANIC_BYTES: usize = 32 << 10;
 /// A guest that reboots faster than this is in a loop.
 const REBOOT_LOOP: Duration = Duration::from_secs(5);
 
@@ -89,7 +91,7 @@ impl Engine {
             Ok(ChildState::Ended { status, .. }) => status.to_string(),
             _ => "ended".into(),
         };
-        let console = tail(&self.dirs.run(&record.id).join("console.log"), 2000);
+        let console = tail(&self.dirs.run(&record.id).join("console.log"), PANIC_BYTES);
         let panic = console
             .lines()
             .rev()

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long it may take to end: it lets requests that have begun come to their answer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long one that was killed may take to be gone.
+const DYING_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How much of a dead daemon's log is shown.
 const LOG_LINES: usize = 8;
@@ -50,10 +52,18 @@ impl Daemon {
 
     /// A client of the daemon, which is started first when it is not there.
     pub fn client(&self) -> Outcome<Client> {
-        if !self.answers() {
-            self.start()?;
+        let deadline = Instant::now() + DYING_TIMEOUT;
+        loop {
+            if !self.answers() {
+                self.start()?;
+            }
+            // A daemon that is dying still takes connections, and answers none. It is asked for something harmless,
+            // because a request with an effect could not be repeated.
+            if matches!(self.version(), Ok(Some(_))) || Instant::now() > deadline {
+                return Client::new(&self.socket);
+            }
+            std::thread::sleep(POLL_INTERVAL);
         }
-        Client::new(&self.socket)
     }
 
     /// Its version, if it is there.

@@ -1,6 +1,7 @@
 //! Losing a process loses nothing that it need not lose.
 
 use crate::{Daemon, Fixture};
+use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -84,12 +85,12 @@ fn machines_go_on_when_the_daemon_is_killed() {
         "-c",
         "while :; do echo x; sleep 0.05; done",
     ]);
-    let mut follower = follower
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    follower.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut follower = follower.spawn().unwrap();
+    let mut output = follower.stdout.take().unwrap();
+    output.read_exact(&mut [0]).unwrap();
     daemon.kill_daemon();
+    output.read_to_end(&mut Vec::new()).unwrap();
     assert!(!follower.wait().unwrap().success());
 
     for (name, before) in ["a", "a-1"].iter().zip(before) {
