@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
+mod huge_pages;
 mod launch;
 mod log;
 
@@ -43,6 +44,9 @@ pub struct SpawnRequest {
     pub oom_score_adj: Option<i32>,
     /// Let any process of the same user read its memory, where the kernel restricts that to parents.
     pub traceable: bool,
+    /// Answer a wish for huge pages with EINVAL: they make the kernel read far ahead in files that are memory.
+    #[serde(default)]
+    pub refuse_huge_pages: bool,
     /// Numbers under which the descriptors sent along are found in the child.
     pub fd_numbers: Vec<i32>,
 }

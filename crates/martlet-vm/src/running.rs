@@ -480,6 +480,7 @@ fn request(qemu: &Qemu, spec: &MachineSpec, options: &StartOptions) -> SpawnRequ
         log: Some(spec.stderr_log()),
         oom_score_adj: options.oom_score_adj,
         traceable: true,
+        refuse_huge_pages: true,
         fd_numbers: Vec::new(),
     }
 }

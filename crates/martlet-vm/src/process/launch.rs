@@ -1,6 +1,7 @@
 //! From a [`SpawnRequest`] to a running process: one fork, and the little that must happen between fork and exec.
 #![allow(unsafe_code)] // fork's other side, pidfds and rlimits have no safe interface
 
+use super::huge_pages;
 use super::{ChildState, ExitStatus, LAST_WORDS_MAX, SpawnError, SpawnRequest, tail};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -175,6 +176,7 @@ pub fn launch(request: &SpawnRequest, fds: Vec<OwnedFd>) -> Result<Child, SpawnE
             .oom_score_adj
             .map(|score| score.clamp(-1000, 1000).to_string().into_bytes()),
         traceable: request.traceable,
+        refuse_huge_pages: request.refuse_huge_pages,
     };
     // SAFETY: `ChildPlan::apply` makes only system calls on memory allocated before the fork.
     unsafe { command.pre_exec(move || plan.apply()) };
@@ -233,6 +235,7 @@ struct ChildPlan {
     user: Option<(u32, u32, Vec<u32>)>,
     oom: Option<Vec<u8>>,
     traceable: bool,
+    refuse_huge_pages: bool,
 }
 
 impl ChildPlan {
@@ -271,6 +274,9 @@ impl ChildPlan {
                 check(libc::setresuid(*uid, *uid, *uid))?;
             }
             check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            if self.refuse_huge_pages {
+                huge_pages::refuse()?;
+            }
             if self.traceable {
                 // Fails where there is no Yama, which then restricts nothing.
                 libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0);
