@@ -228,6 +228,9 @@ pub enum Command {
     /// Start, stop or ask after the daemon
     #[command(subcommand)]
     Daemon(DaemonCommand),
+    /// Measure Martlet beside what one would use without it
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Print a completion script: `martlet completions bash > /etc/bash_completion.d/martlet`
     Completions {
         /// Shell
@@ -460,4 +463,28 @@ pub enum DaemonCommand {
     Stop,
     /// Is it there?
     Status,
+}
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Checkpoint, resume, fork and boot on this host, beside QEMU's own way
+    ///
+    /// Takes turns with a stock QEMU that has the same hardware and disk, and saves to and restores from a file. Leaves
+    /// nothing behind.
+    Local(BenchLocalArgs),
+}
+
+/// How it is measured.
+#[derive(Debug, Args)]
+pub struct BenchLocalArgs {
+    /// Rounds of each figure; the median is shown
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// Guest memory
+    #[arg(long, default_value = "512M", value_parser = size, value_name = "SIZE")]
+    pub memory: u64,
+    /// Base to measure [default: a tiny one, made for this and removed]
+    #[arg(long, value_parser = name)]
+    pub base: Option<String>,
 }

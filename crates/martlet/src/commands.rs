@@ -1,13 +1,14 @@
 //! One function for each command: what it asks of the daemon, and how the answer is shown.
 
 mod base;
+mod bench;
 mod machine;
 mod service;
 mod snapshot;
 mod store;
 mod timeline;
 
-use crate::cli::{Cli, Command, Global, ImagesCommand};
+use crate::cli::{BenchCommand, Cli, Command, Global, ImagesCommand};
 use crate::client::Client;
 use crate::daemon::Daemon;
 use crate::failure::{Failure, Outcome};
@@ -78,6 +79,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Tag { reference, new } => snapshot::tag(&context, &reference, new),
         Command::Gc { dry_run } => store::gc(&context, dry_run),
         Command::Df => store::df(&context),
+        Command::Bench(BenchCommand::Local(args)) => bench::local(&context, &args),
         Command::Completions { shell } => service::completions(shell),
         Command::Man { dir } => service::man(&dir),
         Command::Version => service::version(&context),

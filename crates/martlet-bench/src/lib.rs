@@ -1,0 +1,17 @@
+//! What Martlet is measured against, and figures of both.
+//!
+//! ```text
+//!  a machine of ours ──its command line──► Recipe ──► Stock: the same hardware and disk in a stock QEMU,
+//!                                                            saved and restored QEMU's own way
+//!  rounds, ours and theirs by turns ──► Figure: median, spread, ratio, conditions
+//! ```
+//!
+//! Both sides are measured in one run, by turns, because machines are noisy: a ratio survives what a duration does not.
+
+mod error;
+mod figure;
+mod stock;
+
+pub use error::BenchError;
+pub use figure::{Figure, Figures, Samples};
+pub use stock::{Recipe, Restored, Stock};
