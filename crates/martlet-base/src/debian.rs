@@ -5,6 +5,7 @@ use crate::boot::Boot;
 use crate::command::Run;
 use crate::error::IoContext;
 use crate::ext4::{self, Ext4};
+use crate::mirror::Mirrors;
 use crate::package::{check_packages, check_suite};
 use crate::scratch::{Scratch, Unfinished};
 use crate::{Artifacts, BaseError, Job, guest_modules, job};
@@ -24,12 +25,7 @@ pub struct DebianRecipe {
     pub init: InitKind,
 }
 
-const MIRROR: &str = "http://deb.debian.org/debian";
-const SECURITY: &str = "http://deb.debian.org/debian-security";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// Suites that have updates and security updates of their own.
-const STABLE: [&str; 5] = ["bullseye", "bookworm", "trixie", "stable", "oldstable"];
-
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// What people and our agent expect of any system.
 const BASIC: [&str; 5] = ["iproute2", "kmod", "login", "netbase", "procps"];
 const SYSTEMD: [&str; 3] = ["dbus", "systemd-sysv", "udev"];
@@ -48,17 +44,6 @@ const MASKED: [&str; 10] = [
     "sys-kernel-tracing.mount",
     "systemd-pstore.service",
 ];
-
-/// Lines of a sources.list for a suite.
-pub(crate) fn sources(suite: &str) -> String {
-    let line = |mirror: &str, suite: &str| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
-    let mut lines = line(MIRROR, suite);
-    if STABLE.contains(&suite) {
-        lines += &line(MIRROR, &format!("{suite}-updates"));
-        lines += &line(SECURITY, &format!("{suite}-security"));
-    }
-    lines
-}
 
 /// Builds a base from Debian packages.
 pub fn build_debian(recipe: &DebianRecipe, job: &Job) -> Result<Artifacts, BaseError> {
@@ -119,6 +104,7 @@ fn install(recipe: &DebianRecipe, tree: &Path, scratch: &Scratch, job: &Job) -> 
         .chain(systemd.iter().copied())
         .chain(chosen)
         .collect();
+    let sources = Mirrors::of_host()?.sources(&recipe.suite, KEYRING);
     let run = Run::new("mmdebstrap", "mmdebstrap")
         .env("TMPDIR", scratch.path())
         .args([
@@ -134,7 +120,7 @@ fn install(recipe: &DebianRecipe, tree: &Path, scratch: &Scratch, job: &Job) -> 
         .arg("--dpkgopt=force-unsafe-io")
         .args(["--", &recipe.suite])
         .arg(tree)
-        .args(sources(&recipe.suite).lines());
+        .args(sources.lines());
     let told = run.watched(job, &mut |line| {
         if let Some(step) = line.strip_prefix("I: ").filter(|step| {
             step.starts_with("installing")

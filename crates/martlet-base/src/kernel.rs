@@ -10,10 +10,12 @@
 //! its directory is a month old; when the archive cannot be reached the cached one goes on serving.
 
 use crate::command::Run;
+use crate::debian::KEYRING;
 use crate::error::IoContext;
+use crate::mirror::Mirrors;
 use crate::modules::Modules;
 use crate::scratch::Scratch;
-use crate::{BaseError, Job, debian, vmlinux};
+use crate::{BaseError, Job, vmlinux};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -182,6 +184,7 @@ struct Apt {
 
 impl Apt {
     fn new(scratch: &Path, suite: &str) -> Result<Self, BaseError> {
+        let sources = Mirrors::of_host()?.sources(suite, KEYRING);
         let root = scratch.join("apt");
         for dir in [
             "etc/sources.list.d",
@@ -193,10 +196,7 @@ impl Apt {
             let dir = root.join(dir);
             std::fs::create_dir_all(&dir).during("create", &dir)?;
         }
-        for (name, content) in [
-            ("status", String::new()),
-            ("etc/sources.list", debian::sources(suite)),
-        ] {
+        for (name, content) in [("status", String::new()), ("etc/sources.list", sources)] {
             let path = root.join(name);
             std::fs::write(&path, content).during("write", &path)?;
         }

@@ -5,10 +5,12 @@
 //! - at most two tests run at a time ([`Daemon::new`] waits for its turn);
 //! - a test that takes longer than its deadline ends the whole program with its daemons' logs, so that nothing hangs.
 
+mod bench;
 mod daemon;
 mod deadline;
 mod fixture;
 mod life;
+mod no_byte;
 mod recovery;
 
 pub use daemon::Daemon;

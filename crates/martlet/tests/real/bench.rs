@@ -1,0 +1,51 @@
+//! `martlet bench local`: every figure is there and was measured, and nothing is left. How large they are is not a test's to say.
+
+use crate::{Daemon, Fixture};
+
+#[test]
+fn every_figure_has_a_value_beside_its_peers() {
+    let daemon = Daemon::new(Fixture::Tiny);
+    let output = daemon.json(&[
+        "bench", "local", "--rounds", "1", "--memory", "96M", "--base", "tiny",
+    ]);
+    let figures = output["figures"].as_array().unwrap();
+    let names: Vec<_> = figures
+        .iter()
+        .map(|figure| figure["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "checkpoint_pause_copy",
+            "checkpoint_stored",
+            "resume_load",
+            "resume_first_instruction",
+            "resume_first_instruction_bare",
+            "resume_first_exec",
+            "fork8_all_exec",
+            "clone_private",
+            "clone_state_read",
+            "boot_first_exec"
+        ]
+    );
+    for figure in figures {
+        for number in ["value", "against_value", "ratio", "min", "max"] {
+            assert!(
+                figure[number].as_f64().is_some_and(|value| value > 0.0),
+                "{number} of {figure}"
+            );
+        }
+        for words in ["unit", "against", "conditions"] {
+            assert!(!figure[words].as_str().unwrap().is_empty(), "{words} of {figure}");
+        }
+    }
+    assert_eq!(daemon.json(&["ps"]).as_array().unwrap().len(), 0);
+    let left = daemon.json(&["images"]);
+    assert!(
+        left.as_array()
+            .unwrap()
+            .iter()
+            .all(|snapshot| snapshot["machine"] == "tiny0"),
+        "{left}"
+    );
+}
