@@ -247,7 +247,7 @@ impl Hold {
                 while !is_frozen(group) {
                     if Instant::now() >= deadline {
                         let name = group.file_name().unwrap_or_default();
-                        let message = format!("{name:?} did not freeze in time");
+                        let message = format!("{name:?} did not freeze in time: {}", in_the_way(group));
                         return Err(fault(RemoteErrorKind::Failed, message));
                     }
                     thread::sleep(FROZEN_POLL);
@@ -322,6 +322,31 @@ fn is_frozen(group: &Path) -> bool {
     match fs::read_to_string(group.join("cgroup.events")) {
         Ok(events) => events.lines().any(|line| line == "frozen 1"),
         Err(_) => !group.exists(),
+    }
+}
+
+/// Processes of a group, and of those below it, that wait in the kernel where they cannot be frozen.
+fn in_the_way(group: &Path) -> String {
+    let mut found = Vec::new();
+    let mut groups = vec![group.to_owned()];
+    while let Some(group) = groups.pop() {
+        for pid in pids(&group).unwrap_or_default() {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // `PID (NAME) STATE …`, where the name may hold anything.
+            let Some((name, rest)) = stat.rsplit_once(')') else {
+                continue;
+            };
+            if rest.trim_start().starts_with('D') {
+                let name = name.split_once('(').map_or("", |(_, name)| name);
+                let place = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+                found.push(format!("{name} ({pid}) waits in {place}"));
+            }
+        }
+        groups.extend(user_groups(&group).unwrap_or_default());
+    }
+    match found.is_empty() {
+        true => "nothing in it waits for a device; it may only be slow".into(),
+        false => found.join(", "),
     }
 }
 

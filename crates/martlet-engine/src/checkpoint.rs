@@ -36,8 +36,9 @@ use martlet_vm::capture::{self, CapturedMemory, Mapping};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// User code is held within this time, or the checkpoint is refused.
-const HOLD_TIMEOUT: Duration = Duration::from_secs(15);
+/// User code is held within this time, or the checkpoint is refused. A process that waits for its disk cannot be held, and
+/// the disk may be as slow as a host's that is busy writing.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pages handed to the store at a time.
 const PAGES_AT_ONCE: usize = 4096;
 

@@ -201,14 +201,19 @@ impl Engine {
         repair_from: Vec<String>,
         progress: ProgressSink<'_>,
     ) -> Result<VerifyReport, Problem> {
-        let places: Vec<PathBuf> = repair_from.into_iter().map(PathBuf::from).collect();
+        // A state directory, or the store in one.
+        let store_in = |place: PathBuf| match place.join("store") {
+            store if store.is_dir() => store,
+            _ => place,
+        };
+        let places: Vec<PathBuf> = repair_from.into_iter().map(PathBuf::from).map(store_in).collect();
         if let Some(missing) = places.iter().find(|place| !place.is_dir()) {
             return Err(Problem::new(
                 ProblemCode::NotFound,
                 format!("{} is not a directory", missing.display()),
             )
             .remediation(
-                "name the store directory of another state directory, for example /mnt/backup/store",
+                "name another state directory, or a copy of the `store` in one, for example /mnt/backup/store",
             ));
         }
         let report = self

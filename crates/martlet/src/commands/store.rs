@@ -84,7 +84,7 @@ pub fn verify(context: &Context, repair_from: &[PathBuf]) -> Outcome<u8> {
     }
     if !context.json {
         let problem = Problem::new(ProblemCode::Damaged, format!("{broken} frames are damaged")).remediation(
-            "martlet verify --repair-from DIR with another store's state directory, or remove the snapshots",
+            "`martlet verify --repair-from DIR` with another state directory or a copy of a store, or remove the snapshots",
         );
         eprint!("{}", Failure::from(problem).text(false));
     }

@@ -40,12 +40,6 @@ fn every_figure_has_a_value_beside_its_peers() {
         }
     }
     assert_eq!(daemon.json(&["ps"]).as_array().unwrap().len(), 0);
-    let left = daemon.json(&["images"]);
-    assert!(
-        left.as_array()
-            .unwrap()
-            .iter()
-            .all(|snapshot| snapshot["machine"] == "tiny0"),
-        "{left}"
-    );
+    let left = daemon.json(&["images"]).to_string();
+    assert!(!left.contains("bench-"), "{left}");
 }

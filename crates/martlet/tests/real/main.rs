@@ -5,9 +5,11 @@
 //! - at most two tests run at a time ([`Daemon::new`] waits for its turn);
 //! - a test that takes longer than its deadline ends the whole program with its daemons' logs, so that nothing hangs.
 
+mod bad_input;
 mod bench;
 mod daemon;
 mod deadline;
+mod documents;
 mod fixture;
 mod life;
 mod no_byte;

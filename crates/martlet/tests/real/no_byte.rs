@@ -109,7 +109,7 @@ fn databases_at_work() {
         &format!(
             "install -d -o postgres /work/pg && cd /work/pg && export PATH=$PATH:/usr/lib/postgresql/{version}/bin && \
              su postgres -c 'initdb -D /work/pg/data --data-checksums -N >/dev/null && \
-             pg_ctl -D /work/pg/data -o \"-k /work/pg -h 127.0.0.1\" -w -t 120 -l /work/pg/log start >/dev/null' </dev/null && \
+             pg_ctl -D /work/pg/data -o \"-k /work/pg -c listen_addresses=\" -w -t 120 -l /work/pg/log start >/dev/null' </dev/null && \
              su postgres -c 'psql -q -h /work/pg -v ON_ERROR_STOP=1' <<'SQL'
 create table account(id int primary key, balance int);
 insert into account select i, 1000 from generate_series(1, 50) i;
