@@ -32,6 +32,8 @@ pub const EXEC_GROUP: &str = "martlet-exec";
 /// The machine's own command.
 pub const COMMAND_GROUP: &str = "martlet-command";
 
+/// All is frozen within this time, or something waits for what is frozen already.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(500);
 /// How often a group is asked whether it is frozen by now.
 const FROZEN_POLL: Duration = Duration::from_micros(300);
 
@@ -219,7 +221,24 @@ impl Hold {
         Ok(())
     }
 
+    /// Freezes all user code, in several attempts: a process may wait in the kernel for another one that is frozen already
+    /// (an automount's, a user-space file system's), which must go on for a moment before both can be frozen.
     fn freeze_all(&self, root: &Path, deadline: Instant) -> Result<u32> {
+        let mut patience = FIRST_ATTEMPT;
+        loop {
+            let attempt = deadline.min(Instant::now() + patience);
+            match self.freeze_attempt(root, attempt) {
+                Err(_) if Instant::now() < deadline => {
+                    self.thaw_all(root);
+                    thread::sleep(patience / 4);
+                    patience *= 2;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    fn freeze_attempt(&self, root: &Path, deadline: Instant) -> Result<u32> {
         let cannot = |error: io::Error| failed("cannot hold user code", error);
         self.join_own_group(root).map_err(cannot)?;
         // User code that is not frozen yet may make groups and move processes: go round until there is nothing new.

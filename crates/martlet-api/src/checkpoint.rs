@@ -22,9 +22,10 @@ pub struct CheckpointReport {
     pub snapshot: String,
     /// Its reference, `name:tag`.
     pub reference: String,
-    /// The guest stood still this long: from holding its user code to releasing it.
+    /// The guest stood still this long: from holding its user code to releasing it. After a suspend it does not go on;
+    /// this is then how long it could not work before all of it was durable.
     pub pause_ms: f64,
-    /// The virtual CPUs stood still this long.
+    /// The virtual CPUs stood still this long, as part of `pause_ms`.
     pub stop_ms: f64,
     /// From request to durable.
     pub total_ms: f64,

@@ -113,6 +113,15 @@ impl<'a> Still<'a> {
         Ok((stopped, held.release()?))
     }
 
+    /// How long it has stood still.
+    fn so_far(&self) -> Pause {
+        let stop = self.since.elapsed();
+        Pause {
+            pause: self.held.as_ref().map_or(stop, |held| held.since.elapsed()),
+            stop,
+        }
+    }
+
     /// It is not to go on: QEMU ends.
     fn end(mut self) {
         if let Some(mut held) = self.held.take() {
@@ -166,7 +175,20 @@ enum Afterwards {
     Ends,
 }
 
+/// One checkpoint or suspend, with all that it has gathered before the pause.
+struct Saving<'a> {
+    machine: &'a Arc<Machine>,
+    live: &'a Arc<Live>,
+    record: &'a Record,
+    reference: RefName,
+    note: Option<String>,
+    mapping: &'a Mapping,
+    afterwards: Afterwards,
+    requested: Instant,
+}
+
 /// How long a machine stood still.
+#[derive(Default)]
 struct Pause {
     pause: Duration,
     stop: Duration,
@@ -227,28 +249,38 @@ impl Engine {
         live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
         // From here on a daemon that finds this phase knows that the guest may stand still.
         self.update(machine, When::Now, |record| record.phase = Phase::Pausing)?;
-        let saved = self.save_pausing(
-            machine, &live, &record, reference, &mapping, request, afterwards, progress, requested,
-        );
+        let saving = Saving {
+            machine,
+            live: &live,
+            record: &record,
+            reference,
+            note: request.note,
+            mapping: &mapping,
+            afterwards,
+            requested,
+        };
+        let saved = self.save_pausing(saving, progress);
         if saved.is_err() && machine.live().is_some() {
             self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
         }
         saved
     }
 
-    #[allow(clippy::too_many_arguments)] // one step of `save`, with all that it has gathered
     fn save_pausing(
         self: &Arc<Self>,
-        machine: &Arc<Machine>,
-        live: &Arc<Live>,
-        record: &Record,
-        reference: RefName,
-        mapping: &Mapping,
-        request: CheckpointRequest,
-        afterwards: Afterwards,
+        saving: Saving<'_>,
         progress: ProgressSink<'_>,
-        requested: Instant,
     ) -> Result<CheckpointReport, Problem> {
+        let Saving {
+            machine,
+            live,
+            record,
+            reference,
+            note,
+            mapping,
+            afterwards,
+            requested,
+        } = saving;
         progress(Progress {
             stage: "pausing".into(),
             done: 0,
@@ -264,14 +296,13 @@ impl Engine {
             }
             Afterwards::Ends => (None, Some(still)),
         };
-        let (committed, mut report) =
-            self.put(live, record, &captured, &reference, request.note, progress)?;
+        let (committed, mut report) = self.put(live, record, &captured, &reference, note, progress)?;
         // The pin lasts until the machine has its own.
         let id = committed.id();
-        let pause = pause.unwrap_or_else(|| Pause {
-            pause: requested.elapsed(),
-            stop: requested.elapsed(),
-        });
+        // A machine that does not go on stands still until there is nothing left of it that could.
+        let pause = pause
+            .or_else(|| still.as_ref().map(Still::so_far))
+            .unwrap_or_default();
         report.pause_ms = ms(pause.pause);
         report.stop_ms = ms(pause.stop);
         let Captured { memory, disk, .. } = captured;

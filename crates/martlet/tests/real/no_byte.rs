@@ -24,7 +24,9 @@ fn start(daemon: &Daemon, machine: &str, name: &str, line: &str) {
 /// Ten cycles over a guest that works; `verify` fails when anything in a machine is wrong.
 fn cycles(daemon: &Daemon, machine: &str, verify: impl Fn(&str)) {
     verify(machine);
+    let begun = std::time::Instant::now();
     for cycle in 0..CYCLES {
+        eprintln!("cycle {cycle} begins after {:?}", begun.elapsed());
         let tag = format!("cycle-{cycle}");
         daemon.ok(&["checkpoint", machine, "--tag", &tag]);
         let fork = daemon.json(&["fork", machine, "-n", "1", "--prefix", "clone"]);
@@ -56,19 +58,19 @@ fn memory_and_files_under_stress() {
     daemon.ok(&["run", "debian0:booted", "--name", "stress"]);
     daemon.exec(
         "stress",
-        "mkdir -p /files && cd /files && for i in 1 2 3 4; do head -c 2M /dev/urandom > $i; done && sha256sum 1 2 3 4 > sums",
+        "mkdir -p /files && cd /files && for i in 1 2 3 4; do head -c 1M /dev/urandom > $i; done && sha256sum 1 2 3 4 > sums",
     );
     start(
         &daemon,
         "stress",
         "memory",
-        "exec stress-ng --vm 2 --vm-bytes 48M --vm-keep --verify --oomable --timeout 0",
+        "exec stress-ng --vm 1 --vm-bytes 40M --vm-keep --verify --oomable --timeout 0",
     );
     start(
         &daemon,
         "stress",
         "disk",
-        "exec fio --name=disk --filename=/work/fio.data --size=12M --bs=4k --rw=randwrite --ioengine=psync --fsync=64 \
+        "exec fio --name=disk --filename=/work/fio.data --size=8M --bs=4k --rw=randwrite --ioengine=psync --fsync=64 \
          --verify=crc32c --verify_fatal=1 --loops=100000",
     );
     // Both still work, neither has found anything wrong, and the files are what they were, on the disk too.
@@ -101,7 +103,7 @@ fn databases_at_work() {
         &daemon,
         "db",
         "sqlite",
-        "while sqlite3 /work/s.db 'begin; insert into t(v) values (randomblob(2000)); insert into t(v) values (randomblob(9)); commit;'; do :; done",
+        "while sqlite3 /work/s.db 'begin; insert into t(v) values (randomblob(2000)); insert into t(v) values (randomblob(9)); commit;'; do sleep 0.1; done",
     );
     let version = daemon.exec("db", "ls /usr/lib/postgresql");
     daemon.exec(
@@ -124,7 +126,7 @@ SQL"
         "while :; do echo \"begin; update account set balance = balance - 7 where id = 1 + floor(random() * 50); \
          update account set balance = balance + 7 where id = (select 1 + floor(random() * 50)::int); rollback; \
          begin; update account set balance = balance - 7 where id = 3; update account set balance = balance + 7 where id = 9; \
-         insert into transfer(note) values (md5(random()::text)); commit;\"; done | \
+         insert into transfer(note) values (md5(random()::text)); commit;\"; sleep 0.05; done | \
          su postgres -c 'psql -q -h /work/pg -v ON_ERROR_STOP=1 postgres'",
     );
     let sqlite = "sqlite3 -cmd '.timeout 60000' /work/s.db 'pragma integrity_check; select count(*) = max(i), count(*) > 0 from t'";
