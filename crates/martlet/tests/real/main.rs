@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod bench;
+mod clones;
 mod daemon;
 mod deadline;
 mod documents;

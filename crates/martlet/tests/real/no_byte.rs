@@ -103,7 +103,7 @@ fn databases_at_work() {
         &daemon,
         "db",
         "sqlite",
-        "while sqlite3 /work/s.db 'begin; insert into t(v) values (randomblob(2000)); insert into t(v) values (randomblob(9)); commit;'; do sleep 0.1; done",
+        "while sqlite3 -cmd '.timeout 60000' /work/s.db 'begin; insert into t(v) values (randomblob(2000)); insert into t(v) values (randomblob(9)); commit;'; do sleep 0.1; done",
     );
     let version = daemon.exec("db", "ls /usr/lib/postgresql");
     daemon.exec(
