@@ -8,14 +8,13 @@
 //! ```
 //!
 //! Kernel command line: `root=/dev/vda` (default) with `rootfstype=`, `rootflags=`, `ro`; `martlet.root=none` stays in the
-//! initramfs; `martlet.init=systemd|command|none` (default: systemd when the image has an init, else command);
-//! `martlet.hold=1` keeps the gate shut until the host's first release. With `command`, `/etc/martlet/command` is run
-//! (JSON: argv, env, cwd, user) unless the host sets another one first; its end does not end the guest.
+//! initramfs; `martlet.init=systemd|command` (default: systemd when the image has an init, else command);
+//! `martlet.hold=1` keeps the gate shut until the host's first release. With `command` the host says which one is run,
+//! once the guest has its identity; its end does not end the guest.
 
 use crate::log::log;
 use crate::serve::{Agent, AgentOptions, Init};
 use crate::{network, port, syscalls};
-use martlet_agent_api::Command;
 use std::fs::{self, File};
 use std::io::{self, Error, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -46,6 +45,7 @@ fn boot() -> io::Result<Never> {
     let named = std::env::args_os()
         .next()
         .is_some_and(|name| name.as_encoded_bytes().starts_with(b"@"));
+    // The initramfs of a base names it so from the start.
     if !named {
         return Err(Process::new("/proc/self/exe").arg0(AGENT_NAME).exec());
     }
@@ -73,8 +73,7 @@ fn boot() -> io::Result<Never> {
     match (boot.init, image_init) {
         (InitMode::Image | InitMode::Choose, Some(init)) => start_image_init(init, &boot),
         (InitMode::Image, None) => Err(Error::new(io::ErrorKind::NotFound, "the image has no /sbin/init")),
-        (InitMode::Choose | InitMode::Command, _) => be_init(&boot, true),
-        (InitMode::None, _) => be_init(&boot, false),
+        (InitMode::Choose | InitMode::Command, _) => be_init(&boot),
     }
 }
 
@@ -83,7 +82,6 @@ enum InitMode {
     Choose,
     Image,
     Command,
-    None,
 }
 
 /// What the kernel command line asks for.
@@ -125,7 +123,6 @@ impl Boot {
                 Some(("martlet.hold", value)) => boot.held = value == "1",
                 Some(("martlet.init", "systemd")) => boot.init = InitMode::Image,
                 Some(("martlet.init", "command")) => boot.init = InitMode::Command,
-                Some(("martlet.init", "none")) => boot.init = InitMode::None,
                 None if word == "ro" => root.read_only = true,
                 None if word == "rw" => root.read_only = false,
                 _ => {}
@@ -291,7 +288,7 @@ fn start_image_init(init: &Path, boot: &Boot) -> io::Result<Never> {
 }
 
 /// Process 1 for images that have no init of their own: reaps orphans, and starts the agent again should it ever end.
-fn be_init(boot: &Boot, with_command: bool) -> io::Result<Never> {
+fn be_init(boot: &Boot) -> io::Result<Never> {
     if let Ok(name) = fs::read_to_string("/etc/hostname") {
         let _ = syscalls::set_hostname(name.trim()); // a bad name is no reason not to boot
     }
@@ -305,31 +302,12 @@ fn be_init(boot: &Boot, with_command: bool) -> io::Result<Never> {
                 ..AgentOptions::service()
             };
             let agent = Agent::new(options);
-            if with_command && first {
-                start_base_command(&agent);
-            }
             run_agent(&agent);
         };
         while syscalls::wait_any()? != agent_pid {}
         log("the agent ended; starting it again");
         sleep(Duration::from_secs(1));
         first = false;
-    }
-}
-
-fn start_base_command(agent: &std::sync::Arc<Agent>) {
-    let Ok(text) = fs::read("/etc/martlet/command") else {
-        return;
-    };
-    let started = match serde_json::from_slice::<Command>(&text) {
-        Ok(command) => agent
-            .start_command(command)
-            .map(drop)
-            .map_err(|error| error.message),
-        Err(error) => Err(error.to_string()),
-    };
-    if let Err(error) = started {
-        log(&format!("cannot run /etc/martlet/command: {error}"));
     }
 }
 

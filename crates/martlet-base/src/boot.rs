@@ -1,7 +1,7 @@
 //! What a guest with our kernel boots by: kernel, initramfs and command line.
 
 use crate::error::IoContext;
-use crate::initramfs::initramfs;
+use crate::initramfs::{AGENT_FILE, initramfs};
 use crate::kernel::{Kernel, guest_kernel};
 use crate::scratch::Unfinished;
 use crate::{Artifacts, BaseError, Job};
@@ -13,6 +13,9 @@ pub(crate) const DEFAULT_SUITE: &str = "bookworm";
 
 /// Options of every guest.
 ///
+/// - `rdinit=@…`: see [`AGENT_FILE`].
+/// - `noreplace-smp`: on one processor the kernel would otherwise rewrite each of its thousands of locked instructions,
+///   0.1 s of a boot under emulation; left alone, its pages are also the same whatever the number of processors.
 /// - `panic=-1`: reboot at once, which ends QEMU (`-no-reboot`), so that a panic is seen and not waited for.
 /// - `net.ifnames=0`: the one network card is `eth0` in every image.
 /// - `tsc=reliable no_timer_check`: a guest that stood still, or whose host was busy, must not take its clock for
@@ -20,8 +23,11 @@ pub(crate) const DEFAULT_SUITE: &str = "bookworm";
 /// - `random.trust_cpu=on`: early entropy; the agent reseeds clones.
 /// - `init_on_free=0`: zeroing freed pages would touch what free-page reporting is about to give back.
 /// - `cryptomgr.notests`: 0.35 s of a boot under emulation.
-const COMMON: &str = "console=ttyS0 quiet rw root=/dev/vda rootfstype=ext4 panic=-1 net.ifnames=0 tsc=reliable \
-    no_timer_check random.trust_cpu=on init_on_free=0 cryptomgr.notests";
+const COMMON: &str = "console=ttyS0 quiet rw rootfstype=ext4 panic=-1 net.ifnames=0 tsc=reliable no_timer_check \
+    noreplace-smp random.trust_cpu=on init_on_free=0 cryptomgr.notests";
+
+/// The disk that every guest of ours has its root on, or on a partition of.
+pub(crate) const ROOT_DISK: &str = "/dev/vda";
 
 /// A guest's kernel, once it is known.
 pub(crate) struct Boot {
@@ -35,10 +41,11 @@ impl Boot {
         })
     }
 
-    /// Puts kernel and initramfs beside the root disk.
+    /// Puts kernel and initramfs beside the root disk, whose root file system is the device `root`.
     pub(crate) fn artifacts(
         &self,
         root_disk: PathBuf,
+        root: &str,
         init: InitKind,
         origin: String,
         unfinished: &mut Unfinished,
@@ -53,7 +60,7 @@ impl Boot {
             root_disk,
             kernel: Some(kernel),
             initrd: Some(initrd),
-            cmdline: cmdline(init),
+            cmdline: cmdline(init, root),
             init,
             origin,
             kernel_version: Some(self.kernel.release.clone()),
@@ -65,10 +72,11 @@ impl Boot {
     }
 }
 
-fn cmdline(init: InitKind) -> String {
-    match init {
-        InitKind::Systemd => format!("{COMMON} martlet.init=systemd"),
-        InitKind::Command => format!("{COMMON} martlet.init=command"),
-        InitKind::Firmware => String::new(),
-    }
+fn cmdline(init: InitKind, root: &str) -> String {
+    let init = match init {
+        InitKind::Systemd => "systemd",
+        InitKind::Command => "command",
+        InitKind::Firmware => unreachable!("what boots by firmware is given no kernel"),
+    };
+    format!("{COMMON} rdinit={AGENT_FILE} root={root} martlet.init={init}")
 }

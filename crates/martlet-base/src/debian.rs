@@ -1,7 +1,7 @@
 //! Debian packages made a base: mmdebstrap installs them into a directory, which is then given what a machine needs and
 //! stripped of what must not be the same in two machines.
 
-use crate::boot::Boot;
+use crate::boot::{Boot, ROOT_DISK};
 use crate::command::Run;
 use crate::error::IoContext;
 use crate::ext4::{self, Ext4};
@@ -85,7 +85,7 @@ pub fn build_debian(recipe: &DebianRecipe, job: &Job) -> Result<Artifacts, BaseE
     if !recipe.packages.is_empty() {
         origin += &format!(" + {}", recipe.packages.join(" "));
     }
-    let artifacts = boot.artifacts(root_disk, recipe.init, origin, &mut unfinished, job)?;
+    let artifacts = boot.artifacts(root_disk, ROOT_DISK, recipe.init, origin, &mut unfinished, job)?;
     unfinished.keep();
     Ok(artifacts)
 }

@@ -1,24 +1,25 @@
 //! Disks made bases: raw and qcow2.
 //!
 //! ```text
-//! raw, qcow2 ─ qemu-img info ─► refused unless whole and self-contained ─ qemu-img convert ─► raw, sparse
-//!     boot sector or partition table ─► Firmware: boots by itself, no agent
-//!     bare ext4 file system          ─► our kernel, initramfs and agent
+//! raw, qcow2 ─ qemu-img info, check ─► refused unless whole and self-contained ─ qemu-img convert ─► raw, sparse
+//!     boot loader in the first sector ─► Firmware: boots by itself, no agent
+//!     ext4, bare or on a partition    ─► our kernel, initramfs and agent; also what is asked for with `--init`
 //! ```
 //!
 //! The format is told from the first bytes and then named to qemu-img, which otherwise would guess: a guest that wrote a
 //! qcow2 header onto its raw disk could have it open any file of the host as a backing file.
 
-use crate::boot::{Boot, DEFAULT_SUITE};
+use crate::boot::{Boot, DEFAULT_SUITE, ROOT_DISK};
 use crate::command::Run;
 use crate::error::IoContext;
 use crate::ext4::SIZE_MAX_BYTES;
 use crate::scratch::Unfinished;
-use crate::{Artifacts, BaseError, Job};
+use crate::{Artifacts, BaseError, Job, partitions};
 use martlet_api::InitKind;
 use serde::Deserialize;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const ALIGN_BYTES: u64 = 4096;
@@ -54,52 +55,31 @@ struct FormatData {
 }
 
 /// What a disk holds, as far as booting goes.
-#[derive(Debug, PartialEq, Eq, Clone, Copy)]
-enum Layout {
-    BootSector,
-    Ext4,
-    Unknown,
+#[derive(Debug, PartialEq, Eq, Clone)]
+struct Layout {
+    /// Is there code in the first sector, which firmware would start?
+    boot_loader: bool,
+    /// Device name of the ext4 root, bare or on a partition.
+    root: Option<String>,
 }
 
-/// Imports a raw or qcow2 disk. `init` is told from the content when absent: a disk with a boot sector boots by firmware,
-/// a bare ext4 file system by our kernel with systemd as its init.
+/// Imports a raw or qcow2 disk. `init` is told from the content when absent: a disk with a boot loader boots by firmware,
+/// an ext4 file system by our kernel with the image's own init.
 pub fn import_disk(path: &Path, init: Option<InitKind>, job: &Job) -> Result<Artifacts, BaseError> {
     let format = format_of(path)?;
     let info = inspect(path, format, job)?;
     let mut unfinished = Unfinished::new();
     let root_disk = unfinished.add(job.work_dir.join("root.img"));
     convert(path, format, &info, &root_disk, job)?;
-    let layout = layout_of(&root_disk)?;
-    let init = match (layout, init) {
-        (Layout::BootSector, None | Some(InitKind::Firmware)) => InitKind::Firmware,
-        (Layout::Ext4, None) => InitKind::Systemd,
-        (Layout::Ext4, Some(init)) if init != InitKind::Firmware => init,
-        (Layout::Unknown, _) => {
-            return Err(BaseError::bad_source(
-                path,
-                "it has neither a boot sector nor a bare ext4 file system: nothing could boot it",
-            ));
-        }
-        (Layout::BootSector, _) => {
-            return Err(BaseError::bad_source(
-                path,
-                "it has a boot sector or a partition table, so it boots by firmware only",
-            ));
-        }
-        (Layout::Ext4, _) => {
-            return Err(BaseError::bad_source(
-                path,
-                "it is a bare file system without a boot sector: firmware could not boot it",
-            ));
-        }
-    };
-    let artifacts = match init {
-        InitKind::Firmware => Artifacts {
+    let layout = layout_of(&root_disk, path)?;
+    let refused = |reason: &str| Err(BaseError::bad_source(path, reason));
+    let artifacts = match (init, layout.root, layout.boot_loader) {
+        (None | Some(InitKind::Firmware), _, true) => Artifacts {
             root_disk,
             kernel: None,
             initrd: None,
             cmdline: String::new(),
-            init,
+            init: InitKind::Firmware,
             origin: format.to_owned(),
             kernel_version: None,
             cmd: Vec::new(),
@@ -107,9 +87,21 @@ pub fn import_disk(path: &Path, init: Option<InitKind>, job: &Job) -> Result<Art
             workdir: None,
             user: None,
         },
-        _ => Boot::new(DEFAULT_SUITE, job)?.artifacts(
+        (Some(InitKind::Firmware), _, false) => {
+            return refused("it has no boot loader in its first sector: firmware could not boot it");
+        }
+        (_, None, true) => {
+            return refused(
+                "it has no ext4 file system that our kernel could boot; it boots by firmware only",
+            );
+        }
+        (_, None, false) => {
+            return refused("it has neither a boot sector nor an ext4 file system: nothing could boot it");
+        }
+        (init, Some(root), _) => Boot::new(DEFAULT_SUITE, job)?.artifacts(
             root_disk,
-            init,
+            &root,
+            init.unwrap_or(InitKind::Systemd),
             format.to_owned(),
             &mut unfinished,
             job,
@@ -178,7 +170,34 @@ fn inspect(path: &Path, format: &str, job: &Job) -> Result<Info, BaseError> {
     let info: Info = serde_json::from_slice(&answer)
         .map_err(|error| BaseError::bad_source(path, format!("qemu-img describes it strangely: {error}")))?;
     check(&info, path)?;
+    if format == "qcow2" {
+        check_clusters(path, job)?;
+    }
     Ok(info)
+}
+
+/// `qemu-img convert` reads clusters behind the end of the file as zeros, so that a download cut short would become a disk
+/// with holes.
+fn check_clusters(path: &Path, job: &Job) -> Result<(), BaseError> {
+    const ONLY_LEAKS: &str = "exit status: 3";
+    let checked = Run::new("qemu-img", "qemu-utils")
+        .args(["check", "-q", "-f", "qcow2"])
+        .arg(image_name(path))
+        .output(job);
+    match checked {
+        Err(BaseError::Tool { status, .. }) if status == ONLY_LEAKS => Ok(()),
+        Err(BaseError::Tool { last_words, .. }) => {
+            let first = last_words
+                .lines()
+                .next()
+                .unwrap_or("qemu-img check does not say why");
+            Err(BaseError::bad_source(
+                path,
+                format!("it is damaged or cut short: {first:.200}"),
+            ))
+        }
+        other => other.map(drop),
+    }
 }
 
 fn check(info: &Info, path: &Path) -> Result<(), BaseError> {
@@ -243,26 +262,56 @@ fn unreadable(error: BaseError, path: &Path) -> BaseError {
     }
 }
 
-fn layout_of(disk: &Path) -> Result<Layout, BaseError> {
-    let mut file = File::open(disk).during("open", disk)?;
-    let mut read = |at: u64, bytes: &mut [u8]| -> Result<bool, BaseError> {
-        file.seek(SeekFrom::Start(at)).during("read", disk)?;
-        match file.read_exact(bytes) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) => Err(error).during("read", disk),
+fn layout_of(disk: &Path, source: &Path) -> Result<Layout, BaseError> {
+    let file = File::open(disk).during("open", disk)?;
+    let disk_bytes = file.metadata().during("open", disk)?.len();
+    let bad = |reason: String| BaseError::bad_source(source, reason);
+    let mut sector = [0; 512];
+    file.read_exact_at(&mut sector, 0).during("read", disk)?;
+    // The mark alone is left by partitioning tools, without any code.
+    let boot_loader = sector[510..] == [0x55, 0xaa] && sector[..440].iter().any(|byte| *byte != 0);
+    let whole = ext4_bytes(&file, 0).during("read", disk)?;
+    let root = match whole {
+        Some(size_bytes) if size_bytes > disk_bytes => return Err(bad(cut_short(size_bytes, disk_bytes))),
+        Some(_) => Some(ROOT_DISK.to_owned()),
+        None => {
+            let mut best = None;
+            for partition in partitions::read(&file, disk_bytes).map_err(bad)? {
+                match ext4_bytes(&file, partition.start_bytes).during("read", disk)? {
+                    Some(size_bytes) if size_bytes > partition.size_bytes => {
+                        return Err(bad(cut_short(size_bytes, partition.size_bytes)));
+                    }
+                    Some(_) => {
+                        best = best.max(Some((partition.is_root, partition.size_bytes, partition.number)))
+                    }
+                    None => {}
+                }
+            }
+            best.map(|(_, _, number)| format!("{ROOT_DISK}{number}"))
         }
     };
-    let (mut sector, mut magic) = ([0; 512], [0; 2]);
-    // A boot sector has code in it; the mark alone is left by tools that wiped one.
-    if read(0, &mut sector)? && sector[510..] == [0x55, 0xaa] && sector[..440].iter().any(|byte| *byte != 0) {
-        return Ok(Layout::BootSector);
+    Ok(Layout { boot_loader, root })
+}
+
+fn cut_short(size_bytes: u64, there_bytes: u64) -> String {
+    format!("its file system has {size_bytes} bytes and only {there_bytes} are there: the disk is cut short")
+}
+
+/// Size of the ext4 file system that begins at `start`, if one does: by its superblock.
+fn ext4_bytes(disk: &File, start: u64) -> std::io::Result<Option<u64>> {
+    let mut superblock = [0; 1024];
+    match disk.read_exact_at(&mut superblock, start.saturating_add(1024)) {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
     }
-    Ok(if read(1024 + 0x38, &mut magic)? && magic == [0x53, 0xef] {
-        Layout::Ext4
-    } else {
-        Layout::Unknown
-    })
+    if superblock[0x38..0x3a] != [0x53, 0xef] {
+        return Ok(None);
+    }
+    let word = |at: usize| u32::from_le_bytes(superblock[at..at + 4].try_into().expect("four bytes"));
+    const BIT64: u32 = 0x80;
+    let high = if word(0x60) & BIT64 != 0 { word(0x150) } else { 0 };
+    let blocks = (u64::from(high) << 32) | u64::from(word(0x4));
+    Ok(Some(blocks.saturating_mul(1024 << word(0x18).min(6))))
 }
 
 #[cfg(test)]
@@ -341,6 +390,16 @@ mod tests {
         let mut absurd = whole.clone();
         absurd[24..32].copy_from_slice(&u64::MAX.to_be_bytes());
         std::fs::write(dir.join("absurd.qcow2"), &absurd).unwrap();
+        let made = std::process::Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "full.raw", "8M"])
+            .current_dir(dir)
+            .status();
+        assert!(made.unwrap().success());
+        qemu_img(&["convert", "-O", "qcow2", "full.raw", "full.qcow2"], dir);
+        for kind in ["raw", "qcow2"] {
+            let full = std::fs::read(dir.join(format!("full.{kind}"))).unwrap();
+            std::fs::write(dir.join(format!("cut.{kind}")), &full[..full.len() * 3 / 4]).unwrap();
+        }
         std::fs::write(dir.join("empty.raw"), b"").unwrap();
         std::fs::write(dir.join("noise.raw"), [9; 8192]).unwrap();
         let cases = [
@@ -351,6 +410,8 @@ mod tests {
             ("empty.raw", "not a file with anything"),
             ("noise.raw", "neither a boot sector"),
             ("whole.qcow2", "neither a boot sector"),
+            ("cut.qcow2", "cut short"),
+            ("cut.raw", "cut short"),
         ];
         for (name, expected) in cases {
             let error = import_disk(&dir.join(name), None, &bench.job()).unwrap_err();
@@ -365,11 +426,12 @@ mod tests {
         let bench = Bench::new();
         let path = bench.path().join("ext4.img");
         let mut disk = vec![0; 4097];
+        disk[1028] = 1; // block
         disk[1080..1082].copy_from_slice(&[0x53, 0xef]);
         std::fs::write(&path, &disk).unwrap();
         assert_eq!(format_of(&path).unwrap(), "raw");
-        assert_eq!(layout_of(&path).unwrap(), Layout::Ext4);
+        assert_eq!(layout_of(&path, &path).unwrap().root.as_deref(), Some("/dev/vda"));
         let error = import_disk(&path, Some(InitKind::Firmware), &bench.job()).unwrap_err();
-        assert!(error.to_string().contains("bare file system"), "{error}");
+        assert!(error.to_string().contains("no boot loader"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! The boot initramfs: the agent as `/init`, and the modules it loads before it can see the root disk.
+//! The boot initramfs: the agent, and the modules it loads before it can see the root disk.
 //!
 //! It is left uncompressed: under emulation the guest would take longer to inflate it than the host takes to hand it
 //! over, and the store compresses and deduplicates it anyway.
@@ -15,7 +15,11 @@ const REQUIRED: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_console", "virt
 /// Kernels have these built in, as modules, or not at all. Order matters: entropy first.
 const OPTIONAL: [&str; 5] = ["virtio_rng", "virtio_balloon", "ext4", "vmgenid", "af_packet"];
 
-/// An initramfs for `kernel` with `agent` as `/init`.
+/// The agent's name in the initramfs, for `rdinit=`. The kernel calls process 1 as it is named there: systemd spares
+/// processes whose name begins with `@` when it ends all others, and this way the agent need not start twice.
+pub(crate) const AGENT_FILE: &str = "@martlet-agent";
+
+/// An initramfs for `kernel` with `agent` as process 1.
 pub fn initramfs(kernel: &Kernel, agent: &Path, job: &Job) -> Result<Vec<u8>, BaseError> {
     let program = std::fs::read(agent).during("read the guest agent", agent)?;
     if !program.starts_with(b"\x7fELF") {
@@ -28,9 +32,9 @@ pub fn initramfs(kernel: &Kernel, agent: &Path, job: &Job) -> Result<Vec<u8>, Ba
     for dir in ["dev", "modules", "proc", "run", "sys", "root"] {
         archive.directory(dir);
     }
-    // The kernel opens it for /init before anything could mount /dev.
+    // The kernel opens it for process 1 before anything could mount /dev.
     archive.character_device("dev/console", 0o600, 5, 1);
-    archive.file("init", 0o755, &program);
+    archive.file(AGENT_FILE, 0o755, &program);
     let modules = kernel.modules()?;
     for (number, file) in modules.load_order(&REQUIRED, &OPTIONAL)?.iter().enumerate() {
         archive.file(

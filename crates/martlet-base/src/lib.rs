@@ -39,6 +39,7 @@ mod mirror;
 mod modules;
 mod oci;
 mod package;
+mod partitions;
 mod scratch;
 #[cfg(test)]
 mod testing;

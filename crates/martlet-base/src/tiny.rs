@@ -1,6 +1,6 @@
 //! The smallest base: busybox, and the agent from the initramfs. For tests, and for looking at a kernel.
 
-use crate::boot::{Boot, DEFAULT_SUITE};
+use crate::boot::{Boot, DEFAULT_SUITE, ROOT_DISK};
 use crate::command::Run;
 use crate::error::IoContext;
 use crate::ext4::{self, Ext4};
@@ -41,7 +41,14 @@ pub fn build_tiny(size_bytes: Option<u64>, job: &Job) -> Result<Artifacts, BaseE
     };
     ext4::make(&tree, &root_disk, &how, job)?;
     drop(scratch);
-    let artifacts = boot.artifacts(root_disk, InitKind::Command, "tiny".into(), &mut unfinished, job)?;
+    let artifacts = boot.artifacts(
+        root_disk,
+        ROOT_DISK,
+        InitKind::Command,
+        "tiny".into(),
+        &mut unfinished,
+        job,
+    )?;
     unfinished.keep();
     Ok(artifacts)
 }
@@ -67,18 +74,7 @@ fn static_busybox() -> Result<PathBuf, BaseError> {
 
 fn populate(tree: &Path, busybox: &Path, job: &Job) -> Result<(), BaseError> {
     for dir in [
-        "bin",
-        "dev",
-        "etc/martlet",
-        "proc",
-        "root",
-        "run",
-        "sbin",
-        "sys",
-        "tmp",
-        "usr/bin",
-        "usr/sbin",
-        "var",
+        "bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/sbin", "var",
     ] {
         let dir = tree.join(dir);
         std::fs::create_dir_all(&dir).during("create", &dir)?;

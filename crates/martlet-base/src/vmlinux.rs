@@ -36,7 +36,47 @@ pub(crate) fn extract(image: &[u8]) -> Option<Vec<u8>> {
     let pvh = [PVH_NOTE, PVH_NOTE_SHORT]
         .iter()
         .any(|note| contains(&kernel, note));
-    (kernel.starts_with(b"\x7fELF") && pvh).then_some(kernel)
+    (kernel.starts_with(b"\x7fELF") && pvh).then(|| trimmed(kernel))
+}
+
+/// Without the zeros that the file ends with: `.bss`, a quarter of all bytes, which the kernel clears by itself, and behind
+/// it sections that nobody loads. What is not understood is left as it is.
+fn trimmed(mut kernel: Vec<u8>) -> Vec<u8> {
+    if let Some((header, file_bytes, end)) = last_segment(&kernel) {
+        const FILE_SIZE: usize = 32;
+        const SECTIONS: [std::ops::Range<usize>; 2] = [40..48, 58..64];
+        kernel.truncate(end);
+        kernel[header + FILE_SIZE..][..8].copy_from_slice(&(file_bytes as u64).to_le_bytes());
+        SECTIONS.into_iter().for_each(|field| kernel[field].fill(0));
+    }
+    kernel
+}
+
+/// Of the loaded segment that lies last in the file: where its header is, its bytes up to the last that is not zero, and
+/// where in the file they end.
+fn last_segment(kernel: &[u8]) -> Option<(usize, usize, usize)> {
+    const LOAD: u64 = 1;
+    let number = |at: usize, bytes: usize| {
+        let mut word = [0; 8];
+        word[..bytes].copy_from_slice(kernel.get(at..at.checked_add(bytes)?)?);
+        Some(u64::from_le_bytes(word))
+    };
+    let (table, size, count) = (
+        number(32, 8)? as usize,
+        number(54, 2)? as usize,
+        number(56, 2)? as usize,
+    );
+    let mut last = None;
+    for header in (0..count).map(|index| table.saturating_add(index * size)) {
+        if number(header, 4)? == LOAD {
+            last = last.max(Some((number(header.checked_add(8)?, 8)? as usize, header)));
+        }
+    }
+    let (offset, header) = last?;
+    let file_bytes = number(header.checked_add(32)?, 8)? as usize;
+    let segment = kernel.get(offset..offset.checked_add(file_bytes)?)?;
+    let used = segment.iter().rposition(|byte| *byte != 0)? + 1;
+    Some((header, used, offset + used))
 }
 
 fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
@@ -131,6 +171,43 @@ mod tests {
 
     fn kernel() -> Vec<u8> {
         [b"\x7fELF", PVH_NOTE, &b"text".repeat(5000)].concat()
+    }
+
+    /// Two segments in the wrong order, the later of which ends in zeros; then sections.
+    #[test]
+    fn zeros_at_the_end_go() {
+        let mut kernel = [b"\x7fELF", &[0; 380][..], PVH_NOTE].concat();
+        kernel[32] = 64;
+        kernel[54] = 56;
+        kernel[56] = 2;
+        kernel[40..48].fill(7);
+        kernel[60] = 9;
+        for (header, offset, size) in [(64, 0x200_u64, 0x100_u64), (120, 0x180, 0x20)] {
+            kernel[header] = 1;
+            kernel[header + 8..header + 16].copy_from_slice(&offset.to_le_bytes());
+            kernel[header + 32..header + 40].copy_from_slice(&size.to_le_bytes());
+            kernel[header + 40..header + 48].copy_from_slice(&size.to_le_bytes());
+        }
+        kernel.resize(0x200, 1);
+        kernel.extend([1, 2, 0, 3]);
+        kernel.resize(0x300, 0);
+        kernel.extend(b"sections");
+        let zstd = zstd::encode_all(&kernel[..], 1).unwrap();
+        let out = extract(&image(&zstd)).unwrap();
+        assert_eq!((out.len(), &out[0x200..]), (0x204, &[1, 2, 0, 3][..]));
+        assert_eq!(
+            (out[64 + 32], out[64 + 33], out[64 + 41]),
+            (4, 0, 1),
+            "in the file, in memory"
+        );
+        assert!(out[40..48].iter().chain(&out[58..64]).all(|byte| *byte == 0));
+        assert_eq!(out[120 + 32], 0x20);
+        // Numbers that lead outside change nothing.
+        for at in [39, 64 + 15, 64 + 39, 57] {
+            let mut hostile = kernel.clone();
+            hostile[at] = 0xff;
+            assert!(trimmed(hostile.clone()) == hostile, "{at}");
+        }
     }
 
     #[test]

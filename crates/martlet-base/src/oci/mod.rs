@@ -14,16 +14,15 @@ mod source;
 mod tree;
 mod write_out;
 
-use crate::boot::{Boot, DEFAULT_SUITE};
+use crate::boot::{Boot, DEFAULT_SUITE, ROOT_DISK};
 use crate::error::IoContext;
 use crate::ext4::{self, Ext4};
 use crate::scratch::{Scratch, Unfinished};
 use crate::{Artifacts, BaseError, Job, job};
-use document::{Config, Image};
+use document::Image;
 use layer::Content;
 use martlet_api::InitKind;
 use source::Source;
-use std::collections::BTreeMap;
 use std::path::Path;
 use tree::{Kind, Meta, Tree};
 
@@ -38,7 +37,14 @@ pub fn import_oci(path: &Path, size_bytes: Option<u64>, job: &Job) -> Result<Art
     let image = root_file_system(path, size_bytes, &root_disk, &scratch, job)?;
     drop(scratch);
     let origin = format!("oci {}", image.name);
-    let mut artifacts = boot.artifacts(root_disk, InitKind::Command, origin, &mut unfinished, job)?;
+    let mut artifacts = boot.artifacts(
+        root_disk,
+        ROOT_DISK,
+        InitKind::Command,
+        origin,
+        &mut unfinished,
+        job,
+    )?;
     let config = image.config;
     artifacts.cmd = config.command();
     artifacts.env = config.env;
@@ -77,7 +83,7 @@ pub(crate) fn root_file_system(
             job,
         )?;
     }
-    furnish(&mut tree, &image.config, scratch)
+    furnish(&mut tree, scratch)
         .map_err(|why| BaseError::bad_source(path, format!("it cannot be made bootable: {why}")))?;
     job.stage("writing the merged layers");
     let root = scratch.path().join("tree");
@@ -95,7 +101,7 @@ pub(crate) fn root_file_system(
 }
 
 /// What a container gets from its engine and a machine must have in its image.
-fn furnish(tree: &mut Tree, config: &Config, scratch: &Scratch) -> Result<(), String> {
+fn furnish(tree: &mut Tree, scratch: &Scratch) -> Result<(), String> {
     tree.begin_layer();
     for (dir, mode) in [
         ("dev", 0o755),
@@ -104,7 +110,6 @@ fn furnish(tree: &mut Tree, config: &Config, scratch: &Scratch) -> Result<(), St
         ("run", 0o755),
         ("tmp", 0o1777),
         ("etc", 0o755),
-        ("etc/martlet", 0o755),
     ] {
         if !tree.exists(dir.as_bytes()) {
             tree.put(
@@ -117,20 +122,7 @@ fn furnish(tree: &mut Tree, config: &Config, scratch: &Scratch) -> Result<(), St
             )?;
         }
     }
-    // In the agent's words: the environment by name.
-    let env: BTreeMap<&str, &str> = config
-        .env
-        .iter()
-        .filter_map(|pair| pair.split_once('='))
-        .collect();
-    let command = serde_json::json!({
-        "argv": config.command(),
-        "env": env,
-        "cwd": Some(&config.working_dir).filter(|dir| !dir.is_empty()),
-        "user": Some(&config.user).filter(|user| !user.is_empty()),
-    });
     let files = [
-        ("etc/martlet/command", command.to_string() + "\n", true),
         ("etc/hostname", "martlet\n".into(), true),
         ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n".into(), false),
         ("etc/resolv.conf", String::new(), false),

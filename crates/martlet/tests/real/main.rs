@@ -12,6 +12,7 @@ mod daemon;
 mod deadline;
 mod documents;
 mod fixture;
+mod imports;
 mod life;
 mod no_byte;
 mod recovery;
