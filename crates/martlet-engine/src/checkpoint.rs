@@ -32,6 +32,7 @@ use martlet_image::{
 };
 use martlet_pager::PageSet;
 use martlet_store::{Batch, Pin, RefName};
+use martlet_vm::agent::AgentError;
 use martlet_vm::capture::{self, CapturedMemory, Mapping};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,17 +53,20 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     fn hold(live: &'a Live) -> Result<Self, Problem> {
         let since = Instant::now();
-        let held = Self {
+        if let Some(agent) = &live.agent {
+            let held = agent.prepare(HOLD_TIMEOUT);
+            if let Err(AgentError::Timeout { .. }) = held {
+                // It may come about yet, when the guest is only slow. Nobody waits for that.
+                let agent = agent.clone();
+                std::thread::spawn(move || agent.release(Some(now_unix_ns())));
+            }
+            held.told_as("the guest's user code could not be held, so nothing was saved")?;
+        }
+        Ok(Self {
             live,
             since,
             released: false,
-        };
-        if let Some(agent) = &live.agent {
-            agent
-                .prepare(HOLD_TIMEOUT)
-                .told_as("the guest's user code could not be held, so nothing was saved")?;
-        }
-        Ok(held)
+        })
     }
 
     fn release(mut self) -> Result<Duration, Problem> {
