@@ -140,6 +140,8 @@ fn damage_is_found_named_and_repaired() {
                 .status();
             assert!(back.unwrap().success());
         }
+        // What the round before has started is not known to the state of before.
+        fs::remove_dir_all(daemon.state_dir().join("machines")).unwrap();
         let mut bytes = whole.clone();
         damage(&mut bytes);
         fs::write(&pack, &bytes).unwrap();
