@@ -96,7 +96,7 @@ impl Bench<'_> {
         let recipe = Recipe::of(pid).map_err(failed)?;
         let theirs = self.boot_stock(&recipe)?;
         self.step(&reporter, "touching memory in both");
-        let touched_mib = args.memory.min(512 << 20) * 5 / 16 >> 20;
+        let touched_mib = (args.memory.min(512 << 20) >> 20) * 5 / 16;
         let touch = format!(
             "mkdir -p /dev/shm && mount -t tmpfs -o size=90% bench /dev/shm 2>/dev/null; \
              dd if=/dev/urandom of=/dev/shm/load bs=1M count={touched_mib} 2>/dev/null; sync"

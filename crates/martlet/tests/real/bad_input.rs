@@ -130,7 +130,8 @@ fn damage_is_found_named_and_repaired() {
     };
     let cut = |bytes: &mut Vec<u8>| bytes.truncate(old + (whole.len() - old) / 3);
     let lose = |bytes: &mut Vec<u8>| bytes.truncate(old);
-    let damages: [(&str, &dyn Fn(&mut Vec<u8>)); 3] = [("flipped", &flip), ("cut", &cut), ("lost", &lose)];
+    type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+    let damages: [(&str, Damage<'_>); 3] = [("flipped", &flip), ("cut", &cut), ("lost", &lose)];
     for (name, damage) in damages {
         for part in parts {
             let back = Command::new("cp")
