@@ -10,6 +10,8 @@ use std::path::PathBuf;
 
 /// Socket of the system-wide daemon.
 pub const SYSTEM_SOCKET: &str = "/run/martlet/martletd.sock";
+/// A daemon exits with this when another one has its state directory; that one may just be coming or going.
+pub const EXIT_TAKEN: u8 = 4;
 /// State of the system-wide daemon.
 pub const SYSTEM_STATE_DIR: &str = "/var/lib/martlet";
 

@@ -53,12 +53,12 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     fn hold(live: &'a Live) -> Result<Self, Problem> {
         let since = Instant::now();
-        if let Some(agent) = &live.agent {
+        if let Some(agent) = live.agent() {
             let held = agent.prepare(HOLD_TIMEOUT);
             if let Err(AgentError::Timeout { .. }) = held {
-                // It may come about yet, when the guest is only slow. Nobody waits for that.
-                let agent = agent.clone();
-                std::thread::spawn(move || agent.release(Some(now_unix_ns())));
+                // It may come about yet, when the guest is only slow. Nobody waits for that, and no time goes along: it
+                // would be past by then.
+                agent.release_unheard();
             }
             held.told_as("the guest's user code could not be held, so nothing was saved")?;
         }
@@ -71,7 +71,7 @@ impl<'a> Held<'a> {
 
     fn release(mut self) -> Result<Duration, Problem> {
         self.released = true;
-        if let Some(agent) = &self.live.agent {
+        if let Some(agent) = self.live.agent() {
             agent
                 .release(Some(now_unix_ns()))
                 .told_as("the guest did not go on after its checkpoint")?;
@@ -82,7 +82,7 @@ impl<'a> Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let (false, Some(agent)) = (self.released, &self.live.agent)
+        if let (false, Some(agent)) = (self.released, self.live.agent())
             && let Err(error) = agent.release(Some(now_unix_ns()))
         {
             tracing::warn!(%error, "a guest was not released after a failed checkpoint");
@@ -264,8 +264,8 @@ impl Engine {
             requested,
         };
         let saved = self.save_pausing(saving, progress);
-        if saved.is_err() && machine.live().is_some() {
-            self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
+        if saved.is_err() {
+            self.update(machine, When::Now, goes_on)?;
         }
         saved
     }
@@ -314,7 +314,7 @@ impl Engine {
         match still {
             None => {
                 self.update(machine, When::Now, |record| {
-                    record.phase = Phase::Running;
+                    goes_on(record);
                     record.snapshot = Some(id);
                     record.disk_base = id;
                 })?;
@@ -390,7 +390,7 @@ impl Engine {
                 size_bytes: record.config.disk_bytes,
             }],
             hardware: Some(hardware(record)?),
-            agent: live.agent.is_some(),
+            agent: live.agent().is_some(),
             generation: record.generation,
             hostname: record.hostname.clone(),
             // What it boots and what its base said of it go along, so that it can be started cold too.
@@ -500,6 +500,13 @@ impl Engine {
                 return Ok(name);
             }
         }
+    }
+}
+
+/// The pause is over, unless the machine was ended meanwhile.
+fn goes_on(record: &mut Record) {
+    if matches!(record.phase, Phase::Pausing) {
+        record.phase = Phase::Running;
     }
 }
 

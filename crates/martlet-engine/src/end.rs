@@ -21,7 +21,7 @@ impl Engine {
         if let Some(live) = machine.live() {
             live.expect_end();
             let deadline = Instant::now() + Duration::from_millis(timeout_ms);
-            let asked = match &live.agent {
+            let asked = match live.agent() {
                 Some(agent) => agent.shutdown(false).told(),
                 None => live.vm.system_powerdown().told(),
             };
@@ -48,7 +48,7 @@ impl Engine {
                 .signal(pid, libc::SIGKILL)
                 .map_err(martlet_vm::VmError::from)
                 .told()?;
-            return Ok(machine.info());
+            return self.after_failed_start(&machine);
         }
         if let Some(live) = machine.live() {
             live.expect_end();
@@ -57,6 +57,20 @@ impl Engine {
         }
         self.stop_live(&machine)?;
         self.update(&machine, When::Now, |record| record.phase = Phase::Stopped)?;
+        Ok(machine.info())
+    }
+
+    /// A start whose QEMU was killed fails; that was wanted, so the machine is stopped and not failed.
+    fn after_failed_start(&self, machine: &Arc<Machine>) -> Result<MachineInfo, Problem> {
+        let deadline = Instant::now() + QUIT_TIMEOUT;
+        while machine.is_at_work() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let name = machine.record().name;
+        // One that nobody would have heard of again is forgotten by its start.
+        if self.find(&name).is_ok() && matches!(machine.record().phase, Phase::Failed { .. }) {
+            self.update(machine, When::Now, |record| record.phase = Phase::Stopped)?;
+        }
         Ok(machine.info())
     }
 
@@ -109,7 +123,7 @@ impl Engine {
             return;
         };
         self.keep_trace(&live);
-        if let Some(agent) = &live.agent {
+        if let Some(agent) = live.agent() {
             agent.close();
         }
         let ended = |timeout| matches!(live.vm.wait(timeout), Ok(martlet_vm::ChildState::Ended { .. }));

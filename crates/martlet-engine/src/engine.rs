@@ -12,9 +12,9 @@ use martlet_image::{FrameId, SnapshotId, Trace};
 use martlet_pager::{FrameSource, Pager, SourceError};
 use martlet_store::{RealFiles, Store, StoreError};
 use martlet_vm::capture::CaptureBuffer;
-use martlet_vm::{KeeperClient, Qemu, Spawner};
+use martlet_vm::{KeeperClient, KeeperProgram, Qemu, Spawner};
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -24,7 +24,7 @@ const CACHE_BYTES: usize = 32 << 20;
 /// Threads that answer page faults.
 const FUSE_THREADS: usize = 4;
 /// Name under which the keeper holds the FUSE connection.
-const FUSE_FD: &str = "fuse";
+pub(crate) const FUSE_FD: &str = "fuse";
 const NEGOTIATED: &str = "fuse-negotiated";
 /// File numbers that one life of the daemon may give. Each life has its own, because the kernel may still have pages of a
 /// file that an earlier one showed under its number.
@@ -53,6 +53,9 @@ pub struct Engine {
     pub(crate) images: Images,
     pub(crate) state: State,
     pub(crate) keeper: Arc<KeeperClient>,
+    pub(crate) keeper_program: KeeperProgram,
+    /// The FUSE connection, to be given to another keeper.
+    pub(crate) connection: Mutex<Option<OwnedFd>>,
     pub(crate) spawner: Arc<dyn Spawner>,
     pub(crate) is_root: bool,
     pub(crate) kvm_gid: Option<u32>,
@@ -109,11 +112,14 @@ impl Engine {
         let pager = Pager::new(Arc::new(Frames(store.clone())), CACHE_BYTES);
         let registry = Registry::new();
         let socket = dirs.keeper_socket();
-        let args = ["keeper".into(), "--socket".into(), socket.display().to_string()];
-        let keeper =
-            KeeperClient::connect_or_start(&options.keeper, &args, &socket, &dirs.state.join("keeper.log"));
+        let keeper_program = KeeperProgram {
+            program: options.keeper.clone(),
+            args: vec!["keeper".into(), "--socket".into(), socket.display().to_string()],
+            socket,
+            log: dirs.state.join("keeper.log"),
+        };
         let keeper = Arc::new(
-            keeper
+            KeeperClient::connect_or_start(&keeper_program)
                 .map_err(martlet_vm::VmError::from)
                 .told_as("the keeper cannot be started")?,
         );
@@ -128,6 +134,8 @@ impl Engine {
             registry,
             state,
             keeper,
+            keeper_program,
+            connection: Mutex::default(),
             is_root,
             machines: Mutex::default(),
             buffer: Mutex::default(),
@@ -153,11 +161,13 @@ impl Engine {
         let found = self.load_machines(adopted.is_some())?;
         let server = match adopted {
             Some((fd, negotiated)) => {
+                *lock(&self.connection) = fd.try_clone().ok();
                 Server::start(fd, self.registry.clone(), Some(negotiated), FUSE_THREADS).told()?
             }
             None => self.mount()?,
         };
         *lock(&self.server) = Some(server);
+        self.keep_the_keeper();
         self.reconnect_machines(found);
         Ok(())
     }
@@ -174,6 +184,7 @@ impl Engine {
             .put_fd(FUSE_FD, fd.as_fd())
             .map_err(martlet_vm::VmError::from)
             .told()?;
+        *lock(&self.connection) = fd.try_clone().ok();
         let server = Server::start(fd, self.registry.clone(), None, FUSE_THREADS).told()?;
         self.state.put_setting(NEGOTIATED, &server.negotiated()).told()?;
         Ok(server)
@@ -286,6 +297,11 @@ impl Engine {
     pub(crate) fn trace(&self, snapshot: &SnapshotId) -> Option<Trace> {
         let bytes = self.state.trace(&snapshot.to_string()).ok().flatten()?;
         Trace::decode(&bytes).ok()
+    }
+
+    /// Has serving ended for good?
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.server).is_none()
     }
 
     /// Is the mount being served?

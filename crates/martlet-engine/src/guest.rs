@@ -1,6 +1,6 @@
 //! Talking to a running guest: commands, files, console, metrics.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, lock};
 use crate::live::Live;
 use crate::phase::Verb;
 use crate::problem::{self, Told};
@@ -21,9 +21,23 @@ const COPY_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Engine {
     fn agent_of(&self, name: &str) -> Result<(Arc<Live>, AgentClient), Problem> {
-        let live = self.find(name)?.live_for(Verb::Exec)?;
-        match live.agent.clone() {
-            Some(agent) => Ok((live, agent)),
+        let machine = self.find(name)?;
+        let live = machine.live_for(Verb::Exec)?;
+        match live.agent() {
+            Some(agent) if !agent.is_closed() => Ok((live, agent)),
+            Some(_) => {
+                let agent = self.connect_agent(&machine.record()).told()?;
+                *lock(&live.agent) = Some(agent.clone());
+                Ok((live, agent))
+            }
+            None if machine.record().agent => Err(Problem::new(
+                ProblemCode::GuestFailed,
+                format!("the agent of machine {name} has not answered yet"),
+            )
+            .cause("the daemon was started again and is still connecting to it")
+            .remediation(format!(
+                "try again in a moment; `martlet kill {name}` ends a guest that hangs"
+            ))),
             None => Err(Problem::new(
                 ProblemCode::GuestFailed,
                 format!("machine {name} has no agent in its guest"),
@@ -112,8 +126,7 @@ impl Engine {
                     usage.faulted_bytes = live.memory.image.stats().demand_pages * PAGE_SIZE as u64;
                     usage.disk_written_bytes = live.disk.usage().data_bytes;
                     usage.guest = live
-                        .agent
-                        .as_ref()
+                        .agent()
                         .and_then(|agent| agent.metrics().ok())
                         .map(|metrics| GuestUsage {
                             load: metrics.load,

@@ -18,26 +18,28 @@ use crate::mapped::{Mapped, QEMU_GID};
 use crate::problem::{self, Told};
 use martlet_agent_api as agent;
 use martlet_api::{Accel, InitKind, Problem, ProblemCode, Timeline};
-use martlet_disk::CowDisk;
+use martlet_disk::{CowDisk, DiskError};
 use martlet_fuse::{Placement, Prefetcher};
 use martlet_image::{BlobId, BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
 use martlet_pager::VmKey;
-use martlet_vm::RunningVm;
 use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::compat;
 use martlet_vm::process::{User, own_directory};
 use martlet_vm::running::StartOptions;
 use martlet_vm::spec::{Boot, Disk, Forward, MachineSpec, Memory, UserNet};
+use martlet_vm::{EndReason, RunningVm};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A restored guest answers within this time, or it is not released at all.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 /// A booting guest's agent answers within this time (emulated guests on a busy host are slow).
 const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
+/// A disk whose QEMU has ended is let go of within this time.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pages that earlier runs touched are pushed up to this amount.
 const PREFETCH_BYTES: u64 = 64 << 20;
 
@@ -133,6 +135,7 @@ struct Spawned<'a> {
     vm: Option<RunningVm>,
     files: Files,
     key: VmKey,
+    console_begin_bytes: u64,
 }
 
 impl Drop for Spawned<'_> {
@@ -186,14 +189,15 @@ impl Engine {
             false => None,
         };
         if let Some(agent) = &agent {
-            first_exec(agent).told_as("the guest does not execute commands")?;
+            first_exec(agent).or_else(|error| Err(error).told_as(never_executed(spawned.vm())))?;
             timeline.first_exec_ms = Some(since_ms(Instant::now()));
         }
         let mut spawned = spawned;
         spawned.files.kept = true;
         let vm = spawned.vm.take().expect("nobody took it before");
         let live = Live {
-            agent,
+            agent: Mutex::new(agent),
+            console_begin_bytes: spawned.console_begin_bytes,
             disk: spawned.files.disk.clone(),
             disk_inode: spawned.files.disk_inode,
             memory: spawned.files.memory.clone(),
@@ -287,10 +291,7 @@ impl Engine {
                 .told()?,
                 true,
             ),
-            DiskFrom::Kept(manifest) => (
-                CowDisk::open(&disk_dir, self.pager.clone(), manifest.clone()).told()?,
-                false,
-            ),
+            DiskFrom::Kept(manifest) => (self.open_disk(&disk_dir, manifest)?, false),
         };
         let user = self.qemu_user(record.number);
         let (uid, gid) = user
@@ -317,6 +318,19 @@ impl Engine {
             made_disk,
             kept: false,
         })
+    }
+
+    /// Opens a disk that was in use until just now: who looked at the machine last may not have let go of it yet.
+    fn open_disk(&self, dir: &Path, manifest: &Arc<Manifest>) -> Result<Arc<CowDisk>, Problem> {
+        let deadline = Instant::now() + RELEASE_TIMEOUT;
+        loop {
+            match CowDisk::open(dir, self.pager.clone(), manifest.clone()) {
+                Err(DiskError::InUse { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                opened => return opened.told(),
+            }
+        }
     }
 
     fn spawn<'a>(
@@ -372,6 +386,8 @@ impl Engine {
             oom_score_adj: Some(200),
             env: Vec::new(),
         };
+        let console = std::fs::symlink_metadata(spec.console_log());
+        let console_begin_bytes = console.map_or(0, |meta| meta.len());
         let vm = RunningVm::start(self.qemu()?, &spec, &options, self.spawner.clone()).told()?;
         let key = VmKey(self.next_key());
         self.registry.set_owner(vm.pid(), key);
@@ -381,6 +397,7 @@ impl Engine {
             vm: Some(vm),
             files,
             key,
+            console_begin_bytes,
         })
     }
 
@@ -548,6 +565,14 @@ fn first_exec(agent: &AgentClient) -> Result<(), AgentError> {
     match agent.exec_wait(command, &[], 0, CONFIRM_TIMEOUT) {
         Ok(_) | Err(AgentError::Remote(_)) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+fn never_executed(vm: &RunningVm) -> &'static str {
+    match vm.end_reason() {
+        Some(EndReason::GuestReset) => "the guest rebooted before it executed anything",
+        Some(EndReason::GuestShutdown) => "the guest shut itself down before it executed anything",
+        _ => "the guest does not execute commands",
     }
 }
 

@@ -20,6 +20,7 @@ mod facts;
 mod fork;
 mod guest;
 mod identity;
+mod keeping;
 mod launch;
 mod live;
 mod machine;

@@ -1,5 +1,6 @@
 //! What is alive of a machine: its QEMU, its agent, its disk and the memory image it maps.
 
+use crate::engine::lock;
 use crate::mapped::Mapped;
 use martlet_disk::CowDisk;
 use martlet_fuse::{Prefetcher, Registry};
@@ -7,16 +8,16 @@ use martlet_pager::VmKey;
 use martlet_vm::RunningVm;
 use martlet_vm::agent::AgentClient;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// A running VM and what serves it. Dropping it withdraws its files; QEMU must have ended by then.
 pub struct Live {
     /// QEMU.
     pub vm: RunningVm,
-    /// The agent, if the guest has one.
-    pub agent: Option<AgentClient>,
+    /// The agent, if the guest has one and it has answered.
+    pub agent: Mutex<Option<AgentClient>>,
     /// The root disk.
     pub disk: Arc<CowDisk>,
     /// Number of the disk's file.
@@ -27,6 +28,8 @@ pub struct Live {
     pub memory_path: PathBuf,
     /// Whose free-page reports are whose.
     pub key: VmKey,
+    /// Length of the console's log when it was started.
+    pub console_begin_bytes: u64,
     /// When it was started.
     pub since: Instant,
     /// Its end is our doing; nobody needs to be told.
@@ -42,6 +45,11 @@ pub struct Live {
 }
 
 impl Live {
+    /// The agent, if the guest has one and it has answered.
+    pub fn agent(&self) -> Option<AgentClient> {
+        lock(&self.agent).clone()
+    }
+
     /// From here on the end of QEMU is expected. Was it not before?
     pub fn expect_end(&self) -> bool {
         !self.ending.swap(true, Ordering::SeqCst)

@@ -8,6 +8,7 @@ use martlet_image::SnapshotId;
 use martlet_store::Pin;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What is remembered of a machine.
@@ -118,6 +119,9 @@ pub struct RunningRecord {
     pub memory_inode: u64,
     /// Inode of the disk.
     pub disk_inode: u64,
+    /// Length of the console's log when it was started.
+    #[serde(default)]
+    pub console_begin_bytes: u64,
 }
 
 /// A machine.
@@ -127,6 +131,7 @@ pub struct Machine {
     at_work: Mutex<Option<&'static str>>,
     pins: Mutex<Vec<Pin>>,
     starting_pid: Mutex<Option<u32>>,
+    early_ends: AtomicU32,
 }
 
 /// The right to work on a machine; dropped when the command ends.
@@ -149,6 +154,7 @@ impl Machine {
             at_work: Mutex::new(None),
             pins: Mutex::default(),
             starting_pid: Mutex::default(),
+            early_ends: AtomicU32::new(0),
         })
     }
 
@@ -184,6 +190,14 @@ impl Machine {
         *lock(&self.starting_pid) = pid;
     }
 
+    /// It has ended by itself; how often it has done so now, each time soon after its start.
+    pub fn count_end(&self, soon: bool) -> u32 {
+        if !soon {
+            self.early_ends.store(0, Ordering::Relaxed);
+        }
+        self.early_ends.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Is a command at work on it?
     pub fn is_at_work(&self) -> bool {
         lock(&self.at_work).is_some()
@@ -200,9 +214,14 @@ impl Machine {
         record.phase.allow(verb, &record.name)?;
         self.live().ok_or_else(|| {
             Problem::new(
-                ProblemCode::WrongState,
-                format!("machine {} has no virtual machine just now", record.name),
+                ProblemCode::Busy,
+                format!("QEMU of machine {} has not answered yet", record.name),
             )
+            .cause("the daemon was started again and is still connecting to it")
+            .remediation(format!(
+                "try again in a moment; `martlet kill {}` ends it if it hangs",
+                record.name
+            ))
         })
     }
 

@@ -13,7 +13,8 @@ use std::path::Path;
 
 const MAKE_ROOM: &str = "make room (`martlet gc` frees what nothing refers to, `martlet df` shows where the space goes) and try again; nothing that was saved is lost";
 const VERIFY: &str = "`martlet verify` names what is damaged and whom it hurts, and `--repair-from DIR` mends it from another store";
-const LOOK_AT_GUEST: &str = "`martlet logs NAME` shows the guest's console";
+const LOOK_AT_GUEST: &str =
+    "`martlet logs NAME` shows the guest's console, `martlet kill NAME` ends a guest that hangs";
 
 /// Words for an error of a lower room.
 pub trait Tell {

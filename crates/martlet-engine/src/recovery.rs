@@ -25,16 +25,19 @@ use martlet_disk::CowDisk;
 use martlet_fuse::Placement;
 use martlet_image::{Manifest, PAGE_SIZE};
 use martlet_pager::VmKey;
-use martlet_vm::agent::AgentClient;
+use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::running::VmHandle;
 use martlet_vm::{ChildState, RunningVm};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// An agent answers a new connection within this time.
+/// An agent answers a new connection within this time, or is asked again.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The daemon serves after this time at the latest, though not every machine has answered.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Files of a machine, served again.
 struct Refiled {
@@ -164,78 +167,105 @@ impl Engine {
         })
     }
 
-    /// With the images served again, machines can answer: QEMU and agents are connected to. All at once, because one
-    /// that hangs must not keep the others waiting.
+    /// With the images served again, machines can answer: QEMU and agents are connected to. All at once, and those that
+    /// take their time are not waited for: nobody can be served, and nothing that hangs be killed, before this returns.
     pub(crate) fn reconnect_machines(self: &Arc<Self>, found: Vec<Found>) {
-        std::thread::scope(|scope| {
-            for Found { machine, files } in found {
-                scope.spawn(move || {
-                    if let Err(problem) = self.reconnect(&machine, files) {
-                        self.lost(&machine, &problem);
-                    }
-                });
+        let (connecting, connected) = channel::<()>();
+        for Found { machine, files } in found {
+            let (engine, connecting) = (self.clone(), connecting.clone());
+            let reconnect = move || {
+                let _connecting = connecting;
+                // Whatever else is asked of it has to wait, but to be killed.
+                let Ok(_operation) = machine.begin("recovery") else {
+                    return;
+                };
+                if let Err(problem) = engine.reconnect(&machine, files) {
+                    engine.lost(&machine, &problem);
+                }
+            };
+            if let Err(error) = std::thread::Builder::new()
+                .name("recovery".into())
+                .spawn(reconnect)
+            {
+                tracing::error!(%error, "a machine is not connected to");
             }
-        });
+        }
+        drop(connecting);
+        // It ends when the last of them has connected.
+        let _ = connected.recv_timeout(CONNECT_PATIENCE);
     }
 
     fn reconnect(self: &Arc<Self>, machine: &Arc<Machine>, files: Refiled) -> Result<(), Problem> {
         let record = machine.record();
         let running = record.running.as_ref().expect("it was found by it");
-        let run = self.dirs.run(&record.id);
-        let handle = VmHandle {
-            pid: running.pid,
-            qmp_socket: run.join("qmp.sock"),
-            stderr_log: run.join("qemu.log"),
-            address: Some(Ipv4Addr::from(identity::address(record.number))),
-        };
         let key = VmKey(self.next_key());
         self.registry.set_owner(running.pid, key);
-        let vm = RunningVm::adopt(handle, self.spawner.clone()).inspect_err(|_| {
+        machine.set_starting_pid(Some(running.pid));
+        let vm = self.reconnect_qemu(&record, running.pid).inspect_err(|_| {
             self.registry.remove_disk(&files.disk_name);
         });
-        let mut live = Live {
-            vm: vm.told()?,
-            agent: None,
+        machine.set_starting_pid(None);
+        let live = Arc::new(Live {
+            vm: vm?,
+            agent: Mutex::default(),
             disk: files.disk,
             disk_inode: running.disk_inode,
             memory_path: self.dirs.memory_file(&files.memory.name),
             memory: files.memory,
             key,
+            console_begin_bytes: running.console_begin_bytes,
             since: Instant::now(),
             ending: AtomicBool::new(false),
             seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
             _prefetcher: None,
             registry: self.registry.clone(),
             disk_name: files.disk_name,
-        };
-        live.vm.cont().told()?;
-        if record.agent {
-            live.agent = self.reconnect_agent(&record);
-        }
-        let live = Arc::new(live);
+        });
         machine.set_live(Some(live.clone()));
         self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
         self.watch(machine, &live);
         tracing::info!(machine = record.name, pid = live.vm.pid(), "found again");
+        while record.agent && live.vm.is_alive() {
+            match self.connect_agent(&record) {
+                Ok(agent) => {
+                    *lock(&live.agent) = Some(agent);
+                    break;
+                }
+                Err(error) => tracing::warn!(%error, machine = record.name, "its agent does not answer yet"),
+            }
+        }
         Ok(())
     }
 
-    fn reconnect_agent(&self, record: &Record) -> Option<AgentClient> {
-        let socket = self.dirs.run(&record.id).join("agent.sock");
-        let connect = || {
-            let agent = AgentClient::connect(&socket, u64::from_le_bytes(identity::random()), AGENT_TIMEOUT)?;
-            let reply = agent.hello(Start::Same, AGENT_TIMEOUT)?;
-            if reply.held {
-                agent.release(Some(crate::launch::now_unix_ns()))?;
-            }
-            Ok::<_, martlet_vm::agent::AgentError>(agent)
+    /// Connects to a QEMU and lets its guest go on, however long it takes: as long as its process lives it may come to
+    /// it yet.
+    fn reconnect_qemu(&self, record: &Record, pid: u32) -> Result<RunningVm, Problem> {
+        let run = self.dirs.run(&record.id);
+        let handle = VmHandle {
+            pid,
+            qmp_socket: run.join("qmp.sock"),
+            stderr_log: run.join("qemu.log"),
+            address: Some(Ipv4Addr::from(identity::address(record.number))),
         };
-        match connect() {
-            Ok(agent) => Some(agent),
-            Err(error) => {
-                tracing::warn!(%error, machine = record.name, "its agent does not answer");
-                None
+        loop {
+            let connected = RunningVm::adopt(handle.clone(), self.spawner.clone());
+            match connected.and_then(|vm| vm.cont().map(|_| vm)) {
+                Err(error) if error.is_retryable() => {
+                    tracing::warn!(%error, machine = record.name, pid, "QEMU does not answer yet");
+                }
+                connected => return connected.told(),
             }
         }
+    }
+
+    /// Connects to a machine's agent. What it held for a checkpoint that nobody will finish goes on.
+    pub(crate) fn connect_agent(&self, record: &Record) -> Result<AgentClient, AgentError> {
+        let socket = self.dirs.run(&record.id).join("agent.sock");
+        let agent = AgentClient::connect(&socket, u64::from_le_bytes(identity::random()), AGENT_TIMEOUT)?;
+        let reply = agent.hello(Start::Same, AGENT_TIMEOUT)?;
+        if reply.held {
+            agent.release(Some(crate::launch::now_unix_ns()))?;
+        }
+        Ok(agent)
     }
 }

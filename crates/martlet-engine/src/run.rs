@@ -357,7 +357,7 @@ impl Engine {
         let entered = self.update(machine, When::Now, |record| {
             record.phase = Phase::Running;
             record.undo = None;
-            record.agent = live.agent.is_some();
+            record.agent = live.agent().is_some();
             record.timeline = timeline;
             record.hardware = hardware;
             record.running = Some(RunningRecord {
@@ -366,6 +366,7 @@ impl Engine {
                 memory_name: live.memory.name.clone(),
                 memory_inode: live.memory.inode,
                 disk_inode: live.disk_inode,
+                console_begin_bytes: live.console_begin_bytes,
             });
         });
         if let Err(problem) = entered {
@@ -491,7 +492,7 @@ impl Engine {
 
     /// Lets the root file system fill a disk that was made larger.
     fn grow_root(&self, machine: &Machine) {
-        let Some(agent) = machine.live().and_then(|live| live.agent.clone()) else {
+        let Some(agent) = machine.live().and_then(|live| live.agent()) else {
             return;
         };
         if let Err(error) = agent.grow_root(std::time::Duration::from_secs(60)) {

@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::state::When;
 use martlet_image::Trace;
-use martlet_vm::process::tail;
+use martlet_vm::process::tail_since;
 use martlet_vm::{ChildState, EndReason, VmEvent};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -18,8 +18,10 @@ const TRACE_AGE: Duration = Duration::from_secs(10);
 const TRACE_PAGES: usize = 16384;
 /// A kernel's panic with all its traces is found within this much of the console's end.
 const PANIC_BYTES: usize = 32 << 10;
-/// A guest that reboots faster than this is in a loop.
-const REBOOT_LOOP: Duration = Duration::from_secs(5);
+/// A machine that ends so soon after its start is perhaps in a loop;
+const SOON: Duration = Duration::from_secs(60);
+/// it is when it does so this often, and is not started again.
+const ENDS_MAX: u32 = 3;
 
 impl Engine {
     /// Starts watching a machine that has just become alive.
@@ -84,14 +86,15 @@ impl Engine {
     }
 
     /// QEMU has ended and nobody asked for it.
-    fn ended_by_itself(self: &Arc<Self>, machine: &Arc<Machine>, live: &Arc<Live>) {
+    fn ended_by_itself(self: &Arc<Self>, machine: &Arc<Machine>, live: Arc<Live>) {
         let record = machine.record();
         let reason = live.vm.end_reason();
         let status = match live.vm.wait(Duration::from_secs(5)) {
             Ok(ChildState::Ended { status, .. }) => status.to_string(),
             _ => "ended".into(),
         };
-        let console = tail(&self.dirs.run(&record.id).join("console.log"), PANIC_BYTES);
+        let log = self.dirs.run(&record.id).join("console.log");
+        let console = tail_since(&log, live.console_begin_bytes, PANIC_BYTES);
         let panic = console
             .lines()
             .rev()
@@ -100,6 +103,7 @@ impl Engine {
         let last_words = live.vm.last_words();
         let age = live.since.elapsed();
         self.end_live(machine);
+        let again = machine.count_end(age < SOON) < ENDS_MAX;
         let phase = match (reason, &panic) {
             (Some(EndReason::GuestShutdown), _) => Phase::Stopped,
             (_, Some(panic)) => Phase::Failed {
@@ -108,13 +112,9 @@ impl Engine {
             _ if live.vm.has_panicked() => Phase::Failed {
                 why: "the guest's kernel panicked, without a word on its console".into(),
             },
-            (Some(EndReason::GuestReset), None) if age > REBOOT_LOOP => {
-                tracing::info!(machine = record.name, "the guest reboots");
-                self.restart(machine, Restart::Boot);
-                return;
-            }
+            (Some(EndReason::GuestReset), None) if again => Phase::Starting,
             (Some(EndReason::GuestReset), None) => Phase::Failed {
-                why: "the guest reboots in a loop".into(),
+                why: format!("the guest reboots in a loop: {ENDS_MAX} times, each soon after its start"),
             },
             _ => Phase::Failed {
                 why: match last_words.trim() {
@@ -124,23 +124,38 @@ impl Engine {
             },
         };
         tracing::warn!(machine = record.name, ?phase, "a machine has ended");
-        let failed = matches!(phase, Phase::Failed { .. });
+        let how = match &phase {
+            Phase::Starting => Some(Restart::Boot),
+            Phase::Failed { .. } if record.config.restart && again => Some(Restart::Checkpoint),
+            _ => None,
+        };
+        let ended = phase.clone();
         if let Err(problem) = self.update(machine, When::Now, |record| {
             record.phase = phase;
             record.running = None;
         }) {
             tracing::error!(%problem, machine = record.name, "its end could not be recorded");
         }
-        if failed && record.config.restart {
-            self.restart(machine, Restart::Checkpoint);
+        // With it goes the hold on the disk, which a restart takes again.
+        drop(live);
+        if let Some(how) = how {
+            self.restart(machine, &ended, how);
         }
     }
 
-    fn restart(self: &Arc<Self>, machine: &Arc<Machine>, how: Restart) {
-        let record = machine.record();
-        let Ok(_operation) = machine.begin("restart") else {
-            return;
+    /// Starts a machine again that is in phase `ended` since its QEMU ended.
+    fn restart(self: &Arc<Self>, machine: &Arc<Machine>, ended: &Phase, how: Restart) {
+        // What was at work on it when it ended is about to fail.
+        let _operation = loop {
+            match machine.begin("restart") {
+                Ok(operation) => break operation,
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
         };
+        let record = machine.record();
+        if record.phase != *ended {
+            return; // somebody else has decided what becomes of it
+        }
         let failed = Phase::Failed {
             why: "it could not be restarted".into(),
         };
@@ -150,7 +165,18 @@ impl Engine {
         };
         match restarted {
             Ok(()) => tracing::info!(machine = record.name, "restarted"),
-            Err(problem) => tracing::error!(%problem, machine = record.name, "it could not be restarted"),
+            Err(problem) => {
+                tracing::error!(%problem, machine = record.name, "it could not be restarted");
+                let kept = self.update(machine, When::Now, |record| {
+                    if matches!(record.phase, Phase::Starting) {
+                        let why = format!("it could not be restarted: {problem}");
+                        record.phase = Phase::Failed { why };
+                    }
+                });
+                if let Err(problem) = kept {
+                    tracing::error!(%problem, machine = record.name, "that could not be recorded");
+                }
+            }
         }
     }
 }
@@ -169,6 +195,6 @@ fn ended(engine: &Weak<Engine>, machine: &Weak<Machine>, live: &Weak<Live>) {
         return;
     };
     if live.expect_end() {
-        engine.ended_by_itself(&machine, &live);
+        engine.ended_by_itself(&machine, live);
     }
 }

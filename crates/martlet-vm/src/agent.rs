@@ -96,6 +96,19 @@ impl AgentClient {
         self.done(Request::Release { realtime_unix_ns }, REPLY_TIMEOUT)
     }
 
+    /// Tells user code to go on without waiting for the answer: a guest that does not answer now may hold it later.
+    pub fn release_unheard(&self) {
+        let unheard = self.link.request(
+            &Request::Release {
+                realtime_unix_ns: None,
+            },
+            Duration::ZERO,
+        );
+        if !matches!(unheard, Ok(_) | Err(AgentError::Timeout { .. })) {
+            self.close();
+        }
+    }
+
     /// Gives the guest its identity; an error when a step failed that must not.
     pub fn identify(&self, identity: &Identity, timeout: Duration) -> Result<Identified, AgentError> {
         match self
@@ -187,6 +200,11 @@ impl AgentClient {
             Response::Grown { size_bytes } => Ok(size_bytes),
             _ => Err(AgentError::protocol("GrowRoot was not answered by Grown")),
         }
+    }
+
+    /// Is the connection at its end?
+    pub fn is_closed(&self) -> bool {
+        self.link.is_closed()
     }
 
     /// Ends the connection; everything that waits on it fails.

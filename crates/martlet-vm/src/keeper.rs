@@ -6,13 +6,16 @@
 //!      └── restarts, connects again ─┘ remembers how each child ended, and its last words
 //! ```
 //!
-//! It does nothing by itself, so it has no reason to die. One thread waits for the listening socket, its clients and
+//! It does nothing by itself, so it has no reason to die. If it is killed all the same, its client starts another and
+//! gives it everything again: descriptors, and the processes that it was the parent of, which it can signal and see the
+//! end of as well, only not how they ended ([`KeeperClient::adopt`]). One thread waits for the listening socket, its clients and
 //! its children (a pidfd each; no signal handlers). A request is one packet of JSON with descriptors attached, the reply
 //! is another. It ends when it is told to, or when nobody could ever want anything from it again: no living child, no
 //! client, and its socket gone from the file system.
 
 use crate::fd_passing;
 use crate::process::{ChildState, SpawnError, SpawnRequest, Spawner, start_detached};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, setsockopt, socket, sockopt,
 };
@@ -20,7 +23,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -47,6 +50,7 @@ pub struct ChildInfo {
 #[serde(rename_all = "snake_case")]
 enum Request {
     Spawn(Box<SpawnRequest>),
+    Adopt { pid: u32, tag: String, log: PathBuf },
     Signal { pid: u32, signal: i32 },
     State { pid: u32 },
     Forget { pid: u32 },
@@ -111,6 +115,33 @@ fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     Ok(stream)
 }
 
+/// How a keeper is started: `program args...`, as a process of nobody's. The program must call [`run`] with this
+/// socket. What it says goes to `log`.
+#[derive(Debug, Clone)]
+pub struct KeeperProgram {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// Where its output is appended.
+    pub log: PathBuf,
+}
+
+impl KeeperProgram {
+    fn start(&self) -> Result<OwnedFd, SpawnError> {
+        start_detached(&self.program, &self.args, &self.log)?;
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            match connect_to(&self.socket) {
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+                other => return other.map_err(lost),
+            }
+        }
+    }
+}
+
 /// A connection to the keeper.
 #[derive(Debug)]
 pub struct KeeperClient {
@@ -126,32 +157,41 @@ impl KeeperClient {
         })
     }
 
-    /// Starts a keeper, `program args...`, as a process of nobody's, and connects to it. The program must call [`run`]
-    /// with this socket. What it says goes to `log`.
-    pub fn start(
-        program: &Path,
-        args: &[String],
-        socket_path: &Path,
-        log: &Path,
-    ) -> Result<Self, SpawnError> {
-        start_detached(program, args, log)?;
-        let deadline = Instant::now() + START_TIMEOUT;
+    /// Connects to the keeper, after starting it if there is none.
+    pub fn connect_or_start(program: &KeeperProgram) -> Result<Self, SpawnError> {
+        let socket = connect_to(&program.socket).or_else(|_| program.start())?;
+        Ok(Self {
+            socket: Mutex::new(socket),
+        })
+    }
+
+    /// Waits for the keeper's end.
+    pub fn wait_until_lost(&self) -> Result<(), SpawnError> {
+        let socket = self.socket.lock().unwrap_or_else(|e| e.into_inner()).try_clone();
+        let socket = socket.map_err(lost)?;
+        // The end of the other side is told without being asked for.
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
         loop {
-            match Self::connect(socket_path) {
-                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
-                other => return other,
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) => return Ok(()),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(e) => return Err(lost(e.into())),
             }
         }
     }
 
-    /// Connects to the keeper, after starting it if there is none.
-    pub fn connect_or_start(
-        program: &Path,
-        args: &[String],
-        socket_path: &Path,
-        log: &Path,
-    ) -> Result<Self, SpawnError> {
-        Self::connect(socket_path).or_else(|_| Self::start(program, args, socket_path, log))
+    /// Starts another keeper in place of one that has ended. It has nothing yet: see [`KeeperClient::put_fd`] and
+    /// [`KeeperClient::adopt`].
+    pub fn replace(&self, program: &KeeperProgram) -> Result<(), SpawnError> {
+        let new = program.start()?;
+        *self.socket.lock().unwrap_or_else(|e| e.into_inner()) = new;
+        Ok(())
+    }
+
+    /// Gives it a process that another keeper was the parent of. The caller knows that it is still the same process.
+    pub fn adopt(&self, pid: u32, tag: &str, log: &Path) -> Result<(), SpawnError> {
+        let (tag, log) = (tag.into(), log.into());
+        done(self.ask(&Request::Adopt { pid, tag, log }, &[])?.0)
     }
 
     /// All children that have not been forgotten.

@@ -25,7 +25,7 @@ pub mod usage;
 pub use compat::{Accel, Hardware, Incompatible};
 pub use error::VmError;
 pub use hypervisor::Qemu;
-pub use keeper::KeeperClient;
+pub use keeper::{KeeperClient, KeeperProgram};
 pub use process::{ChildState, DirectSpawner, ExitStatus, SpawnError, SpawnRequest, Spawner};
 pub use running::{EndReason, RunningVm, VmEvent};
 pub use spec::MachineSpec;

@@ -18,7 +18,7 @@ mod launch;
 mod log;
 
 pub use launch::{Child, launch, start_detached};
-pub use log::{tail, trim};
+pub use log::{tail, tail_since, trim};
 
 /// Bytes of standard error kept as last words.
 pub const LAST_WORDS_MAX: usize = 4096;

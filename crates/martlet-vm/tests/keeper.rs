@@ -1,7 +1,7 @@
 //! The keeper as a real process: it outlives its client, remembers its children and gives descriptors back.
 
 use martlet_vm::process::{ChildState, ExitStatus, SpawnRequest};
-use martlet_vm::{KeeperClient, SpawnError, Spawner};
+use martlet_vm::{KeeperClient, KeeperProgram, SpawnError, Spawner};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
@@ -36,17 +36,20 @@ impl Kept {
         self.dir.path().join("keeper.sock")
     }
 
-    fn client(&self) -> KeeperClient {
+    fn program(&self) -> KeeperProgram {
         let socket = self.socket().display().to_string();
-        let args = ["keeper_process", "--exact", "--ignored", "--nocapture", &socket].map(String::from);
-        let program = std::env::current_exe().unwrap();
-        KeeperClient::connect_or_start(
-            &program,
-            &args,
-            &self.socket(),
-            &self.dir.path().join("keeper.log"),
-        )
-        .unwrap()
+        KeeperProgram {
+            program: std::env::current_exe().unwrap(),
+            args: ["keeper_process", "--exact", "--ignored", "--nocapture", &socket]
+                .map(String::from)
+                .to_vec(),
+            socket: self.socket(),
+            log: self.dir.path().join("keeper.log"),
+        }
+    }
+
+    fn client(&self) -> KeeperClient {
+        KeeperClient::connect_or_start(&self.program()).unwrap()
     }
 }
 

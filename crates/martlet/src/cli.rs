@@ -352,7 +352,7 @@ pub struct RunArgs {
     /// Let the guest reach the outside
     #[arg(long)]
     pub outbound: bool,
-    /// Return as soon as QEMU runs
+    /// Return at once: the start goes on by itself, `ps` and `inspect` show what becomes of it
     #[arg(short, long)]
     pub detach: bool,
     /// Start again from the last checkpoint when QEMU dies

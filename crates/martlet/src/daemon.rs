@@ -2,17 +2,20 @@
 
 use crate::client::Client;
 use crate::failure::{Failure, Outcome};
-use martlet_api::{Paths, Problem, ProblemCode, SYSTEM_SOCKET, VersionInfo};
+use martlet_api::{EXIT_TAKEN, Paths, Problem, ProblemCode, SYSTEM_SOCKET, VersionInfo};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a daemon may take to open its store and serve.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two attempts at it while another daemon comes or goes.
+const TAKEN_INTERVAL: Duration = Duration::from_millis(200);
+/// A daemon that was started on demand ends when it has had nothing to do for this long; this variable says otherwise.
+const IDLE_EXIT: (&str, &str) = ("MARTLET_IDLE_EXIT", "600");
 /// How long it may take to end: it lets requests that have begun come to their answer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long one that was killed may take to be gone.
@@ -55,7 +58,8 @@ impl Daemon {
         let deadline = Instant::now() + DYING_TIMEOUT;
         loop {
             if !self.answers() {
-                self.start()?;
+                let idle_exit = std::env::var(IDLE_EXIT.0);
+                self.start(idle_exit.as_deref().unwrap_or(IDLE_EXIT.1))?;
             }
             // A daemon that is dying still takes connections, and answers none. It is asked for something harmless,
             // because a request with an effect could not be repeated.
@@ -80,8 +84,21 @@ impl Daemon {
         })
     }
 
-    /// Starts it and waits until it answers.
-    pub fn start(&self) -> Outcome {
+    /// Starts one that ends after so many seconds without anything to do (0: never), and waits until it answers. Another
+    /// one that is just coming is as good; one that is just going is waited for.
+    pub fn start(&self, idle_exit_s: &str) -> Outcome {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            match self.try_start(idle_exit_s, deadline) {
+                Err(Unstarted::Taken(_)) if self.answers() => return Ok(()),
+                Err(Unstarted::Taken(_)) if Instant::now() < deadline => std::thread::sleep(TAKEN_INTERVAL),
+                Err(Unstarted::Taken(failure) | Unstarted::Failed(failure)) => return Err(failure),
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    fn try_start(&self, idle_exit_s: &str, deadline: Instant) -> Result<(), Unstarted> {
         let program = program();
         let (mut log, log_path) = self.open_log()?;
         let begin = log.seek(SeekFrom::End(0)).unwrap_or(0);
@@ -91,10 +108,10 @@ impl Daemon {
                 .arg("--socket")
                 .arg(&self.socket)
                 .arg("--state-dir")
-                .arg(&self.state_dir);
+                .arg(&self.state_dir)
+                .args(["--idle-exit", idle_exit_s]);
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-            // Out of this terminal's foreground, so that Ctrl-C is not meant for it.
-            command.current_dir("/").process_group(0).spawn()
+            crate::process::detach(&mut command).current_dir("/").spawn()
         });
         let mut child = spawned.map_err(|error| {
             Failure::from(
@@ -106,18 +123,17 @@ impl Daemon {
                 .remediation("install martletd beside martlet or in a directory of PATH"),
             )
         })?;
-        let deadline = Instant::now() + START_TIMEOUT;
         while !self.answers() {
             if let Ok(Some(status)) = child.try_wait() {
-                return Err(died(
-                    &log_path,
-                    log,
-                    begin,
-                    &format!("the daemon ended at once: {status}"),
-                ));
+                let what = format!("the daemon ended at once: {status}");
+                let failure = died(&log_path, log, begin, &what);
+                return Err(match status.code() == Some(EXIT_TAKEN.into()) {
+                    true => Unstarted::Taken(failure),
+                    false => Unstarted::Failed(failure),
+                });
             }
             if Instant::now() > deadline {
-                return Err(slow(&mut child, &log_path, log, begin));
+                return Err(slow(&mut child, &log_path, log, begin).into());
             }
             std::thread::sleep(POLL_INTERVAL);
         }
@@ -168,6 +184,20 @@ impl Daemon {
                 Err(failure.exit_with(1))
             }
         }
+    }
+}
+
+/// Why a daemon was not started.
+enum Unstarted {
+    /// Another one has the state directory.
+    Taken(Failure),
+    /// Anything else.
+    Failed(Failure),
+}
+
+impl From<Failure> for Unstarted {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
     }
 }
 

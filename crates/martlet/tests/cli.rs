@@ -551,7 +551,7 @@ fn daemon_in_memory() {
         wait_for(|| dir.join("open").exists());
         open.send(()).unwrap();
     });
-    martletd::daemon::run(&state_dir, Path::new(&socket), |_| Ok(fake)).unwrap();
+    martletd::daemon::run(&state_dir, Path::new(&socket), None, |_| Ok(fake)).unwrap();
     fs::write(state_dir.join("ended"), "").unwrap();
 }
 

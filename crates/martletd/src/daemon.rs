@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!   lock the state directory ─► open the engine ─► listen ─► serve ──SIGTERM──► answer what has begun ─► end
+//!                                                                 └──idle──────►
 //! ```
 //!
 //! The socket appears only once the engine is open: whoever can connect is served. At the end machines go on.
+//! A daemon that was started on demand ends by itself once it has had nothing to do for a while.
 
 use crate::control::Control;
 use crate::instance::Instance;
@@ -21,10 +23,11 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How long requests that have begun may take to end once the daemon is told to stop.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// Serves the engine of a state directory until SIGTERM or SIGINT.
+/// Serves the engine of a state directory until SIGTERM or SIGINT, or until there was nothing to do for `idle_exit`.
 pub fn run(
     state_dir: &Path,
     socket: &Path,
+    idle_exit: Option<Duration>,
     open: impl FnOnce(&Path) -> Result<Arc<dyn Control>>,
 ) -> Result<()> {
     let inherited = systemd::inherited_listener();
@@ -46,7 +49,7 @@ pub fn run(
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let served = runtime.block_on(until_told(Service::new(control, version), listener));
+    let served = runtime.block_on(until_told(Service::new(control, version), listener, idle_exit));
     if made_here {
         // The next daemon would remove it too; gone, it says at once that nobody is there.
         let _ = std::fs::remove_file(socket);
@@ -57,14 +60,22 @@ pub fn run(
     served
 }
 
-async fn until_told(service: Service, listener: UnixListener) -> Result<()> {
+async fn until_told(service: Service, listener: UnixListener, idle_exit: Option<Duration>) -> Result<()> {
     let listener = tokio::net::UnixListener::from_std(listener).context("cannot listen")?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (told, telling) = tokio::sync::oneshot::channel();
+    let idle = service.idle();
+    let idle = async move {
+        match idle_exit {
+            Some(after) => idle.wait(after).await,
+            None => std::future::pending().await,
+        }
+    };
     let shutdown = async move {
         tokio::select! {
             _ = terminate.recv() => (),
             _ = interrupt.recv() => (),
+            () = idle => tracing::info!("there is nothing to do"),
         }
         systemd::notify("STOPPING=1");
         tracing::info!("stopping");

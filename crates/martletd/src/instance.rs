@@ -15,6 +15,21 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+/// Another daemon has the state directory.
+#[derive(Debug)]
+pub struct Taken {
+    state_dir: String,
+    holder: String,
+}
+
+impl std::fmt::Display for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "another martletd serves {} ({})", self.state_dir, self.holder)
+    }
+}
+
+impl std::error::Error for Taken {}
+
 /// Longest path a unix socket can have.
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -54,11 +69,11 @@ impl Instance {
             }
             let mut holder = String::new();
             let _ = lock.read_to_string(&mut holder);
-            bail!(
-                "another martletd serves {} ({})",
-                state_dir.display(),
-                holder.trim()
-            );
+            return Err(Taken {
+                state_dir: state_dir.display().to_string(),
+                holder: holder.trim().to_owned(),
+            }
+            .into());
         }
         lock.set_len(0)?;
         writeln!(

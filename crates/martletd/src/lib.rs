@@ -15,6 +15,7 @@ pub mod daemon;
 mod exec;
 mod extract;
 mod failure;
+mod idle;
 pub mod instance;
 pub mod metrics;
 mod openapi;

@@ -6,10 +6,12 @@ mod wiring;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use martlet_api::Paths;
+use martletd::instance::Taken;
 use martletd::{daemon, server};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Host daemon of Martlet: checkpoints, suspends, resumes and forks running virtual machines.
@@ -24,6 +26,9 @@ struct Args {
     /// Socket of the API [default: /run/martlet/martletd.sock, or one in $XDG_RUNTIME_DIR for a user]
     #[arg(long, env = "MARTLET_SOCKET")]
     socket: Option<PathBuf>,
+    /// End after this many seconds in which nothing was asked and no machine ran; 0 is never [default: 0]
+    #[arg(long, value_name = "SECONDS")]
+    idle_exit: Option<u64>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -57,7 +62,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            match error.is::<Taken>() {
+                true => ExitCode::from(martlet_api::EXIT_TAKEN),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -77,5 +85,9 @@ fn serve(args: Args) -> Result<()> {
     let default = Paths::of_this_user();
     let state_dir = std::path::absolute(args.state_dir.unwrap_or(default.state_dir))?;
     let socket = std::path::absolute(args.socket.unwrap_or(default.socket))?;
-    daemon::run(&state_dir, &socket, wiring::control)
+    let idle_exit = args
+        .idle_exit
+        .filter(|seconds| *seconds > 0)
+        .map(Duration::from_secs);
+    daemon::run(&state_dir, &socket, idle_exit, wiring::control)
 }

@@ -34,8 +34,12 @@ impl Server {
         T: Send + 'static,
         F: FnOnce(&dyn Control) -> Answer<T> + Send + 'static,
     {
-        let control = self.control.clone();
-        let done = tokio::task::spawn_blocking(move || guarded(|| work(&*control))).await;
+        let (control, under_way) = (self.control.clone(), self.activity.begin());
+        let work = move || {
+            let _under_way = under_way;
+            guarded(|| work(&*control))
+        };
+        let done = tokio::task::spawn_blocking(work).await;
         Ok(done.unwrap_or_else(|error| Err(panicked(&error)))?)
     }
 
@@ -67,8 +71,9 @@ impl Server {
             return self.answer(move |control| work(control, &|_| ())).await;
         }
         let (sender, body) = ChannelBody::new();
-        let control = self.control.clone();
+        let (control, under_way) = (self.control.clone(), self.activity.begin());
         tokio::task::spawn_blocking(move || {
+            let _under_way = under_way;
             let progress = |progress: Progress| {
                 let _ = sender.try_send(Ok(event("progress", &progress)));
             };

@@ -2,6 +2,7 @@
 
 use crate::control::Control;
 use crate::failure::Failure;
+use crate::idle::{Activity, Idle};
 use crate::metrics::Metric;
 use crate::routes;
 use axum::Router;
@@ -26,6 +27,8 @@ pub struct Server {
     pub control: Arc<dyn Control>,
     /// What `/version` answers.
     pub version: Arc<VersionInfo>,
+    /// Calls under way.
+    pub activity: Activity,
     closing: Arc<AtomicBool>,
     document: Arc<Value>,
     counts: Arc<Mutex<Counts>>,
@@ -58,6 +61,8 @@ impl Server {
 /// The whole API in front of an engine, ready to be served.
 pub struct Service {
     router: Router,
+    control: Arc<dyn Control>,
+    activity: Activity,
     closing: Arc<AtomicBool>,
 }
 
@@ -68,17 +73,32 @@ impl Service {
         let server = Server {
             control,
             version: version.into(),
+            activity: Activity::new(),
             closing: Arc::default(),
             document: document.into(),
             counts: Arc::default(),
         };
-        let closing = server.closing.clone();
+        let (closing, activity) = (server.closing.clone(), server.activity.clone());
+        let control = server.control.clone();
         let router = router
             .fallback(nothing_there)
             .method_not_allowed_fallback(wrong_method)
             .layer(from_fn_with_state(server.clone(), observe))
             .with_state(server);
-        Self { router, closing }
+        Self {
+            router,
+            control,
+            activity,
+            closing,
+        }
+    }
+
+    /// For the time when there is nothing to do.
+    pub fn idle(&self) -> Idle {
+        Idle {
+            activity: self.activity.clone(),
+            control: self.control.clone(),
+        }
     }
 
     /// Serves until `shutdown` resolves, then lets every request that has begun come to its answer. Connections that
@@ -122,6 +142,7 @@ async fn wrong_method(request: Request) -> Failure {
 
 async fn observe(State(server): State<Server>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
+    let _under_way = server.activity.begin();
     let method = match request.method().as_str() {
         "GET" => "GET",
         "POST" => "POST",

@@ -196,6 +196,10 @@ impl Link {
         })
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        lock(&self.table).closed.is_some()
+    }
+
     /// Why nothing can be had any more.
     pub(super) fn ended(&self) -> AgentError {
         match &lock(&self.table).closed {

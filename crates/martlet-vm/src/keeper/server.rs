@@ -143,6 +143,14 @@ impl Keeper {
                 Err(SpawnError::Refused { reason, .. }) => Reply::Refused(reason),
                 Err(e) => Reply::Refused(e.to_string()),
             },
+            Request::Adopt { pid, tag, log } => match Child::adopt(pid, tag, log) {
+                Ok(child) => {
+                    self.ended.retain(|ended| *ended != pid);
+                    self.children.insert(pid, child);
+                    Reply::Done
+                }
+                Err(e) => Reply::Refused(e.to_string()),
+            },
             Request::Signal { pid, signal } => self.with_child(pid, |child| {
                 child.signal(signal);
                 Reply::Done

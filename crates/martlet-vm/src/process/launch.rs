@@ -16,7 +16,9 @@ const PARKED_FD_MIN: RawFd = 200;
 /// A process of ours. Dropping it neither ends it nor forgets it in the kernel: see [`Child::state`].
 #[derive(Debug)]
 pub struct Child {
-    child: std::process::Child,
+    pid: u32,
+    /// None for one that is somebody else's child.
+    child: Option<std::process::Child>,
     tag: String,
     log: Option<PathBuf>,
     pidfd: Option<OwnedFd>,
@@ -24,9 +26,21 @@ pub struct Child {
 }
 
 impl Child {
+    /// A process that is not our child: its end is seen, but not how it ended.
+    pub fn adopt(pid: u32, tag: String, log: PathBuf) -> io::Result<Self> {
+        Ok(Self {
+            pid,
+            child: None,
+            tag,
+            log: Some(log),
+            pidfd: Some(pidfd_open(pid)?),
+            ended: None,
+        })
+    }
+
     /// Its process id, valid until [`Child::state`] says that it has ended.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// What it is for.
@@ -41,9 +55,26 @@ impl Child {
 
     /// Sends a signal, unless the process has ended and been noticed.
     pub fn signal(&mut self, signal: i32) {
-        if self.ended.is_none() {
-            // SAFETY: plain system call; the process is not reaped yet, so the id is still its own.
-            unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
+        if self.ended.is_some() {
+            return;
+        }
+        match &self.pidfd {
+            Some(pidfd) => {
+                // SAFETY: plain system call on a descriptor that we hold; no information goes with the signal.
+                unsafe {
+                    libc::syscall(
+                        libc::SYS_pidfd_send_signal,
+                        pidfd.as_raw_fd(),
+                        signal,
+                        std::ptr::null::<libc::siginfo_t>(),
+                        0,
+                    )
+                };
+            }
+            None => {
+                // SAFETY: plain system call; a child that is not reaped yet has its id still.
+                unsafe { libc::kill(self.pid as libc::pid_t, signal) };
+            }
         }
     }
 
@@ -52,7 +83,12 @@ impl Child {
         if let Some(ended) = &self.ended {
             return ended.clone();
         }
-        let status = match self.child.try_wait() {
+        let waited = match (&mut self.child, &self.pidfd) {
+            (Some(child), _) => child.try_wait(),
+            (None, Some(pidfd)) if !has_ended(pidfd, Duration::ZERO) => Ok(None),
+            (None, _) => Err(io::ErrorKind::NotFound.into()),
+        };
+        let status = match waited {
             Ok(None) => return ChildState::Running,
             Ok(Some(status)) => match (status.code(), status.signal()) {
                 (Some(code), _) => ExitStatus::Code(code),
@@ -183,7 +219,8 @@ pub fn launch(request: &SpawnRequest, fds: Vec<OwnedFd>) -> Result<Child, SpawnE
     let child = command.spawn().map_err(|e| refused("", e))?;
     let pidfd = pidfd_open(child.id()).ok();
     Ok(Child {
-        child,
+        pid: child.id(),
+        child: Some(child),
         tag: request.tag.clone(),
         log: request.log.clone(),
         pidfd,

@@ -16,14 +16,19 @@ fn open(path: &Path, write: bool) -> io::Result<File> {
 
 /// The last whole lines of a log, at most `max_bytes` of them; empty when there is none.
 pub fn tail(path: &Path, max_bytes: usize) -> String {
+    tail_since(path, 0, max_bytes)
+}
+
+/// The same, of what was appended after the log had `begin_bytes`.
+pub fn tail_since(path: &Path, begin_bytes: u64, max_bytes: usize) -> String {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = open(path, false)?;
         let size = file.metadata()?.len();
-        let start = size.saturating_sub(max_bytes as u64);
+        let start = size.saturating_sub(max_bytes as u64).max(begin_bytes);
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = Vec::new();
         file.take(max_bytes as u64).read_to_end(&mut bytes)?;
-        if start > 0
+        if start > begin_bytes
             && let Some(newline) = bytes.iter().position(|b| *b == b'\n')
         {
             bytes.drain(..=newline);
@@ -64,6 +69,8 @@ mod tests {
         std::fs::write(&path, "first\nsecond\nthird\n").unwrap();
         assert_eq!(tail(&path, 100), "first\nsecond\nthird");
         assert_eq!(tail(&path, 10), "third");
+        assert_eq!(tail_since(&path, 6, 100), "second\nthird");
+        assert_eq!(tail_since(&path, 100, 100), "");
         std::fs::write(&path, [0xff, b'x']).unwrap();
         assert_eq!(tail(&path, 10), "\u{fffd}x");
     }

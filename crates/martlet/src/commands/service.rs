@@ -62,7 +62,8 @@ pub fn daemon(context: &Context, command: DaemonCommand) -> Outcome<u8> {
         DaemonCommand::Start => {
             let was_there = daemon.answers();
             if !was_there {
-                daemon.start()?;
+                // Asked for by name, it stays until it is told to go.
+                daemon.start("0")?;
             }
             say(
                 context,

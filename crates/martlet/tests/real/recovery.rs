@@ -34,14 +34,34 @@ impl Daemon {
             .to_owned()
     }
 
-    /// Starts a program in the guest that counts in its memory, without pause.
-    fn start_counter(&self, name: &str) {
+    fn last_error(&self, name: &str) -> String {
+        self.json(&["inspect", name])["last_error"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// Processes that name the state directory and these words.
+    fn processes(&self, words: &str) -> Vec<u64> {
+        let own = self.state_dir().to_string_lossy().into_owned();
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains(&own) && line.contains(words)
+        })
+        .collect()
+    }
+
+    /// Starts a program in the guest that counts in its memory, without pause; how far it is.
+    fn start_counter(&self, name: &str) -> u64 {
         let count = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count.new; mv /dev/shm/count.new /dev/shm/count; done";
         self.exec(
             name,
             &format!("mkdir -p /dev/shm; ({count}) </dev/null >/dev/null 2>&1 &"),
         );
-        self.assert_counting(name, 0);
+        self.assert_counting(name, 0)
     }
 
     /// The program counts, and has gone on from `before`; how far it is.
@@ -56,6 +76,10 @@ impl Daemon {
         wait_for("the counter to go on", || count() > first);
         first
     }
+}
+
+fn exists(pid: u64) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
 fn wait_for(what: &str, mut come: impl FnMut() -> bool) {
@@ -161,10 +185,7 @@ fn a_dead_qemu_is_reported_and_its_machine_starts_again() {
     daemon.exec("a", "echo kept > /file; sync");
     kill(daemon.qemu("a"), "-9");
     wait_for("the machine to have failed", || daemon.state("a") == "failed");
-    let why = daemon.json(&["inspect", "a"])["last_error"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let why = daemon.last_error("a");
     assert!(why.contains("signal 9"), "{why}");
     let (_, refusal) = daemon.refused(&["exec", "a", "--", "true"]);
     assert!(refusal.contains("martlet start a"), "{refusal}");
@@ -183,25 +204,95 @@ fn a_dead_qemu_is_reported_and_its_machine_starts_again() {
     });
     daemon.assert_counting("b", 0);
 
-    // One whose guest panics, one that reboots, one that hangs.
-    daemon.call(&["exec", "b", "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]);
-    // --restart again: panicked, it goes on from its checkpoint too.
-    let pid = daemon.qemu("a");
+    // A guest whose kernel panics has failed too, and its console says why.
     daemon.call(&["exec", "a", "--", "sh", "-c", "echo c > /proc/sysrq-trigger"]);
     wait_for("the panicked machine to have failed", || {
         daemon.state("a") == "failed"
     });
-    let why = daemon.json(&["inspect", "a"])["last_error"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let why = daemon.last_error("a");
     assert!(why.contains("panicked"), "{why}");
+    // That is over once it has been started again.
     daemon.ok(&["start", "a"]);
-    assert_ne!(daemon.qemu("a"), pid);
-    let hung = daemon.qemu("a");
-    kill(hung, "-STOP");
+    kill(daemon.qemu("a"), "-9");
+    wait_for("the machine to have failed", || daemon.state("a") == "failed");
+    let why = daemon.last_error("a");
+    assert!(why.contains("signal 9"), "{why}");
+}
+
+#[test]
+fn a_guest_may_reboot_but_not_in_a_loop() {
+    let daemon = Daemon::new(Fixture::Tiny);
+    daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
+    daemon.exec("a", "echo kept > /file; sync");
+    for _ in 0..2 {
+        let before = daemon.qemu("a");
+        daemon.call(&["exec", "a", "--", "reboot", "-f"]);
+        wait_for("the reboot", || {
+            let a = daemon.json(&["inspect", "a"]);
+            a["state"] == "running" && a["pid"].as_u64() != Some(before)
+        });
+        assert_eq!(daemon.exec("a", "cat /file; hostname"), "kept\na");
+    }
+    daemon.call(&["exec", "a", "--", "reboot", "-f"]);
+    wait_for("the end of the loop", || daemon.state("a") == "failed");
+    let why = daemon.last_error("a");
+    assert!(why.contains("reboots in a loop"), "{why}");
+}
+
+#[test]
+fn a_guest_that_hangs_is_told_of_and_can_be_killed() {
+    let daemon = Daemon::new(Fixture::Tiny);
+    daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
+    let before = daemon.start_counter("a");
+    kill(daemon.qemu("a"), "-STOP");
+    std::thread::scope(|scope| {
+        let exec = scope.spawn(|| daemon.refused(&["exec", "a", "--", "true"]));
+        let checkpoint = scope.spawn(|| daemon.refused(&["checkpoint", "a"]));
+        for refused in [exec, checkpoint] {
+            let (_, why) = refused.join().unwrap();
+            assert!(
+                why.contains("did not answer") && why.contains("martlet kill"),
+                "{why}"
+            );
+        }
+    });
+    // A new daemon serves all the same, and waits for QEMU without ending it.
+    daemon.kill_daemon();
+    let (_, why) = daemon.refused(&["exec", "a", "--", "true"]);
+    assert!(why.contains("has not answered yet"), "{why}");
+    let (_, why) = daemon.refused(&["checkpoint", "a"]);
+    assert!(why.contains("recovery"), "{why}");
+    // When it comes to itself nothing was lost, and the checkpoint that failed holds nothing.
+    kill(daemon.qemu("a"), "-CONT");
+    wait_for("the guest to answer", || {
+        daemon.call(&["exec", "a", "--", "true"]).status.success()
+    });
+    daemon.assert_counting("a", before);
+    wait_for("a checkpoint", || {
+        daemon.call(&["checkpoint", "a"]).status.success()
+    });
+
+    // It can be killed while another command waits for it, which then ends.
+    kill(daemon.qemu("a"), "-STOP");
+    let checkpoint = daemon
+        .command(&["checkpoint", "a"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("the checkpoint to have begun", || daemon.state("a") == "pausing");
     daemon.ok(&["kill", "a"]);
+    assert!(!checkpoint.wait_with_output().unwrap().status.success());
     assert_eq!(daemon.state("a"), "stopped");
+
+    // Also by a daemon that has not had an answer of it.
+    daemon.ok(&["run", "tiny0:booted", "--name", "b"]);
+    let hung = daemon.qemu("b");
+    kill(hung, "-STOP");
+    daemon.kill_daemon();
+    daemon.ok(&["kill", "b"]);
+    wait_for("QEMU's end", || !exists(hung));
+    assert_eq!(daemon.state("b"), "stopped");
+    daemon.ok(&["start", "b"]);
 }
 
 #[test]
@@ -213,10 +304,8 @@ fn after_the_host_has_died_what_was_durable_is_there() {
     daemon.ok(&["suspend", "asleep"]);
     daemon.exec("a", "echo kept > /file; sync");
     daemon.ok(&["checkpoint", "a", "--tag", "one"]);
-    let own = daemon.state_dir().to_string_lossy().into_owned();
-    let pids = Command::new("pgrep").args(["-f", &own]).output().unwrap();
-    for pid in String::from_utf8_lossy(&pids.stdout).lines() {
-        let _ = Command::new("kill").args(["-9", pid]).status();
+    for pid in daemon.processes("") {
+        kill(pid, "-9");
     }
     wait_for("the end of all", || daemon.pid().is_none());
     assert_eq!(daemon.state("a"), "failed");
@@ -240,11 +329,102 @@ fn a_machine_started_in_the_background_becomes_itself() {
     assert_eq!(daemon.exec("back", "hostname"), "back");
     assert!(daemon.json(&["inspect", "back"])["timeline"]["first_exec_ms"].is_number());
 
-    // A start can be ended, and one that failed says why.
+    // A start can be ended.
     daemon.ok(&["run", "tiny", "--name", "ended", "--memory", "128M", "--detach"]);
     wait_for("its end", || {
         daemon.call(&["kill", "ended"]);
-        daemon.state("ended") != "starting"
+        daemon.state("ended") == "stopped"
     });
-    assert_ne!(daemon.state("ended"), "running");
+
+    // One that the daemon's death cut short has failed and says why; nothing of it is left, and it can be made again.
+    daemon.ok(&["run", "tiny", "--name", "short", "--memory", "128M", "--detach"]);
+    wait_for("its QEMU", || !daemon.processes("martlet:short").is_empty());
+    daemon.kill_daemon();
+    assert_eq!(daemon.state("short"), "failed");
+    assert!(
+        daemon
+            .last_error("short")
+            .contains("while the machine was starting")
+    );
+    wait_for("the end of its QEMU", || {
+        daemon.processes("martlet:short").is_empty()
+    });
+    daemon.ok(&["start", "short"]);
+    assert_eq!(daemon.exec("short", "hostname"), "short");
+}
+
+#[test]
+fn a_resume_cut_short_at_any_time_can_be_made_again() {
+    let daemon = Daemon::new(Fixture::Tiny);
+    daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
+    let mut before = daemon.start_counter("a");
+    for after_ms in [0, 60, 150, 400] {
+        daemon.ok(&["suspend", "a"]);
+        let mut resume = daemon.command(&["resume", "a"]);
+        let mut resume = resume
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(after_ms));
+        daemon.kill_daemon();
+        resume.wait().unwrap();
+        match daemon.state("a").as_str() {
+            "suspended" => drop(daemon.ok(&["resume", "a"])),
+            state => assert_eq!(state, "running"),
+        }
+        before = daemon.assert_counting("a", before);
+    }
+}
+
+#[test]
+fn a_keeper_that_is_killed_is_replaced() {
+    let daemon = Daemon::new(Fixture::Tiny);
+    daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
+    let before = daemon.start_counter("a");
+    let qemu = daemon.qemu("a");
+    let keepers = || daemon.processes("keeper --socket");
+    let [old] = keepers()[..] else {
+        panic!("one keeper runs")
+    };
+    kill(old, "-9");
+    wait_for("another keeper that keeps QEMU", || {
+        let checks = daemon.json(&["doctor"]);
+        let keeper = checks.as_array().unwrap().iter().find(|c| c["name"] == "keeper");
+        keepers().iter().any(|new| *new != old) && keeper.unwrap()["found"] == "keeps 1 processes"
+    });
+    // It has all that the old one had: the next daemon finds the machine by it.
+    daemon.kill_daemon();
+    daemon.assert_counting("a", before);
+    assert_eq!(daemon.qemu("a"), qemu);
+    daemon.ok(&["checkpoint", "a"]);
+    kill(qemu, "-9");
+    wait_for("the machine to have failed", || daemon.state("a") == "failed");
+    daemon.ok(&["rollback", "a", "a:1"]);
+    daemon.assert_counting("a", before);
+}
+
+#[test]
+fn a_daemon_started_on_demand_ends_when_idle_and_keeps_no_pipe_open() {
+    let mut daemon = Daemon::new(Fixture::Tiny);
+    daemon.set_env("MARTLET_IDLE_EXIT", "1");
+    // Its caller's pipes, also one of a number that it knows nothing of, are nobody's but its own.
+    let run = daemon.command(&["run", "tiny0:booted", "--name", "a"]);
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "exec 9>&1; exec \"$@\"", "sh"])
+        .arg(run.get_program())
+        .args(run.get_args())
+        .stdin(Stdio::null());
+    shell.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = shell.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+
+    // A machine that runs keeps the daemon.
+    let pid = daemon.pid();
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(pid.is_some() && daemon.pid() == pid);
+    daemon.ok(&["suspend", "a"]);
+    wait_for("the end of daemon and keeper", || daemon.processes("").is_empty());
+    daemon.ok(&["resume", "a"]);
 }
