@@ -53,7 +53,8 @@ pub enum BaseError {
     },
     /// Ownership and device nodes can only be made by root.
     #[error(
-        "{what} keeps ownership and device nodes as they are in the image, which needs root: start martletd as root"
+        "{what} keeps ownership and device nodes as they are in the image, which needs root: start martletd as root, or \
+         import a raw or qcow2 disk, which does not need it"
     )]
     NeedsRoot {
         /// The step that needs it.

@@ -14,11 +14,13 @@ use crate::debian::KEYRING;
 use crate::error::IoContext;
 use crate::mirror::Mirrors;
 use crate::modules::Modules;
-use crate::scratch::Scratch;
+use crate::scratch::{Scratch, is_scratch};
 use crate::{BaseError, Job, vmlinux};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Where they are in the cache directory.
+pub(crate) const KERNELS: &str = "kernel";
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 const FRESH: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -36,7 +38,7 @@ pub struct Kernel {
 /// The guest kernel of `suite`: from the cache, else from the Debian archive.
 pub fn guest_kernel(suite: &str, job: &Job) -> Result<Kernel, BaseError> {
     crate::package::check_suite(suite)?;
-    let home = job.tools.cache_dir.join("kernel").join(suite);
+    let home = job.tools.cache_dir.join(KERNELS).join(suite);
     let cached = newest(&home);
     if let Some((kernel, age)) = &cached
         && *age < FRESH
@@ -62,7 +64,7 @@ fn newest(home: &Path) -> Option<(Kernel, Duration)> {
                 .file_name()
                 .into_string()
                 .ok()
-                .filter(|name| !name.starts_with("scratch"))?;
+                .filter(|name| !is_scratch(name.as_ref()))?;
             let age = entry
                 .metadata()
                 .ok()?
@@ -187,6 +189,7 @@ impl Apt {
         let sources = Mirrors::of_host()?.sources(suite, KEYRING);
         let root = scratch.join("apt");
         for dir in [
+            "etc/apt.conf.d",
             "etc/sources.list.d",
             "etc/preferences.d",
             "etc/trusted.gpg.d",

@@ -55,4 +55,5 @@ pub use job::{Artifacts, Job, Tools};
 pub use kernel::{Kernel, guest_kernel};
 pub use mirror::MIRROR_ENV;
 pub use oci::import_oci;
+pub use scratch::clear_abandoned;
 pub use tiny::build_tiny;

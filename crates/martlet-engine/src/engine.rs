@@ -106,6 +106,7 @@ impl Engine {
         }
         let _ = std::fs::remove_dir_all(dirs.work());
         let dirs = Dirs::create(&dirs.state)?;
+        martlet_base::clear_abandoned(&dirs.cache());
         let store =
             Arc::new(Store::open(&dirs.store(), Arc::new(RealFiles)).told_as("the store cannot be opened")?);
         let state = State::open(&dirs.database()).told_as("the state database cannot be opened")?;

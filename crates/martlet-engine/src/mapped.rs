@@ -71,10 +71,15 @@ impl Images {
             (None, None) => (None, format!("zero-{}", crate::identity::uuid())),
         };
         let image = MemoryImage::new(self.pager.clone(), manifest);
+        // An ordinary user's QEMU runs as that user.
+        let (uid, gid) = match crate::launch::current_ids() {
+            (0, _) => (0, QEMU_GID),
+            own => own,
+        };
         let placement = Placement {
             ino: inode,
-            uid: 0,
-            gid: QEMU_GID,
+            uid,
+            gid,
             mode: 0o660,
         };
         let inode = self.registry.add_memory(&name, image.clone(), placement).told()?;
