@@ -570,14 +570,20 @@ fn a_daemon_is_started_on_demand_and_answers_before_it_ends() {
         dir.path().join("run/s"),
     );
     fs::create_dir(&bin).unwrap();
-    fs::copy(env!("CARGO_BIN_EXE_martlet"), bin.join("martlet")).unwrap();
+    // By another process: a program that we have open for writing cannot be executed, and a thread beside us that starts
+    // one just then keeps it open.
+    let made = |line: String| assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+    made(format!(
+        "cp {} {}",
+        env!("CARGO_BIN_EXE_martlet"),
+        bin.join("martlet").display()
+    ));
     let this = std::env::current_exe().unwrap();
-    let script = format!(
-        "#!/bin/sh\nexec {} --exact daemon_in_memory --ignored --nocapture\n",
-        this.display()
-    );
-    fs::write(bin.join("martletd"), script).unwrap();
-    fs::set_permissions(bin.join("martletd"), PermissionsExt::from_mode(0o755)).unwrap();
+    made(format!(
+        "printf '#!/bin/sh\\nexec {} --exact daemon_in_memory --ignored --nocapture\\n' > {1} && chmod 755 {1}",
+        this.display(),
+        bin.join("martletd").display()
+    ));
     let martlet = |args: &[&str]| {
         let mut command = Command::new(bin.join("martlet"));
         command
