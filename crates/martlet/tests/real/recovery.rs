@@ -244,11 +244,11 @@ fn a_guest_that_hangs_is_told_of_and_can_be_killed() {
     let daemon = Daemon::new(Fixture::Tiny);
     daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
     let before = daemon.start_counter("a");
-    daemon.ok(&["run", "tiny0:booted", "--name", "b"]);
+    daemon.ok(&["run", "tiny0:booted", "--name", "c"]);
     kill(daemon.qemu("a"), "-STOP");
-    kill(daemon.qemu("b"), "-STOP");
+    kill(daemon.qemu("c"), "-STOP");
     std::thread::scope(|scope| {
-        let exec = scope.spawn(|| daemon.refused(&["exec", "b", "--", "true"]));
+        let exec = scope.spawn(|| daemon.refused(&["exec", "c", "--", "true"]));
         let checkpoint = scope.spawn(|| daemon.refused(&["checkpoint", "a"]));
         for refused in [exec, checkpoint] {
             let (_, why) = refused.join().unwrap();
@@ -258,7 +258,7 @@ fn a_guest_that_hangs_is_told_of_and_can_be_killed() {
             );
         }
     });
-    daemon.ok(&["kill", "b"]);
+    daemon.ok(&["kill", "c"]);
     // A new daemon serves all the same, and waits for QEMU without ending it.
     daemon.kill_daemon();
     let (_, why) = daemon.refused(&["exec", "a", "--", "true"]);
