@@ -1,7 +1,8 @@
 //! Project automation. `cargo xtask check` fails when the tree breaks a rule that the compiler does not know:
-//! crate direction, file size, words that do not belong in project text.
+//! crate direction, licences and sources, file size, words that do not belong in project text.
 
 mod direction;
+mod licences;
 mod tidy;
 
 use std::process::ExitCode;
@@ -9,7 +10,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let task = std::env::args().nth(1).unwrap_or_default();
     let problems = match task.as_str() {
-        "check" => [direction::check(), tidy::check()].concat(),
+        "check" => [direction::check(), licences::check(), tidy::check()].concat(),
         _ => {
             eprintln!("usage: cargo xtask check");
             return ExitCode::from(2);
