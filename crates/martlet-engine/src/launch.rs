@@ -550,7 +550,8 @@ fn hello(
             ProblemCode::GuestFailed,
             "the guest ended before its agent answered",
         )
-        .cause(error)),
+        .cause(error)
+        .remediation("`martlet verify` tells whether what it starts from is damaged")),
         Err(error @ AgentError::Timeout { .. }) => Err(error).told_as("the guest's agent does not answer"),
         Err(error) => Err(error).told(),
     }
