@@ -11,7 +11,7 @@ use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 /// Longest that a test may take, also on a machine busy with other things.
-const TEST_LIMIT: Duration = Duration::from_secs(600);
+const TEST_LIMIT: Duration = Duration::from_secs(1200);
 /// Tests at a time: each has a guest or several.
 const AT_A_TIME: usize = 2;
 
