@@ -18,6 +18,10 @@ use martlet_api::{ExecRequest, Problem, ProblemCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Machines that one command ends at a time.
+const AT_ONCE: usize = 8;
 
 /// Runs a command; answers with its exit status.
 pub fn run(cli: Cli) -> Outcome<u8> {
@@ -144,6 +148,45 @@ impl Context {
                     Some(_) => eprint!("{}", failure.text(self.json)),
                 }
             }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// As [`Self::each`], several at a time: for what mostly waits for processes to end.
+    fn each_at_once(&self, names: &[String], act: impl Fn(&Client, &str) -> Outcome + Sync) -> Outcome {
+        let clients = (0..AT_ONCE.min(names.len())).map(|_| self.client());
+        let clients: Vec<Client> = clients.collect::<Outcome<_>>()?;
+        let next = AtomicUsize::new(0);
+        let work = |client: Client| {
+            let mut outcomes = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(name) = names.get(index) else {
+                    return outcomes;
+                };
+                outcomes.push((index, act(&client, name)));
+            }
+        };
+        let work = &work;
+        let mut outcomes: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = clients
+                .into_iter()
+                .map(|client| scope.spawn(move || work(client)))
+                .collect();
+            threads
+                .into_iter()
+                .flat_map(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .collect()
+        });
+        outcomes.sort_by_key(|(index, _)| *index);
+        let mut failures = outcomes.into_iter().filter_map(|(_, outcome)| outcome.err());
+        let first = failures.next();
+        for other in failures {
+            eprint!("{}", other.text(self.json));
         }
         first.map_or(Ok(()), Err)
     }

@@ -230,7 +230,7 @@ fn started(machine: MachineInfo) -> String {
 }
 
 pub fn remove(context: &Context, names: &[String], force: bool) -> Outcome {
-    context.each(names, |client, name| {
+    context.each_at_once(names, |client, name| {
         client.delete(&format!("/v1/machines/{name}?force={force}"))?;
         if !context.quiet && !context.json {
             show::print(&format!("{name}\n"));
