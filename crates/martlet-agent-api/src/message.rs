@@ -116,6 +116,8 @@ pub struct RemoteError {
 pub enum RemoteErrorKind {
     /// No such program, file or user.
     NotFound,
+    /// It is there, and may not be used or executed.
+    Denied,
     /// User code is held, or the guest is not in the state that the request needs.
     State,
     /// The guest cannot do this at all.

@@ -24,6 +24,7 @@ pub fn failed(what: impl Display, error: impl Display) -> RemoteError {
 pub fn io_failed(what: impl Display, error: &io::Error) -> RemoteError {
     let kind = match error.kind() {
         io::ErrorKind::NotFound => RemoteErrorKind::NotFound,
+        io::ErrorKind::PermissionDenied => RemoteErrorKind::Denied,
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => RemoteErrorKind::Invalid,
         io::ErrorKind::Unsupported => RemoteErrorKind::Unsupported,
         _ => RemoteErrorKind::Failed,

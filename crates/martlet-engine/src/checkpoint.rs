@@ -16,6 +16,7 @@
 //! identity (invariant 5).
 
 use crate::engine::{Engine, lock};
+use crate::guest::not_connected;
 use crate::launch::{now_unix_ms, now_unix_ns};
 use crate::live::Live;
 use crate::machine::{Machine, Operation, Record};
@@ -46,14 +47,20 @@ const PAGES_AT_ONCE: usize = 4096;
 /// User code is held. Dropping it lets user code go.
 struct Held<'a> {
     live: &'a Live,
+    /// Does an agent hold it? One that connects meanwhile does not, and no clone of what is saved could be trusted.
+    by_agent: bool,
     since: Instant,
     released: bool,
 }
 
 impl<'a> Held<'a> {
-    fn hold(live: &'a Live) -> Result<Self, Problem> {
+    fn hold(live: &'a Live, record: &Record) -> Result<Self, Problem> {
         let since = Instant::now();
-        if let Some(agent) = live.agent() {
+        let agent = live.agent();
+        if agent.is_none() && record.agent {
+            return Err(not_connected(&record.name));
+        }
+        if let Some(agent) = &agent {
             let held = agent.prepare(HOLD_TIMEOUT);
             if let Err(AgentError::Timeout { .. }) = held {
                 // It may come about yet, when the guest is only slow. Nobody waits for that, and no time goes along: it
@@ -64,6 +71,7 @@ impl<'a> Held<'a> {
         }
         Ok(Self {
             live,
+            by_agent: agent.is_some(),
             since,
             released: false,
         })
@@ -150,6 +158,8 @@ struct Captured {
     free: PageSet,
     descriptor: Vec<u8>,
     disk: FrozenLayer,
+    /// Was user code held by an agent?
+    agent: bool,
 }
 
 impl Captured {
@@ -168,6 +178,7 @@ impl Captured {
             free,
             descriptor,
             disk,
+            agent: still.held.as_ref().is_some_and(|held| held.by_agent),
         })
     }
 }
@@ -291,7 +302,7 @@ impl Engine {
             total: None,
             unit: ProgressUnit::None,
         });
-        let still = Still::stop(Held::hold(live)?)?;
+        let still = Still::stop(Held::hold(live, record)?)?;
         let captured = Captured::take(self, &still, mapping)?;
         let (pause, still) = match afterwards {
             Afterwards::GoesOn => {
@@ -390,7 +401,7 @@ impl Engine {
                 size_bytes: record.config.disk_bytes,
             }],
             hardware: Some(hardware(record)?),
-            agent: live.agent().is_some(),
+            agent: captured.agent,
             generation: record.generation,
             hostname: record.hostname.clone(),
             // What it boots and what its base said of it go along, so that it can be started cold too.

@@ -52,7 +52,7 @@ impl Engine {
             Ok(machine) => {
                 let operation = machine.begin("fork")?;
                 let live = machine.live_for(Verb::Checkpoint)?;
-                if live.agent().is_none() && !request.allow_agentless {
+                if live.agent().is_none() && !machine.record().agent && !request.allow_agentless {
                     return Err(agentless(&format!("machine {source}")));
                 }
                 let tag = format!("fork-{}", self.state.next(&format!("fork of {source}")).told()?);

@@ -3,11 +3,11 @@
 use crate::engine::{Engine, lock};
 use crate::live::Live;
 use crate::phase::Verb;
-use crate::problem::{self, Told};
+use crate::problem::{self, Tell, Told};
 use martlet_agent_api as agent;
 use martlet_api::{ExecRequest, GuestUsage, MachineUsage, Problem, ProblemCode};
 use martlet_image::PAGE_SIZE;
-use martlet_vm::agent::{AgentClient, AgentExec};
+use martlet_vm::agent::{AgentClient, AgentError, AgentExec};
 use martlet_vm::capture::{Mapping, private_pages};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -18,6 +18,18 @@ use std::time::Duration;
 
 /// Unpacking the rest of a copy in the guest may take this long.
 const COPY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// An agent that is in the guest, and not yet at hand.
+pub fn not_connected(name: &str) -> Problem {
+    Problem::new(
+        ProblemCode::GuestFailed,
+        format!("the agent of machine {name} has not answered yet"),
+    )
+    .cause("the daemon was started again and is still connecting to it")
+    .remediation(format!(
+        "try again in a moment; `martlet kill {name}` ends a guest that hangs"
+    ))
+}
 
 impl Engine {
     fn agent_of(&self, name: &str) -> Result<(Arc<Live>, AgentClient), Problem> {
@@ -30,14 +42,7 @@ impl Engine {
                 *lock(&live.agent) = Some(agent.clone());
                 Ok((live, agent))
             }
-            None if machine.record().agent => Err(Problem::new(
-                ProblemCode::GuestFailed,
-                format!("the agent of machine {name} has not answered yet"),
-            )
-            .cause("the daemon was started again and is still connecting to it")
-            .remediation(format!(
-                "try again in a moment; `martlet kill {name}` ends a guest that hangs"
-            ))),
+            None if machine.record().agent => Err(not_connected(name)),
             None => Err(Problem::new(
                 ProblemCode::GuestFailed,
                 format!("machine {name} has no agent in its guest"),
@@ -46,8 +51,9 @@ impl Engine {
         }
     }
 
-    /// Starts a command in the guest.
-    pub fn exec(&self, name: &str, request: ExecRequest) -> Result<AgentExec, Problem> {
+    /// Starts a command in the guest. The inner error is the guest's word about the command itself: there is no such
+    /// program, or it may not be executed.
+    pub fn exec(&self, name: &str, request: ExecRequest) -> Result<Result<AgentExec, Problem>, Problem> {
         if request.argv.first().is_none_or(String::is_empty) {
             return Err(
                 Problem::new(ProblemCode::InvalidArgument, "there is no command to run")
@@ -68,7 +74,10 @@ impl Engine {
             }),
             stdin: request.stdin,
         };
-        agent.exec(spec).told()
+        match agent.exec(spec) {
+            Err(error @ AgentError::Remote(_)) => Ok(Err(error.tell())),
+            started => started.map(Ok).told(),
+        }
     }
 
     /// Writes a file or directory of the guest as a tar stream.

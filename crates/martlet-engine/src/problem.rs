@@ -192,6 +192,7 @@ impl Tell for AgentError {
         let (code, remedy) = match &self {
             AgentError::Remote(remote) => match remote.kind {
                 Kind::NotFound => (ProblemCode::NotFound, ""),
+                Kind::Denied => (ProblemCode::PermissionDenied, ""),
                 Kind::Invalid => (ProblemCode::InvalidArgument, ""),
                 Kind::State => (ProblemCode::WrongState, ""),
                 Kind::Unsupported | Kind::Failed => (ProblemCode::GuestFailed, ""),

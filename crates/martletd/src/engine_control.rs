@@ -73,8 +73,17 @@ impl Control for EngineControl {
     }
 
     fn exec(&self, name: &str, request: ExecRequest) -> Answer<ExecSession> {
-        let AgentExec { input, output } = self.0.exec(name, request)?;
         let (sender, events) = sync_channel(EVENTS_WAITING);
+        let AgentExec { input, output } = match self.0.exec(name, request)? {
+            Ok(started) => started,
+            Err(refused) => {
+                let _ = sender.send(ExecEvent::Problem(refused)); // there is room for one
+                return Ok(ExecSession {
+                    input: Box::new(NoInput),
+                    events,
+                });
+            }
+        };
         let pump = move || {
             loop {
                 match output.next(SILENCE) {
@@ -260,5 +269,23 @@ impl ExecInput for Input {
     }
     fn signal(&mut self, signal: i32) -> Answer<()> {
         self.0.signal(signal).map_err(Tell::tell)
+    }
+}
+
+/// Of a command that was never started.
+struct NoInput;
+
+impl ExecInput for NoInput {
+    fn stdin(&mut self, _: &[u8]) -> Answer<()> {
+        Ok(())
+    }
+    fn stdin_end(&mut self) -> Answer<()> {
+        Ok(())
+    }
+    fn resize(&mut self, _: TtySize) -> Answer<()> {
+        Ok(())
+    }
+    fn signal(&mut self, _: i32) -> Answer<()> {
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@
 mod bad_input;
 mod bench;
 mod clones;
+mod commands;
 mod daemon;
 mod deadline;
 mod documents;
