@@ -40,6 +40,9 @@ pub struct HelloReply {
     /// The guest's boot id.
     #[serde(default)]
     pub boot_id: String,
+    /// The agent did not know this epoch: nothing that was begun under it before goes on.
+    #[serde(default)]
+    pub new_epoch: bool,
 }
 
 /// What the host asks. Each is answered by one [`Reply`] on the same stream.

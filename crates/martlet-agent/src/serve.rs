@@ -170,7 +170,8 @@ impl Agent {
         let Ok(hello) = from_payload::<Hello>(&frame.payload, "Hello") else {
             return;
         };
-        if frame.epoch != outgoing.epoch() {
+        let new_epoch = frame.epoch != outgoing.epoch();
+        if new_epoch {
             outgoing.set_epoch(frame.epoch);
             let old = std::mem::take(&mut *lock(&self.streams));
             old.into_values().for_each(|stream| stream.abandon());
@@ -190,6 +191,7 @@ impl Agent {
             features,
             held: self.hold.is_held(),
             boot_id: identity::boot_id(),
+            new_epoch,
         };
         let _ = outgoing.send(frame.epoch, Kind::HelloReply, 0, 0, &to_payload(&reply)); // the host asks again
     }

@@ -4,12 +4,14 @@ use super::AgentError;
 use super::stream::Inbox;
 use martlet_agent_api::frame::{self, Frame, Kind, PREAMBLE_BYTES};
 use martlet_agent_api::{
-    Control, Decoder, Hello, HelloReply, Reply, Request, Response, from_payload, to_payload,
+    Control, Decoder, Hello, HelloReply, PROTOCOL, PROTOCOL_OLDEST, Reply, Request, Response, Start,
+    from_payload, to_payload,
 };
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +43,11 @@ pub(super) struct Link {
     writer: Mutex<UnixStream>,
     socket: UnixStream,
     table: Mutex<Table>,
+    /// A request was not answered in time, and nothing has been heard since: the guest is slow, or its agent is a new
+    /// one that does not know this epoch.
+    silent: AtomicBool,
+    /// Who greets an agent again.
+    greeting: Mutex<()>,
 }
 
 impl std::fmt::Debug for Link {
@@ -71,6 +78,8 @@ impl Link {
             writer: Mutex::new(writer),
             socket,
             table: Mutex::new(table),
+            silent: AtomicBool::new(false),
+            greeting: Mutex::new(()),
         });
         let weak = Arc::downgrade(&link);
         std::thread::Builder::new()
@@ -103,7 +112,27 @@ impl Link {
         }
     }
 
+    /// Makes sure that a silent agent knows this epoch. One that is only slow takes it for what it is, a repetition;
+    /// a new one has none of what was begun before.
+    fn greet_again_if_silent(&self, timeout: Duration) -> Result<(), AgentError> {
+        let _one_at_a_time = lock(&self.greeting);
+        if !self.silent.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let hello = Hello {
+            protocol: PROTOCOL,
+            protocol_oldest: PROTOCOL_OLDEST,
+            start: Start::Same,
+        };
+        if self.hello(&hello, timeout)?.new_epoch {
+            let lost = std::mem::take(&mut lock(&self.table).waiters);
+            disconnect(lost);
+        }
+        Ok(())
+    }
+
     pub(super) fn request(&self, request: &Request, timeout: Duration) -> Result<Response, AgentError> {
+        self.greet_again_if_silent(timeout)?;
         let (sender, receiver) = sync_channel(1);
         let stream = self.register(Waiter::Reply(sender))?;
         let sent = self.send_request(stream, request);
@@ -114,6 +143,7 @@ impl Link {
 
     /// Opens a stream: the request that starts it, and the inbox that its frames go to from then on.
     pub(super) fn open(&self, request: &Request, timeout: Duration) -> Result<(u32, Arc<Inbox>), AgentError> {
+        self.greet_again_if_silent(timeout)?;
         let (sender, receiver) = sync_channel(1);
         let inbox = Arc::new(Inbox::new(sender));
         let stream = self.register(Waiter::Stream(Arc::clone(&inbox)))?;
@@ -152,7 +182,10 @@ impl Link {
     fn await_reply(&self, receiver: &Receiver<Reply>, timeout: Duration) -> Result<Response, AgentError> {
         match receiver.recv_timeout(timeout) {
             Ok(reply) => Ok(reply?),
-            Err(RecvTimeoutError::Timeout) => Err(AgentError::Timeout { what: "a request" }),
+            Err(RecvTimeoutError::Timeout) => {
+                self.silent.store(true, Ordering::SeqCst);
+                Err(AgentError::Timeout { what: "a request" })
+            }
             Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
         }
     }
@@ -216,11 +249,7 @@ impl Link {
             table.hello = None;
             std::mem::take(&mut table.waiters)
         };
-        for waiter in waiters.into_values() {
-            if let Waiter::Stream(inbox) = waiter {
-                inbox.disconnect();
-            }
-        }
+        disconnect(waiters);
         // Already closed by the other side is just as well.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
@@ -229,6 +258,7 @@ impl Link {
         if frame.epoch != self.epoch {
             return Ok(()); // late output of a former life
         }
+        self.silent.store(false, Ordering::SeqCst);
         match frame.kind {
             Kind::HelloReply => {
                 let reply = from_payload(&frame.payload, "HelloReply").map_err(|e| e.to_string())?;
@@ -254,6 +284,14 @@ impl Link {
                 inbox.accept(frame)
             }
             Kind::Hello | Kind::Request | Kind::Control => Err(format!("the guest sent a {:?}", frame.kind)),
+        }
+    }
+}
+
+fn disconnect(waiters: HashMap<u32, Waiter>) {
+    for waiter in waiters.into_values() {
+        if let Waiter::Stream(inbox) = waiter {
+            inbox.disconnect();
         }
     }
 }

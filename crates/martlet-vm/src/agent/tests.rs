@@ -93,6 +93,45 @@ fn a_silent_guest_times_out() {
 }
 
 #[test]
+fn an_agent_that_was_started_again_is_greeted_again() {
+    // It knows no epoch, and answers nothing, until it is greeted.
+    let (mut knows, mut began) = (true, false);
+    let client = against(move |guest, frame| match frame.kind {
+        Kind::Hello => {
+            let reply = HelloReply {
+                protocol: PROTOCOL,
+                agent_version: "9".into(),
+                features: vec![],
+                held: false,
+                boot_id: String::new(),
+                new_epoch: !knows,
+            };
+            knows = true;
+            guest.send(Kind::HelloReply, 0, 0, &to_payload(&reply));
+        }
+        Kind::Request if !began => {
+            began = true;
+            knows = false; // dies once the first command runs
+            guest.reply(frame.stream, &Ok(Response::Started));
+        }
+        Kind::Request if knows => guest.reply(frame.stream, &Ok(Response::Done)),
+        _ => {}
+    });
+    let spec = ExecSpec {
+        command: Command::default(),
+        tty: None,
+        stdin: false,
+    };
+    let command = client.exec(spec).unwrap();
+    assert!(client.ping(Duration::from_millis(80)).is_err());
+    client.ping(TIMEOUT).unwrap();
+    assert!(
+        matches!(command.output.next(TIMEOUT), Err(AgentError::Disconnected)),
+        "a command of the agent that died is told to be lost"
+    );
+}
+
+#[test]
 fn a_guest_that_goes_away_is_disconnected() {
     let client = opens(|guest, _| guest.socket.shutdown(std::net::Shutdown::Both).unwrap());
     assert!(matches!(exec(&client), Err(AgentError::Disconnected)));
@@ -115,6 +154,7 @@ fn hello_is_repeated_past_a_half_read_frame() {
             features: vec![],
             held: true,
             boot_id: String::new(),
+            new_epoch: true,
         };
         guest.send(Kind::HelloReply, 0, 0, &to_payload(&reply));
     });

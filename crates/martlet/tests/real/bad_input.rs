@@ -307,3 +307,49 @@ fn a_guest_that_hangs_keeps_nobody_waiting_for_ever() {
     assert_eq!(daemon.exec("a", "echo here"), "here");
     daemon.ok(&["checkpoint", "a"]);
 }
+
+/// Something else talks where the agent should: bytes without end and without sense.
+#[test]
+fn a_guest_that_talks_nonsense_harms_nobody_else() {
+    let daemon = Daemon::new(Fixture::Tiny);
+    for name in ["mad", "sane"] {
+        daemon.ok(&["run", "tiny0:booted", "--name", name]);
+    }
+    // Process 1 starts the agent again, which finds its port taken until the babble is over.
+    daemon.exec(
+        "mad",
+        "agent=$PPID; (sleep 1; kill -9 $agent; timeout 10 cat /dev/urandom > $(ls /dev/vport*p*); touch /said) \
+         > /dev/null 2>&1 < /dev/null &",
+    );
+    let begun = std::time::Instant::now();
+    let words = loop {
+        let output = daemon.call(&["exec", "mad", "--", "true"]);
+        if !output.status.success() {
+            assert_eq!(output.status.code(), Some(125));
+            break String::from_utf8_lossy(&output.stderr).into_owned();
+        }
+        assert!(begun.elapsed().as_secs() < 60, "it went on to answer");
+    };
+    assert!(words.contains("agent") || words.contains("guest"), "{words}");
+    assert_eq!(daemon.exec("sane", "echo well"), "well");
+    daemon.ok(&["checkpoint", "sane"]);
+    let resident = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid().unwrap())).unwrap();
+    let resident = resident
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 512 << 10, "the daemon has {kib} KiB");
+
+    // It is over: the agent that process 1 started is heard.
+    loop {
+        let output = daemon.call(&["exec", "mad", "--", "ls", "/said"]);
+        if output.status.success() {
+            break;
+        }
+        assert!(begun.elapsed().as_secs() < 300, "{output:?}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    daemon.ok(&["checkpoint", "mad"]);
+    daemon.assert_no_damage();
+}
