@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+/// The daemon's and the keeper's logs are cut to half of this at most when a daemon starts.
+const SERVICE_LOG_BYTES: u64 = 8 << 20;
 /// Decoded frames kept in memory. Small: what guests map is in the kernel's page cache.
 const CACHE_BYTES: usize = 32 << 20;
 /// Threads that answer page faults.
@@ -112,6 +114,9 @@ impl Engine {
         let state = State::open(&dirs.database()).told_as("the state database cannot be opened")?;
         let pager = Pager::new(Arc::new(Frames(store.clone())), CACHE_BYTES);
         let registry = Registry::new();
+        for log in ["martletd.log", "keeper.log"] {
+            let _ = martlet_vm::process::trim(&dirs.state.join(log), SERVICE_LOG_BYTES); // absent, or small enough
+        }
         let socket = dirs.keeper_socket();
         let keeper_program = KeeperProgram {
             program: options.keeper.clone(),

@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::state::When;
 use martlet_image::Trace;
-use martlet_vm::process::tail_since;
+use martlet_vm::process::{tail_since, trim};
 use martlet_vm::{ChildState, EndReason, VmEvent};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -16,6 +16,10 @@ use std::time::{Duration, Instant};
 const TRACE_AGE: Duration = Duration::from_secs(10);
 /// Most pages kept of a trace: 64 MiB.
 const TRACE_PAGES: usize = 16384;
+/// Console and QEMU may say this much before the older half goes.
+const LOG_BYTES: u64 = 8 << 20;
+/// How often a machine's logs are looked at.
+const LOOK_AT_LOGS: Duration = Duration::from_secs(10);
 /// A kernel's panic with all its traces is found within this much of the console's end.
 const PANIC_BYTES: usize = 32 << 10;
 /// A machine that ends so soon after its start is perhaps in a loop;
@@ -37,10 +41,9 @@ impl Engine {
             let trace_at = Instant::now() + TRACE_AGE;
             let mut traced = false;
             loop {
-                let left = if traced {
-                    Duration::from_secs(3600)
-                } else {
-                    trace_at.saturating_duration_since(Instant::now())
+                let left = match traced {
+                    true => LOOK_AT_LOGS,
+                    false => trace_at.saturating_duration_since(Instant::now()),
                 };
                 match events.recv_timeout(left) {
                     Ok(VmEvent::Ended) | Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
@@ -51,7 +54,11 @@ impl Engine {
                             engine.keep_trace(&live);
                         }
                     }
-                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+                        if let (Some(engine), Some(machine)) = (engine.upgrade(), machine.upgrade()) {
+                            engine.trim_logs(&machine);
+                        }
+                    }
                 }
             }
             ended(&engine, &machine, &live);
@@ -82,6 +89,18 @@ impl Engine {
             && let Err(error) = self.state.put_trace(&id.to_string(), &Trace::new(pages).encode())
         {
             tracing::warn!(%error, "a trace was not kept");
+        }
+    }
+
+    fn trim_logs(&self, machine: &Machine) {
+        let run = self.dirs.run(&machine.record().id);
+        for log in ["console.log", "qemu.log"] {
+            // One that cannot be trimmed grows on: the machine's run is worth more.
+            if let Err(error) = trim(&run.join(log), LOG_BYTES)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::debug!(%error, log, "a log was not trimmed");
+            }
         }
     }
 

@@ -10,7 +10,7 @@ pub const NAME_BYTES_MAX: usize = 63;
 /// The tag that is meant when none is given: the newest of that name.
 pub const LATEST: &str = "latest";
 
-/// `name:tag`, both of `[a-z0-9][a-z0-9._-]{0,62}`.
+/// `name:tag`, both of `[a-z0-9][a-z0-9._-]{0,62}`; tags may have capitals too, as those of container images may.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RefName {
     name: String,
@@ -67,10 +67,12 @@ fn check(what: &str, text: &str) -> Result<(), StoreError> {
             "the {what} {start:?}... is too long: at most {NAME_BYTES_MAX} characters"
         ));
     }
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let capitals = what == "tag";
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || capitals && c.is_ascii_uppercase();
     if let Some(bad) = text.chars().find(|&c| !plain(c) && !matches!(c, '.' | '_' | '-')) {
         return refuse(format!(
-            "{text:?} is not a {what}: {bad:?} is not one of a to z, 0 to 9, '.', '_' and '-'"
+            "{text:?} is not a {what}: {bad:?} is not one of a to z,{} 0 to 9, '.', '_' and '-'",
+            if capitals { " A to Z," } else { "" }
         ));
     }
     if !text.starts_with(plain) {
@@ -87,7 +89,7 @@ mod tests {
 
     #[test]
     fn good_names_round_trip() {
-        for text in ["a:b", "web-1.2_x:2026-01-01", "0:0"] {
+        for text in ["a:b", "web-1.2_x:2026-01-01", "0:0", "web:Before-2"] {
             assert_eq!(text.parse::<RefName>().unwrap().to_string(), text);
         }
         assert_eq!("web".parse::<RefName>().unwrap().to_string(), "web:latest");

@@ -19,11 +19,12 @@ pub fn tail(path: &Path, max_bytes: usize) -> String {
     tail_since(path, 0, max_bytes)
 }
 
-/// The same, of what was appended after the log had `begin_bytes`.
+/// The same, of what was appended after the log had `begin_bytes`; from the start of one that was trimmed since.
 pub fn tail_since(path: &Path, begin_bytes: u64, max_bytes: usize) -> String {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = open(path, false)?;
         let size = file.metadata()?.len();
+        let begin_bytes = if size < begin_bytes { 0 } else { begin_bytes };
         let start = size.saturating_sub(max_bytes as u64).max(begin_bytes);
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = Vec::new();
@@ -70,7 +71,8 @@ mod tests {
         assert_eq!(tail(&path, 100), "first\nsecond\nthird");
         assert_eq!(tail(&path, 10), "third");
         assert_eq!(tail_since(&path, 6, 100), "second\nthird");
-        assert_eq!(tail_since(&path, 100, 100), "");
+        assert_eq!(tail_since(&path, 19, 100), "");
+        assert_eq!(tail_since(&path, 100, 10), "third");
         std::fs::write(&path, [0xff, b'x']).unwrap();
         assert_eq!(tail(&path, 10), "\u{fffd}x");
     }

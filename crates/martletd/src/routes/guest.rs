@@ -19,7 +19,8 @@ use hyper::upgrade::OnUpgrade;
 use martlet_api::{ExecRequest, MachineState, Problem, ProblemCode};
 use serde::Deserialize;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 /// How often a followed log is looked at.
@@ -175,7 +176,12 @@ async fn logs(
 ) -> Reply {
     let asked = name.clone();
     let LogSource { path } = server.call(move |control| control.logs(&asked)).await?;
-    let file = File::open(&path).map_err(|error| {
+    // It lies in a directory of QEMU's user: no link is followed out of it, and no pipe waited for.
+    let mut options = File::options();
+    options
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let file = options.open(&path).map_err(|error| {
         Problem::new(
             ProblemCode::NotFound,
             format!("machine {name} has no console log yet"),
@@ -209,6 +215,11 @@ fn copy_log(mut file: File, writer: &mut BodyWriter, lives: impl Fn() -> bool) -
             writer.write_all(&buffer[..length])?;
         }
         writer.flush()?;
+        // A log that was trimmed has its writer at a new end.
+        let end = file.metadata()?.len();
+        if file.stream_position()? > end {
+            file.seek(SeekFrom::Start(end))?;
+        }
         if !more {
             return Ok(());
         }
