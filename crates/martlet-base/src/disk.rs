@@ -56,11 +56,11 @@ struct FormatData {
 
 /// What a disk holds, as far as booting goes.
 #[derive(Debug, PartialEq, Eq, Clone)]
-struct Layout {
+pub(crate) struct Layout {
     /// Is there code in the first sector, which firmware would start?
-    boot_loader: bool,
+    pub boot_loader: bool,
     /// Device name of the ext4 root, bare or on a partition.
-    root: Option<String>,
+    pub root: Option<String>,
 }
 
 /// Imports a raw or qcow2 disk. `init` is told from the content when absent: a disk with a boot loader boots by firmware,
@@ -128,7 +128,7 @@ fn format_of(path: &Path) -> Result<&'static str, BaseError> {
 
 /// Refuses what names other files by its header alone: some versions of qemu-img open an external data file, which may be
 /// any file or network address, merely to describe the image.
-fn check_qcow2_header(path: &Path) -> Result<(), BaseError> {
+pub(crate) fn check_qcow2_header(path: &Path) -> Result<(), BaseError> {
     let mut header = Vec::new();
     File::open(path)
         .and_then(|file| file.take(80).read_to_end(&mut header))
@@ -262,7 +262,7 @@ fn unreadable(error: BaseError, path: &Path) -> BaseError {
     }
 }
 
-fn layout_of(disk: &Path, source: &Path) -> Result<Layout, BaseError> {
+pub(crate) fn layout_of(disk: &Path, source: &Path) -> Result<Layout, BaseError> {
     let file = File::open(disk).during("open", disk)?;
     let disk_bytes = file.metadata().during("open", disk)?.len();
     let bad = |reason: String| BaseError::bad_source(source, reason);

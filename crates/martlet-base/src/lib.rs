@@ -30,6 +30,8 @@ mod debian;
 mod disk;
 mod error;
 mod ext4;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guest_modules;
 mod import;
 mod initramfs;

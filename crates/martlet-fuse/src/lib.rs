@@ -28,6 +28,8 @@
 
 mod attr;
 mod device;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod mount;
 mod notifier;
 mod prefetcher;

@@ -297,6 +297,8 @@ fn damaged_and_hostile_images_are_refused() {
     refused(&[(gzip(&one)[..30].to_vec(), &one)], &|_| (), "");
     let up = Layer::new().file("../../escaped", 0o644, (0, 0), b"x").finish();
     refused(&[(up.clone(), &up)], &|_| (), "`..`");
+    let within = Layer::new().file(".wh.a/b", 0o644, (0, 0), b"b").finish();
+    refused(&[(within.clone(), &within)], &|_| (), "whiteout");
     let hard = Layer::new()
         .entry(EntryType::Link, "x", "/etc/passwd", 0o644, (0, 0), b"")
         .finish();

@@ -14,8 +14,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use tar::EntryType;
 
-/// An image larger than this, uncompressed, is not imported: archives can expand a thousandfold.
-pub(super) const CONTENT_LIMIT_BYTES: u64 = 64 << 30;
+/// An image larger than this, uncompressed, is not imported: archives can expand a thousandfold. A fuzzer would only
+/// fill the disk up to it.
+pub(super) const CONTENT_LIMIT_BYTES: u64 = if cfg!(fuzzing) { 1 << 20 } else { 64 << 30 };
 const XATTR_LIMIT_BYTES: usize = 64 << 10;
 const LINK_LIMIT_BYTES: usize = 4096;
 
@@ -137,6 +138,18 @@ fn entries(
             .rposition(|byte| *byte == b'/')
             .map_or(0, |slash| slash + 1);
         let (dir, name) = path.split_at(name_at);
+        let within = |prefix: &[u8]| {
+            dir.split(|byte| *byte == b'/')
+                .any(|step| step.starts_with(prefix))
+        };
+        if within(b".wh..wh.") {
+            continue; // what aufs keeps its books in
+        }
+        if within(b".wh.") {
+            return Err(refused(
+                "it lies in a directory whose name is a whiteout's".into(),
+            ));
+        }
         if name == b".wh..wh..opq" {
             tree.opaque(dir).map_err(refused)?;
         } else if name.starts_with(b".wh..wh.") {

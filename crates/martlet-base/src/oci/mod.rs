@@ -9,6 +9,8 @@
 //! The image's command becomes the machine's default command; the agent is process 1 and runs it.
 
 mod document;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod layer;
 mod source;
 mod tree;
