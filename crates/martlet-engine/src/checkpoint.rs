@@ -29,9 +29,9 @@ use martlet_api::{
 };
 use martlet_disk::{BlockChange, FrozenLayer};
 use martlet_image::{
-    DiskRecord, Hardware, Manifest, MemoryRecord, PAGE_SIZE, PageLocation, SnapshotId, SnapshotRecord,
+    DiskRecord, Hardware, Manifest, MemoryRecord, PAGE_SIZE, PageLocation, PageSet, SnapshotId,
+    SnapshotRecord,
 };
-use martlet_pager::PageSet;
 use martlet_store::{Batch, Pin, RefName};
 use martlet_vm::agent::AgentError;
 use martlet_vm::capture::{self, CapturedMemory, Mapping};

@@ -7,8 +7,8 @@ use martlet_disk::CowDisk;
 use martlet_fuse::{
     MountOptions, Placement, Prefetcher, Registry, Server, mount, mounts_at, set_readahead, unmount,
 };
-use martlet_image::{PAGE_SIZE, Trace};
-use martlet_pager::{MemoryImage, PageSet, Pager, VmKey};
+use martlet_image::{PAGE_SIZE, PageSet, Trace};
+use martlet_pager::{MemoryImage, Pager, VmKey};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;

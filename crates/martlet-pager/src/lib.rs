@@ -18,7 +18,6 @@
 
 mod cache;
 mod memory;
-mod page_set;
 mod pager;
 mod prefetch;
 mod push;
@@ -27,7 +26,6 @@ mod source;
 mod testing;
 
 pub use memory::{MemoryImage, MemoryStats, VmKey};
-pub use page_set::PageSet;
 pub use pager::{Pager, PagerStats};
 pub use prefetch::{Cancel, PrefetchReport};
 pub use push::{PagePush, PushQueue};

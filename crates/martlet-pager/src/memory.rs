@@ -2,8 +2,10 @@
 
 use crate::cache::lock;
 use crate::push::{PagePush, Piece, PushQueue};
-use crate::{PageSet, Pager, SourceError};
-use martlet_image::{FRAME_PAGES_MAX, FrameId, Manifest, PAGE_SIZE, PageLocation, TRACE_PAGES_MAX, Trace};
+use crate::{Pager, SourceError};
+use martlet_image::{
+    FRAME_PAGES_MAX, FrameId, Manifest, PAGE_SIZE, PageLocation, PageSet, TRACE_PAGES_MAX, Trace,
+};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};

@@ -11,17 +11,15 @@
 //! may be waiting for whoever captures.
 
 use crate::VmError;
-use martlet_image::{PAGE_SIZE, is_zero};
+use martlet_image::{PAGE_SIZE, PageSet, is_zero};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 mod buffer;
 mod copy;
-mod page_set;
 mod scan;
 
 pub use buffer::CaptureBuffer;
-pub use page_set::PageSet;
 
 /// Most pages of a mapping we take care of: 16 TiB would be a lie.
 const PAGES_MAX: u64 = 1 << 32;

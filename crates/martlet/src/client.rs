@@ -220,7 +220,7 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Outcome<T> {
 fn lost(why: &dyn std::fmt::Display) -> Failure {
     Problem::new(ProblemCode::Internal, "the connection to the daemon was lost")
         .cause(why)
-        .remediation("what had begun goes on; see `martlet ps`, and martletd.log in the state directory")
+        .remediation("machines go on; see `martlet ps` for what became of this command, and martletd.log in the state directory")
         .into()
 }
 

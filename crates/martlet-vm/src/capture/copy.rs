@@ -1,7 +1,7 @@
 //! Copying pages out of another process.
 
-use super::{Mapping, PageSet};
-use martlet_image::PAGE_SIZE;
+use super::Mapping;
+use martlet_image::{PAGE_SIZE, PageSet};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use std::io::{self, IoSliceMut};
@@ -37,10 +37,10 @@ fn remote_ranges(mapping: &Mapping, pages: &PageSet) -> Vec<RemoteIoVec> {
     let mut segments = mapping.segments.clone();
     segments.sort_by_key(|s| s.first_page);
     let mut ranges = Vec::new();
-    for (first, count) in pages.ranges() {
+    for range in pages.iter_ranges() {
         for segment in &segments {
-            let from = first.max(segment.first_page);
-            let to = (first + count).min(segment.first_page + segment.page_count);
+            let from = range.start.max(segment.first_page);
+            let to = range.end.min(segment.first_page + segment.page_count);
             if from < to {
                 let base = segment.start as usize + (from - segment.first_page) as usize * PAGE_SIZE;
                 ranges.push(RemoteIoVec {

@@ -2,8 +2,8 @@
 //! that.
 #![allow(unsafe_code)] // the ioctl has no safe interface
 
-use super::{Mapping, PageSet, Segment};
-use martlet_image::PAGE_SIZE;
+use super::{Mapping, Segment};
+use martlet_image::{PAGE_SIZE, PageSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -44,7 +44,7 @@ struct ScanArg {
 
 pub fn private_pages(pid: u32, mapping: &Mapping) -> io::Result<PageSet> {
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-    let mut pages = PageSet::new(mapping.page_count);
+    let mut pages = PageSet::new();
     for segment in &mapping.segments {
         match scan(&pagemap, segment, &mut pages) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
@@ -82,10 +82,9 @@ fn scan(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()
         }
         for region in regions.iter().take(count as usize) {
             let first = region.start.saturating_sub(segment.start) / PAGE_SIZE as u64;
-            pages.insert_range(
-                segment.first_page + first,
-                region.end.saturating_sub(region.start) / PAGE_SIZE as u64,
-            );
+            let count = region.end.saturating_sub(region.start) / PAGE_SIZE as u64;
+            let end = first.saturating_add(count).min(segment.page_count);
+            pages.insert_range(segment.first_page + first..segment.first_page + end);
         }
         if arg.walk_end <= start {
             return Err(io::Error::other("the kernel's page scan does not advance"));
@@ -107,7 +106,7 @@ fn read(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()
         for (index, entry) in chunk.as_chunks::<8>().0.iter().enumerate() {
             let entry = u64::from_le_bytes(*entry);
             if entry & PRESENT_OR_SWAPPED != 0 && entry & FILE == 0 {
-                pages.insert_range(segment.first_page + done + index as u64, 1);
+                pages.insert(segment.first_page + done + index as u64);
             }
         }
         done += count;
@@ -173,12 +172,12 @@ mod tests {
             .unwrap();
         file.set_len((page_count * PAGE_SIZE) as u64).unwrap();
         let mapped = Mapped::new(&file, page_count * PAGE_SIZE);
-        let mut expected = PageSet::new(page_count as u64);
+        let mut expected = PageSet::new();
         for page in 0..page_count {
             match page % 7 {
                 0 | 3 => {
                     mapped.write(page);
-                    expected.insert_range(page as u64, 1);
+                    expected.insert(page as u64);
                 }
                 1 => mapped.read(page),
                 _ => {}
@@ -187,7 +186,7 @@ mod tests {
         let pid = std::process::id();
         let mapping = Mapping::find(pid, &path).unwrap();
         assert_eq!(private_pages(pid, &mapping).unwrap(), expected);
-        let mut plain = PageSet::new(page_count as u64);
+        let mut plain = PageSet::new();
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         read(&pagemap, &mapping.segments[0], &mut plain).unwrap();
         assert_eq!(plain, expected);
