@@ -28,7 +28,7 @@ pub fn local(context: &Context, args: &BenchLocalArgs) -> Outcome {
         client,
         machine: format!("bench-{}", std::process::id()),
         rounds: args.rounds as usize,
-        steps: (0, u64::from(args.rounds) * 4 + 3),
+        steps: (0, u64::from(args.rounds) * 5 + 3),
         made: Vec::new(),
     };
     let measured = bench.measure(args);
@@ -176,6 +176,29 @@ impl Bench<'_> {
             "resume_first_exec",
             "ms",
             "QEMU: restore from its file",
+        );
+
+        // A snapshot has no trace at its first start, and that of the first run at its second.
+        let mut prefetch = Samples::default();
+        for round in 0..self.rounds {
+            self.step(&reporter, "prefetch");
+            let report: CheckpointReport = understood(self.machine_verb("checkpoint", &json!({}))?)?;
+            let mut first_exec_ms = [f64::NAN; 2];
+            for (start, took_ms) in first_exec_ms.iter_mut().enumerate() {
+                let name = format!("{}-prefetch-{round}-{start}", self.machine);
+                let request = json!({ "from": report.reference, "name": name });
+                let machine: MachineInfo = understood(self.act("/v1/machines", &request)?)?;
+                self.made.push(name);
+                *took_ms = machine.timeline.first_exec_ms.unwrap_or(f64::NAN);
+                self.remove_clones();
+            }
+            prefetch.add(first_exec_ms[1], first_exec_ms[0]);
+        }
+        keep(
+            &prefetch,
+            "prefetch_first_exec",
+            "ms",
+            "the same snapshot before it had a trace",
         );
 
         let mut fork = Samples::default();
