@@ -13,7 +13,11 @@ enum Payload<'a> {
     /// Blocks, which need not be ones of LZ4.
     Lz4(Vec<&'a [u8]>),
     /// An ELF file with these program headers (offset, size in the file) and the note that makes it a kernel.
-    Elf { table: u16, segments: Vec<(u16, u16)>, content: &'a [u8] },
+    Elf {
+        table: u16,
+        segments: Vec<(u16, u16)>,
+        content: &'a [u8],
+    },
 }
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
@@ -49,9 +53,17 @@ fuzz_target!(|payload: Payload<'_>| {
         }
         Payload::Lz4(blocks) => {
             let sized = |block: &&[u8]| [&(block.len() as u32).to_le_bytes()[..], block].concat();
-            [vec![0x02, 0x21, 0x4c, 0x18], blocks.iter().flat_map(sized).collect()].concat()
+            [
+                vec![0x02, 0x21, 0x4c, 0x18],
+                blocks.iter().flat_map(sized).collect(),
+            ]
+            .concat()
         }
-        Payload::Elf { table, segments, content } => zstd(&elf(table, &segments, content)),
+        Payload::Elf {
+            table,
+            segments,
+            content,
+        } => zstd(&elf(table, &segments, content)),
     };
     let mut image = vec![0; 1024];
     image[0x1f1] = 1;

@@ -62,7 +62,10 @@ fn tar(members: &[Member<'_>]) -> Vec<u8> {
         header[329..336].copy_from_slice(b"0000001");
         header[337..344].copy_from_slice(b"0000003");
         if let Some((at, bytes)) = member.scribble {
-            header[usize::from(at) % 512..].iter_mut().zip(bytes).for_each(|(old, new)| *old = *new);
+            header[usize::from(at) % 512..]
+                .iter_mut()
+                .zip(bytes)
+                .for_each(|(old, new)| *old = *new);
         }
         header[148..156].fill(b' ');
         let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
@@ -91,13 +94,22 @@ fuzz_target!(|input: (Vec<Vec<Member<'_>>>, Option<&[u8]>)| {
         assert!(paths.insert(&name.path), "twice");
         for step in &name.path {
             assert!(!matches!(&step[..], b"" | b"." | b".."), "{step:?}");
-            assert!(step.len() <= 255 && !step.contains(&0) && !step.contains(&b'/'), "{step:?}");
+            assert!(
+                step.len() <= 255 && !step.contains(&0) && !step.contains(&b'/'),
+                "{step:?}"
+            );
         }
     }
-    let hidden = names.iter().filter_map(|name| name.path.last()).find(|step| step.starts_with(b".wh."));
+    let hidden = names
+        .iter()
+        .filter_map(|name| name.path.last())
+        .find(|step| step.starts_with(b".wh."));
     assert_eq!(hidden, None, "a whiteout became a file");
     assert!(content_bytes <= (1 << 20) * names.len() as u64);
-    for file in std::fs::read_dir(&*CONTENT).expect("the directory for content").flatten() {
+    for file in std::fs::read_dir(&*CONTENT)
+        .expect("the directory for content")
+        .flatten()
+    {
         std::fs::remove_file(file.path()).ok();
     }
 });
