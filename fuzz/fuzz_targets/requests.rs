@@ -122,7 +122,11 @@ fn run(requests: &mut Requests, request: &Request<'_>, disk: &mut [u8]) {
                 .map(u64::to_ne_bytes)
                 .concat();
             let answer = send(requests, &message(15, node_of(node), &arguments)).expect("reads are answered");
-            let Ok(read) = answer else { return };
+            let Ok(read) = answer else {
+                // Files are read, up to the longest transfer and up to their end.
+                assert!(!matches!(node_of(node), DISK | MEMORY), "{answer:?}");
+                return;
+            };
             assert!(read.len() <= size as usize);
             if node_of(node) == DISK {
                 let from = (offset as usize).min(disk.len());
