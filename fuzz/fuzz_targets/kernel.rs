@@ -12,6 +12,10 @@ enum Payload<'a> {
     Gzip(&'a [u8]),
     /// Blocks, which need not be ones of LZ4.
     Lz4(Vec<&'a [u8]>),
+    /// A kernel whose last byte is repeated 255 times so often.
+    Lz4Bomb {
+        rounds: u16,
+    },
     /// An ELF file with these program headers (offset, size in the file) and the note that makes it a kernel.
     Elf {
         table: u16,
@@ -58,6 +62,16 @@ fuzz_target!(|payload: Payload<'_>| {
                 blocks.iter().flat_map(sized).collect(),
             ]
             .concat()
+        }
+        Payload::Lz4Bomb { rounds } => {
+            let literals = elf(0, &[], b"");
+            let mut block = vec![0xff, u8::try_from(literals.len() - 15).expect("a small file")];
+            block.extend_from_slice(&literals);
+            block.extend_from_slice(&[1, 0]);
+            block.extend(std::iter::repeat_n(255, usize::from(rounds)));
+            block.extend_from_slice(&[0, 0x10, b'!']);
+            let size = (block.len() as u32).to_le_bytes();
+            [&[0x02, 0x21, 0x4c, 0x18], &size[..], &block].concat()
         }
         Payload::Elf {
             table,
