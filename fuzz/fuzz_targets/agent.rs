@@ -9,21 +9,50 @@ use martlet_agent_api::{Decoder, Frame, Kind, MAX_PAYLOAD_BYTES};
 #[derive(Debug, arbitrary::Arbitrary)]
 enum Piece<'a> {
     Bytes(&'a [u8]),
-    Frame { kind: u8, flags: u8, stream: u32, epoch: u64, payload: &'a [u8] },
+    Frame {
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        epoch: u64,
+        payload: &'a [u8],
+    },
     /// Its sender was cut off, or its kind is one of a later version.
-    Damaged { at: u8, flip: u8, keep: u16, payload: &'a [u8] },
+    Damaged {
+        at: u8,
+        flip: u8,
+        keep: u16,
+        payload: &'a [u8],
+    },
 }
 
 fn whole(kind: u8, flags: u8, stream: u32, epoch: u64, payload: &[u8]) -> Vec<u8> {
     let kind = Kind::from_byte(kind % 8 + 1).expect("kinds are 1 to 8");
-    Frame { kind, flags, stream, epoch, payload: payload.to_vec() }.to_bytes()
+    Frame {
+        kind,
+        flags,
+        stream,
+        epoch,
+        payload: payload.to_vec(),
+    }
+    .to_bytes()
 }
 
 fn bytes_of(piece: &Piece<'_>) -> Vec<u8> {
     match *piece {
         Piece::Bytes(bytes) => bytes.to_vec(),
-        Piece::Frame { kind, flags, stream, epoch, payload } => whole(kind, flags, stream, epoch, payload),
-        Piece::Damaged { at, flip, keep, payload } => {
+        Piece::Frame {
+            kind,
+            flags,
+            stream,
+            epoch,
+            payload,
+        } => whole(kind, flags, stream, epoch, payload),
+        Piece::Damaged {
+            at,
+            flip,
+            keep,
+            payload,
+        } => {
             let mut bytes = whole(at, flip, 7, 7, payload);
             bytes[usize::from(at) % HEADER_BYTES] ^= flip;
             if at & 0x80 != 0 {
@@ -75,7 +104,9 @@ fuzz_target!(|input: (Vec<Piece<'_>>, Vec<u16>)| {
     let (mut decoder, mut found, mut rest) = (Decoder::new(), Vec::new(), &bytes[..]);
     let mut cuts = cuts.iter().cycle();
     while !rest.is_empty() {
-        let cut = cuts.next().map_or(rest.len(), |cut| usize::from(*cut).clamp(1, rest.len()));
+        let cut = cuts
+            .next()
+            .map_or(rest.len(), |cut| usize::from(*cut).clamp(1, rest.len()));
         let (now, later) = rest.split_at(cut);
         decoder.push(now);
         found.extend(std::iter::from_fn(|| decoder.next_frame()));

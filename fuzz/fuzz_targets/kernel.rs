@@ -12,8 +12,16 @@ enum Payload<'a> {
     Gzip(&'a [u8]),
     /// Blocks, which need not be ones of LZ4.
     Lz4(Vec<&'a [u8]>),
+    /// A kernel whose last byte is repeated 255 times so often.
+    Lz4Bomb {
+        rounds: u16,
+    },
     /// An ELF file with these program headers (offset, size in the file) and the note that makes it a kernel.
-    Elf { table: u16, segments: Vec<(u16, u16)>, content: &'a [u8] },
+    Elf {
+        table: u16,
+        segments: Vec<(u16, u16)>,
+        content: &'a [u8],
+    },
 }
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {
@@ -49,9 +57,27 @@ fuzz_target!(|payload: Payload<'_>| {
         }
         Payload::Lz4(blocks) => {
             let sized = |block: &&[u8]| [&(block.len() as u32).to_le_bytes()[..], block].concat();
-            [vec![0x02, 0x21, 0x4c, 0x18], blocks.iter().flat_map(sized).collect()].concat()
+            [
+                vec![0x02, 0x21, 0x4c, 0x18],
+                blocks.iter().flat_map(sized).collect(),
+            ]
+            .concat()
         }
-        Payload::Elf { table, segments, content } => zstd(&elf(table, &segments, content)),
+        Payload::Lz4Bomb { rounds } => {
+            let literals = elf(0, &[], b"");
+            let mut block = vec![0xff, u8::try_from(literals.len() - 15).expect("a small file")];
+            block.extend_from_slice(&literals);
+            block.extend_from_slice(&[1, 0]);
+            block.extend(std::iter::repeat_n(255, usize::from(rounds)));
+            block.extend_from_slice(&[0, 0x10, b'!']);
+            let size = (block.len() as u32).to_le_bytes();
+            [&[0x02, 0x21, 0x4c, 0x18], &size[..], &block].concat()
+        }
+        Payload::Elf {
+            table,
+            segments,
+            content,
+        } => zstd(&elf(table, &segments, content)),
     };
     let mut image = vec![0; 1024];
     image[0x1f1] = 1;

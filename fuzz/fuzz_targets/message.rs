@@ -1,9 +1,7 @@
 //! Messages between host and agent: what decodes is written and read again unchanged.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
-use martlet_agent_api::{
-    Control, Finished, Hello, HelloReply, Reply, Request, from_payload, to_payload,
-};
+use martlet_agent_api::{Control, Finished, Hello, HelloReply, Reply, Request, from_payload, to_payload};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 
@@ -15,7 +13,9 @@ fn round_trip<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8])
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some((kind, bytes)) = bytes.split_first() else { return };
+    let Some((kind, bytes)) = bytes.split_first() else {
+        return;
+    };
     match kind % 6 {
         0 => round_trip::<Hello>(bytes),
         1 => round_trip::<HelloReply>(bytes),

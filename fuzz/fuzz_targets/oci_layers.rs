@@ -26,6 +26,10 @@ enum Step<'a> {
     Root,
     Hidden,
     Opaque,
+    /// Longer than a header holds, and twice longer than names may be.
+    Long,
+    /// A third of what may be nested.
+    Deep,
     Bytes(&'a [u8]),
 }
 
@@ -37,40 +41,69 @@ fn path(steps: &[Step<'_>]) -> Vec<u8> {
         Step::Root => b"/".to_vec(),
         Step::Hidden => b".wh.".to_vec(),
         Step::Opaque => b".wh..wh..opq".to_vec(),
+        Step::Long => vec![b'n'; 200],
+        Step::Deep => b"a/".repeat(100),
         Step::Bytes(bytes) => bytes.to_vec(),
     };
-    let mut path: Vec<u8> = steps.iter().flat_map(step).take(99).collect();
+    let mut path: Vec<u8> = steps.iter().flat_map(step).collect();
     path.pop_if(|byte| *byte == b'/');
     path
 }
 
-fn tar(members: &[Member<'_>]) -> Vec<u8> {
+/// Appends a member; a name or link too long for its field is put into members of its own before, as GNU tar does.
+fn append(tar: &mut Vec<u8>, member: &Member<'_>) {
     const KINDS: &[u8] = b"0000122334567xgLKS5555";
-    let mut tar = Vec::new();
-    for member in members {
-        let mut header = [0; 512];
-        let (path, link) = (path(&member.path), path(&member.link));
-        header[..path.len()].copy_from_slice(&path);
-        header[100..107].copy_from_slice(b"0000755");
-        header[108..115].copy_from_slice(b"0000000");
-        header[116..123].copy_from_slice(b"0000000");
-        header[124..135].copy_from_slice(format!("{:011o}", member.content.len()).as_bytes());
-        header[136..147].copy_from_slice(b"00000000000");
-        header[156] = KINDS[usize::from(member.kind) % KINDS.len()];
-        header[157..157 + link.len()].copy_from_slice(&link);
-        header[257..265].copy_from_slice(b"ustar\x0000");
-        header[329..336].copy_from_slice(b"0000001");
-        header[337..344].copy_from_slice(b"0000003");
-        if let Some((at, bytes)) = member.scribble {
-            header[usize::from(at) % 512..].iter_mut().zip(bytes).for_each(|(old, new)| *old = *new);
+    let (path, link) = (path(&member.path), path(&member.link));
+    for (kind, name) in [(b'L', &path), (b'K', &link)] {
+        if name.len() > 99 {
+            append_as(tar, kind, b"long", b"", name, None);
         }
-        header[148..156].fill(b' ');
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-        tar.extend_from_slice(&header);
-        tar.extend_from_slice(member.content);
-        tar.resize(tar.len().next_multiple_of(512), 0);
     }
+    let kind = KINDS[usize::from(member.kind) % KINDS.len()];
+    append_as(tar, kind, &path, &link, member.content, member.scribble);
+}
+
+fn append_as(
+    tar: &mut Vec<u8>,
+    kind: u8,
+    path: &[u8],
+    link: &[u8],
+    content: &[u8],
+    scribble: Option<(u16, &[u8])>,
+) {
+    let mut header = [0; 512];
+    let mut put = |at: usize, most: usize, bytes: &[u8]| {
+        header[at..at + most]
+            .iter_mut()
+            .zip(bytes)
+            .for_each(|(old, new)| *old = *new);
+    };
+    put(0, 99, path);
+    put(100, 7, b"0000755");
+    put(108, 7, b"0000000");
+    put(116, 7, b"0000000");
+    put(124, 11, format!("{:011o}", content.len()).as_bytes());
+    put(136, 11, b"00000000000");
+    put(156, 1, &[kind]);
+    put(157, 99, link);
+    put(257, 8, b"ustar\x0000");
+    put(329, 7, b"0000001");
+    put(337, 7, b"0000003");
+    if let Some((at, bytes)) = scribble {
+        let at = usize::from(at) % 512;
+        put(at, 512 - at, bytes);
+    }
+    put(148, 8, b"        ");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    tar.extend_from_slice(&header);
+    tar.extend_from_slice(content);
+    tar.resize(tar.len().next_multiple_of(512), 0);
+}
+
+fn tar(members: &[Member<'_>]) -> Vec<u8> {
+    let mut tar = Vec::new();
+    members.iter().for_each(|member| append(&mut tar, member));
     tar.resize(tar.len() + 1024, 0);
     tar
 }
@@ -91,13 +124,22 @@ fuzz_target!(|input: (Vec<Vec<Member<'_>>>, Option<&[u8]>)| {
         assert!(paths.insert(&name.path), "twice");
         for step in &name.path {
             assert!(!matches!(&step[..], b"" | b"." | b".."), "{step:?}");
-            assert!(step.len() <= 255 && !step.contains(&0) && !step.contains(&b'/'), "{step:?}");
+            assert!(
+                step.len() <= 255 && !step.contains(&0) && !step.contains(&b'/'),
+                "{step:?}"
+            );
         }
     }
-    let hidden = names.iter().filter_map(|name| name.path.last()).find(|step| step.starts_with(b".wh."));
+    let hidden = names
+        .iter()
+        .filter_map(|name| name.path.last())
+        .find(|step| step.starts_with(b".wh."));
     assert_eq!(hidden, None, "a whiteout became a file");
     assert!(content_bytes <= (1 << 20) * names.len() as u64);
-    for file in std::fs::read_dir(&*CONTENT).expect("the directory for content").flatten() {
+    for file in std::fs::read_dir(&*CONTENT)
+        .expect("the directory for content")
+        .flatten()
+    {
         std::fs::remove_file(file.path()).ok();
     }
 });

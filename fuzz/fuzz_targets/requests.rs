@@ -19,11 +19,32 @@ const ZERO_RANGE: u32 = 0x10;
 
 #[derive(Debug, arbitrary::Arbitrary)]
 enum Request<'a> {
-    Read { node: u8, offset: u32, size: u32 },
-    Write { node: u8, offset: u32, data: &'a [u8] },
-    Allocate { node: u8, offset: u32, length: u32, mode: u8 },
-    ReadDir { node: u8, offset: u8, size: u16 },
-    Other { opcode: u8, node: u8, arguments: &'a [u8] },
+    Read {
+        node: u8,
+        offset: u32,
+        size: u32,
+    },
+    Write {
+        node: u8,
+        offset: u32,
+        data: &'a [u8],
+    },
+    Allocate {
+        node: u8,
+        offset: u32,
+        length: u32,
+        mode: u8,
+    },
+    ReadDir {
+        node: u8,
+        offset: u8,
+        size: u16,
+    },
+    Other {
+        opcode: u8,
+        node: u8,
+        arguments: &'a [u8],
+    },
     Raw(&'a [u8]),
 }
 
@@ -43,8 +64,13 @@ fn start() -> Requests {
     let zeros = Arc::new(Manifest::zero(16));
     let disk = CowDisk::create(&dir, pager.clone(), zeros.clone(), DISK_BYTES as u64).expect("a disk");
     let registry = Registry::new();
-    let at = |ino| Placement { ino: Some(ino), ..Placement::default() };
-    registry.add_memory("m", MemoryImage::new(pager, zeros), at(MEMORY)).expect("a memory image");
+    let at = |ino| Placement {
+        ino: Some(ino),
+        ..Placement::default()
+    };
+    registry
+        .add_memory("m", MemoryImage::new(pager, zeros), at(MEMORY))
+        .expect("a memory image");
     registry.add_disk("d", disk, at(DISK)).expect("a disk");
     Requests::new(registry)
 }
@@ -92,9 +118,15 @@ fn send(requests: &mut Requests, message: &[u8]) -> Option<Result<Vec<u8>, i32>>
 fn run(requests: &mut Requests, request: &Request<'_>, disk: &mut [u8]) {
     match *request {
         Request::Read { node, offset, size } => {
-            let arguments = [0, u64::from(offset), u64::from(size), 0, 0].map(u64::to_ne_bytes).concat();
+            let arguments = [0, u64::from(offset), u64::from(size), 0, 0]
+                .map(u64::to_ne_bytes)
+                .concat();
             let answer = send(requests, &message(15, node_of(node), &arguments)).expect("reads are answered");
-            let Ok(read) = answer else { return };
+            let Ok(read) = answer else {
+                // Files are read, up to the longest transfer and up to their end.
+                assert!(!matches!(node_of(node), DISK | MEMORY), "{answer:?}");
+                return;
+            };
             assert!(read.len() <= size as usize);
             if node_of(node) == DISK {
                 let from = (offset as usize).min(disk.len());
@@ -105,9 +137,13 @@ fn run(requests: &mut Requests, request: &Request<'_>, disk: &mut [u8]) {
             }
         }
         Request::Write { node, offset, data } => {
-            let numbers = [0, u64::from(offset), data.len() as u64, 0, 0].map(u64::to_ne_bytes).concat();
+            let numbers = [0, u64::from(offset), data.len() as u64, 0, 0]
+                .map(u64::to_ne_bytes)
+                .concat();
             let answer = send(requests, &message(16, node_of(node), &[&numbers, data].concat()));
-            let Ok(written) = answer.expect("writes are answered") else { return };
+            let Ok(written) = answer.expect("writes are answered") else {
+                return;
+            };
             assert_eq!(node_of(node), DISK, "only disks are written to");
             let count = u32::from_ne_bytes(written[..4].try_into().expect("four bytes")) as usize;
             assert!(count <= data.len());
@@ -115,7 +151,12 @@ fn run(requests: &mut Requests, request: &Request<'_>, disk: &mut [u8]) {
                 disk[offset as usize..][..count].copy_from_slice(&data[..count]);
             }
         }
-        Request::Allocate { node, offset, length, mode } => {
+        Request::Allocate {
+            node,
+            offset,
+            length,
+            mode,
+        } => {
             let mode = u32::from(mode);
             let (offset, length) = (u64::from(offset), u64::from(length));
             let answer = send(requests, &allocate(node_of(node), offset, length, mode));
@@ -126,19 +167,28 @@ fn run(requests: &mut Requests, request: &Request<'_>, disk: &mut [u8]) {
             }
         }
         Request::ReadDir { node, offset, size } => {
-            let numbers = [0, u64::from(offset), u64::from(size), 0, 0].map(u64::to_ne_bytes).concat();
-            if let Ok(listed) = send(requests, &message(28, node_of(node), &numbers)).expect("it is answered") {
+            let numbers = [0, u64::from(offset), u64::from(size), 0, 0]
+                .map(u64::to_ne_bytes)
+                .concat();
+            if let Ok(listed) = send(requests, &message(28, node_of(node), &numbers)).expect("it is answered")
+            {
                 assert!(listed.len() <= usize::from(size));
             }
         }
-        Request::Other { opcode, node, arguments } => {
+        Request::Other {
+            opcode,
+            node,
+            arguments,
+        } => {
             // What changes the disk is known above, in all its fields.
             let changes = matches!(opcode, 16 | 43);
             let node = if changes { MEMORY } else { node_of(node) };
             send(requests, &message(u32::from(opcode), node, arguments));
         }
         Request::Raw(bytes) => {
-            let opcode = bytes.get(4..8).map(|opcode| u32::from_ne_bytes(opcode.try_into().expect("four bytes")));
+            let opcode = bytes
+                .get(4..8)
+                .map(|opcode| u32::from_ne_bytes(opcode.try_into().expect("four bytes")));
             if !matches!(opcode, Some(16 | 43)) {
                 let mut bytes = bytes.to_vec();
                 let length = (bytes.len() as u32).to_ne_bytes();
@@ -159,8 +209,14 @@ fuzz_target!(|sequence: Vec<Request<'_>>| {
         // What the input before left behind.
         let emptied = send(requests, &allocate(DISK, 0, DISK_BYTES as u64, HOLE));
         assert_eq!(emptied, Some(Ok(Vec::new())));
-        sequence.iter().for_each(|request| run(requests, request, &mut disk));
-        let whole = Request::Read { node: 0, offset: 0, size: DISK_BYTES as u32 };
+        sequence
+            .iter()
+            .for_each(|request| run(requests, request, &mut disk));
+        let whole = Request::Read {
+            node: 0,
+            offset: 0,
+            size: DISK_BYTES as u32,
+        };
         run(requests, &whole, &mut disk);
     });
 });

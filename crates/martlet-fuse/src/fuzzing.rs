@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub struct Requests {
     worker: Worker,
     kernel: UnixDatagram,
+    answer: Vec<u8>,
 }
 
 impl Requests {
@@ -27,15 +28,14 @@ impl Requests {
                 data: vec![0; TRANSFER_BYTES_MAX as usize],
             },
             kernel,
+            answer: vec![0; TRANSFER_BYTES_MAX as usize],
         }
     }
 
     /// The answer to one request, header and all, if there is one.
-    pub fn handle(&mut self, message: &[u8]) -> Option<Vec<u8>> {
+    pub fn handle(&mut self, message: &[u8]) -> Option<&[u8]> {
         self.worker.handle(message);
-        let mut answer = vec![0; TRANSFER_BYTES_MAX as usize];
-        let length = self.kernel.recv(&mut answer).ok()?;
-        answer.truncate(length);
-        Some(answer)
+        let length = self.kernel.recv(&mut self.answer).ok()?;
+        Some(&self.answer[..length])
     }
 }
