@@ -98,7 +98,7 @@ impl AgentClient {
 
     /// Tells user code to go on without waiting for the answer: a guest that does not answer now may hold it later.
     pub fn release_unheard(&self) {
-        let unheard = self.link.request(
+        let unheard = self.link.request_unchecked(
             &Request::Release {
                 realtime_unix_ns: None,
             },

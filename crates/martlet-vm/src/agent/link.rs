@@ -133,6 +133,15 @@ impl Link {
 
     pub(super) fn request(&self, request: &Request, timeout: Duration) -> Result<Response, AgentError> {
         self.greet_again_if_silent(timeout)?;
+        self.request_unchecked(request, timeout)
+    }
+
+    /// The same, also when nobody may be there to hear it.
+    pub(super) fn request_unchecked(
+        &self,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<Response, AgentError> {
         let (sender, receiver) = sync_channel(1);
         let stream = self.register(Waiter::Reply(sender))?;
         let sent = self.send_request(stream, request);

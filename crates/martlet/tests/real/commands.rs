@@ -284,3 +284,41 @@ fn ports_memory_disk_and_processors_are_as_asked_for() {
     daemon.ok(&["start", "guest"]);
     assert_eq!(daemon.exec("guest", "cat /kept"), "kept");
 }
+
+#[test]
+fn a_console_is_typed_at_and_seen() {
+    let daemon = guest();
+    daemon.exec(
+        "guest",
+        "(read line; echo heard $line) < /dev/ttyS0 > /dev/ttyS0 2>&1 &",
+    );
+    let mut terminal = Pty::open(24, 80);
+    let mut command = daemon.command(&["console", "guest"]);
+    let mut child = terminal.spawn(&mut command);
+    terminal.expect("Ctrl-] detaches");
+    terminal.write(b"a word\r");
+    terminal.expect("heard a word");
+    terminal.write(b"\x1d");
+    assert!(child.wait().unwrap().success());
+    assert!(terminal.echoes(), "the terminal was not put back");
+}
+
+#[test]
+fn what_the_guest_gives_up_on_its_disk_is_not_stored_again() {
+    const MIB: u64 = 1 << 20;
+    let daemon = guest();
+    daemon.exec(
+        "guest",
+        "dd if=/dev/urandom of=/big bs=1M count=24 2> /dev/null; sync",
+    );
+    let full = daemon.json(&["checkpoint", "guest"]);
+    assert!(full["stored_bytes"].as_u64().unwrap() > 24 * MIB, "{full}");
+    daemon.exec("guest", "rm /big; sync; fstrim /");
+    let trimmed = daemon.json(&["checkpoint", "guest"]);
+    let discarded = trimmed["avoided"].as_array().unwrap().iter();
+    let discarded: u64 = discarded
+        .filter(|avoided| avoided["means"] == "discard")
+        .map(|avoided| avoided["bytes"].as_u64().unwrap())
+        .sum();
+    assert!(discarded > 20 * MIB, "{trimmed}");
+}
