@@ -157,6 +157,7 @@ impl Worker {
         let count = u64::from(size).min(left) as usize;
         let buf = self.data.get_mut(..count).ok_or(Failed(libc::EINVAL))?;
         match content {
+            _ if count == 0 => {} // at the end or behind it, where a disk would refuse even nothing
             Content::Memory(image) => image.read(offset, buf)?,
             Content::Disk(disk) => disk.read_at(offset, buf)?,
         }

@@ -310,7 +310,14 @@ fn a_disk_is_written_discarded_and_frozen_under_load() {
     let mut whole = vec![0; size_bytes];
     file.read_exact_at(&mut whole, 0).unwrap();
     assert!(whole == content);
-    assert_eq!(file.read_at(&mut [0; 8], size_bytes as u64).unwrap(), 0);
+    for behind in [0, 1, 4096] {
+        let end = size_bytes as u64 + behind;
+        assert_eq!(
+            file.read_at(&mut [0; 8], end).unwrap(),
+            0,
+            "{behind} bytes behind the end"
+        );
+    }
     assert_eq!(
         file.write_at(b"beyond", size_bytes as u64)
             .unwrap_err()
