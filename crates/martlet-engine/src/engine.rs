@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// The daemon's and the keeper's logs are cut to half of this at most when a daemon starts.
+/// When a daemon starts, its and the keeper's logs lose their older part if they are larger.
 const SERVICE_LOG_BYTES: u64 = 8 << 20;
 /// Decoded frames kept in memory. Small: what guests map is in the kernel's page cache.
 const CACHE_BYTES: usize = 32 << 20;
@@ -115,7 +115,7 @@ impl Engine {
         let pager = Pager::new(Arc::new(Frames(store.clone())), CACHE_BYTES);
         let registry = Registry::new();
         for log in ["martletd.log", "keeper.log"] {
-            let _ = martlet_vm::process::trim(&dirs.state.join(log), SERVICE_LOG_BYTES); // absent, or small enough
+            let _ = martlet_vm::process::trim(&dirs.state.join(log), SERVICE_LOG_BYTES); // one that cannot be trimmed grows on
         }
         let socket = dirs.keeper_socket();
         let keeper_program = KeeperProgram {

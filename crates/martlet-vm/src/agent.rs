@@ -20,7 +20,7 @@ pub use stream::{AgentExec, ExecEvent, ExecInput, ExecOutcome, ExecOutput, TarRe
 
 use link::Link;
 use martlet_agent_api::{
-    Command, ExecSpec, Hello, HelloReply, Identified, Identity, Metrics, PROTOCOL, PROTOCOL_OLDEST, Prepared,
+    Command, ExecSpec, HelloReply, Identified, Identity, Metrics, PROTOCOL, PROTOCOL_OLDEST, Prepared,
     Request, Response, Start,
 };
 use std::os::unix::net::UnixStream;
@@ -60,12 +60,7 @@ impl AgentClient {
 
     /// Introduces the host and waits until the agent answers: it may still be booting.
     pub fn hello(&self, start: Start, timeout: Duration) -> Result<HelloReply, AgentError> {
-        let hello = Hello {
-            protocol: PROTOCOL,
-            protocol_oldest: PROTOCOL_OLDEST,
-            start,
-        };
-        let reply = self.link.hello(&hello, timeout)?;
+        let reply = self.link.hello(start, timeout)?;
         if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&reply.protocol) {
             return Err(AgentError::Version {
                 agent_version: reply.agent_version,

@@ -90,12 +90,17 @@ impl Link {
     }
 
     /// Sends Hello until it is answered.
-    pub(super) fn hello(&self, hello: &Hello, timeout: Duration) -> Result<HelloReply, AgentError> {
+    pub(super) fn hello(&self, start: Start, timeout: Duration) -> Result<HelloReply, AgentError> {
+        let hello = to_payload(&Hello {
+            protocol: PROTOCOL,
+            protocol_oldest: PROTOCOL_OLDEST,
+            start,
+        });
         let (sender, receiver) = sync_channel(1);
         lock(&self.table).hello = Some(sender);
         let deadline = Instant::now() + timeout;
         let mut patience = HELLO_RETRY;
-        self.send(Kind::Hello, 0, 0, &to_payload(hello))?;
+        self.send(Kind::Hello, 0, 0, &hello)?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match receiver.recv_timeout(patience.min(left)) {
@@ -108,7 +113,7 @@ impl Link {
             }
             // Perhaps the guest still waits for the rest of a frame of its former life.
             self.write(&vec![0; PREAMBLE_BYTES])?;
-            self.send(Kind::Hello, 0, 0, &to_payload(hello))?;
+            self.send(Kind::Hello, 0, 0, &hello)?;
         }
     }
 
@@ -119,12 +124,7 @@ impl Link {
         if !self.silent.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let hello = Hello {
-            protocol: PROTOCOL,
-            protocol_oldest: PROTOCOL_OLDEST,
-            start: Start::Same,
-        };
-        if self.hello(&hello, timeout)?.new_epoch {
+        if self.hello(Start::Same, timeout)?.new_epoch {
             let lost = std::mem::take(&mut lock(&self.table).waiters);
             disconnect(lost);
         }

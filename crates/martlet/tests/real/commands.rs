@@ -3,6 +3,7 @@
 #[path = "../pty/mod.rs"]
 mod pty;
 
+use crate::deadline::wait_for;
 use crate::{Daemon, Fixture};
 use pty::Pty;
 use std::fs;
@@ -10,7 +11,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Sent and fetched back: more than any buffer on its way.
 const STREAM_BYTES: usize = 8 << 20;
@@ -108,7 +109,7 @@ fn signals_reach_the_command_and_hanging_up_ends_it() {
     assert!(!sleeps().is_empty());
     child.kill().unwrap();
     child.wait().unwrap();
-    wait_until("the command ended", || sleeps().is_empty());
+    wait_for("the command to end", || sleeps().is_empty());
 }
 
 fn signal_process(pid: u32, signal: &str) {
@@ -116,15 +117,6 @@ fn signal_process(pid: u32, signal: &str) {
         .args(["-s", signal, &pid.to_string()])
         .status();
     assert!(sent.is_ok_and(|status| status.success()));
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "never: {what}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
 }
 
 #[test]
@@ -248,7 +240,7 @@ fn ports_memory_disk_and_processors_are_as_asked_for() {
         let machine = daemon.json(&["inspect", name]);
         let port = machine["ports"][0]["host_port"].as_u64().expect("a port");
         let mut words = String::new();
-        wait_until("the port answers", || {
+        wait_for("the port to answer", || {
             words.clear();
             let stream = TcpStream::connect(("127.0.0.1", port as u16));
             stream.is_ok_and(|mut stream| {
@@ -274,7 +266,7 @@ fn ports_memory_disk_and_processors_are_as_asked_for() {
     let top = daemon.json(&["top", "--once"]);
     assert_eq!(top.as_array().map(Vec::len), Some(2), "{top}");
     daemon.exec("guest", "echo a word to the console > /dev/console");
-    wait_until("the console's log has it", || {
+    wait_for("the word in the console's log", || {
         daemon.ok(&["logs", "guest"]).contains("a word to the console")
     });
     // Stopped, it has ended by itself; started, it is there again with its disk.

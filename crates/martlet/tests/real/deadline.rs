@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// For what must come about, but in its own time.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Ends the program unless it is dropped in time.
 pub struct Deadline {
@@ -31,5 +34,15 @@ impl Deadline {
             std::process::exit(101);
         });
         Self { _alive: alive }
+    }
+}
+
+/// Looks again and again until it `come`s.
+#[track_caller]
+pub fn wait_for(what: &str, mut come: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !come() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,12 +1,10 @@
 //! Losing a process loses nothing that it need not lose.
 
+use crate::deadline::wait_for;
 use crate::{Daemon, Fixture};
 use std::io::Read;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// For what must come about, but in its own time.
-const PATIENCE: Duration = Duration::from_secs(120);
+use std::time::Duration;
 
 fn kill(pid: u64, signal: &str) {
     let status = Command::new("kill").args([signal, &pid.to_string()]).status();
@@ -80,14 +78,6 @@ impl Daemon {
 
 fn exists(pid: u64) -> bool {
     std::fs::read_link(format!("/proc/{pid}/exe")).is_ok()
-}
-
-fn wait_for(what: &str, mut come: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !come() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
