@@ -169,7 +169,7 @@ impl Captured {
         let descriptor = live.vm.save_descriptor().told()?;
         let buffer = lock(&engine.buffer).take().unwrap_or_default();
         let memory = capture::capture(live.vm.pid(), mapping, buffer).told()?;
-        let mut free = live.memory.image.free_pages(live.key);
+        let mut free = live.reported().image.free_pages(live.key);
         for page in memory.pages().iter() {
             free.remove(page);
         }

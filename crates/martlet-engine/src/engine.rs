@@ -3,6 +3,7 @@
 use crate::dirs::Dirs;
 use crate::machine::{Machine, Record};
 use crate::mapped::Images;
+use crate::pool::Pool;
 use crate::problem::{self, Told};
 use crate::state::{State, When};
 use martlet_api::{Problem, ProblemCode};
@@ -43,6 +44,8 @@ pub struct Options {
     pub agent: PathBuf,
     /// QEMU, when not the distribution's.
     pub qemu: Option<PathBuf>,
+    /// QEMUs started ahead of the restores that will use them.
+    pub pool_size: usize,
 }
 
 /// See the crate's documentation.
@@ -63,6 +66,7 @@ pub struct Engine {
     pub(crate) kvm_gid: Option<u32>,
     pub(crate) machines: Mutex<BTreeMap<String, Arc<Machine>>>,
     pub(crate) buffer: Mutex<Option<CaptureBuffer>>,
+    pub(crate) pool: Arc<Pool>,
     qemu: OnceLock<Qemu>,
     next_key: AtomicU64,
     server: Mutex<Option<Server>>,
@@ -133,6 +137,7 @@ impl Engine {
             images: Images::new(registry.clone(), pager.clone()),
             spawner: keeper.clone(),
             kvm_gid: group_of(Path::new("/dev/kvm")),
+            pool: Pool::new(options.pool_size),
             dirs,
             options,
             store,
@@ -150,6 +155,7 @@ impl Engine {
             server: Mutex::default(),
         });
         engine.recover()?;
+        engine.pool.fill(Arc::downgrade(&engine));
         Ok(engine)
     }
 
@@ -198,6 +204,7 @@ impl Engine {
 
     /// Ends serving. With machines still alive the mount and the keeper stay for a successor; without, nothing does.
     pub fn close(&self) {
+        self.pool.close();
         let live = self
             .all()
             .iter()

@@ -117,6 +117,12 @@ pub struct RunningRecord {
     pub memory_name: String,
     /// Its inode.
     pub memory_inode: u64,
+    /// Number and name of the file that its free-page reports go to, when QEMU was started ahead.
+    #[serde(default)]
+    pub placeholder: Option<(u64, String)>,
+    /// The number that QEMU's user follows from, when it is not the machine's.
+    #[serde(default)]
+    pub user_number: Option<u64>,
     /// Inode of the disk.
     pub disk_inode: u64,
     /// Length of the console's log when it was started.
