@@ -15,13 +15,7 @@ impl Engine {
     /// A QEMU that was started ahead for a machine like this one. What boots gets none: it is given its kernel at its
     /// start; nor does a guest without an agent, which may ask its network's DHCP for the address that it had.
     pub(crate) fn take_ahead(&self, launch: &Launch<'_>, hardware: &compat::Hardware) -> Option<Ahead> {
-        let config = &launch.record.config;
-        let shape = Shape {
-            hardware: hardware.clone(),
-            cpus: config.cpus,
-            memory_bytes: config.memory_bytes,
-            outbound: config.outbound,
-        };
+        let shape = Shape::new(hardware, &launch.record.config);
         match &launch.from {
             From::Snapshot(_, snapshot) if snapshot.agent => self.pool.take(&shape),
             From::Snapshot(..) | From::Firmware => None,

@@ -6,6 +6,7 @@ use crate::phase::{Phase, Verb};
 use martlet_api::{Accel, MachineInfo, PortForward, Problem, ProblemCode, Timeline};
 use martlet_image::SnapshotId;
 use martlet_store::Pin;
+use martlet_vm::compat;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -104,6 +105,21 @@ pub struct HardwareRecord {
     pub cpu_model: String,
     /// QEMU version.
     pub qemu_version: String,
+}
+
+impl HardwareRecord {
+    /// As the hypervisor is told.
+    pub fn to_compat(&self) -> compat::Hardware {
+        compat::Hardware {
+            machine_type: self.machine_type.clone(),
+            cpu_model: self.cpu_model.clone(),
+            accel: match self.accel {
+                Accel::Kvm => compat::Accel::Kvm,
+                Accel::Tcg => compat::Accel::Tcg,
+            },
+            qemu_version: self.qemu_version.clone(),
+        }
+    }
 }
 
 /// What it takes to find a running VM again after the daemon's death.

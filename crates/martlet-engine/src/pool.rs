@@ -13,15 +13,16 @@
 
 use crate::engine::{Engine, lock};
 use crate::identity;
+use crate::machine::Config;
 use crate::mapped::Mapped;
 use crate::problem::{self, Told};
 use martlet_api::{PoolUsage, Problem};
 use martlet_image::{Manifest, PAGE_SIZE};
-use martlet_vm::compat::Hardware;
+use martlet_vm::RunningVm;
+use martlet_vm::compat::{Accel, Hardware};
 use martlet_vm::process::own_directory;
 use martlet_vm::running::StartOptions;
 use martlet_vm::spec::{Boot, Disk, MachineSpec, Memory, UserNet};
-use martlet_vm::RunningVm;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -37,14 +38,32 @@ pub const AHEAD: &str = "ahead-";
 /// What a QEMU started ahead must have in common with the machine that takes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shape {
-    /// Machine type, CPU model, accelerator.
-    pub hardware: Hardware,
+    /// Versioned machine type.
+    pub machine_type: String,
+    /// CPU model.
+    pub cpu_model: String,
+    /// Accelerator.
+    pub accel: Accel,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Guest memory.
     pub memory_bytes: u64,
     /// May the guest reach the outside?
     pub outbound: bool,
+}
+
+impl Shape {
+    /// That of a machine with this hardware.
+    pub fn new(hardware: &Hardware, config: &Config) -> Self {
+        Self {
+            machine_type: hardware.machine_type.clone(),
+            cpu_model: hardware.cpu_model.clone(),
+            accel: hardware.accel,
+            cpus: config.cpus,
+            memory_bytes: config.memory_bytes,
+            outbound: config.outbound,
+        }
+    }
 }
 
 /// A QEMU that waits for a machine. Dropping it ends it.
@@ -125,9 +144,10 @@ impl Pool {
     pub fn take(&self, shape: &Shape) -> Option<Ahead> {
         let mut inner = lock(&self.inner);
         inner.wanted = Some(shape.clone());
-        let at = inner.ready.iter().position(|ahead| {
-            ahead.shape == *shape && ahead.vm.as_ref().is_some_and(RunningVm::is_alive)
-        })?;
+        let at = inner
+            .ready
+            .iter()
+            .position(|ahead| ahead.shape == *shape && ahead.vm.as_ref().is_some_and(RunningVm::is_alive))?;
         Some(inner.ready.swap_remove(at))
     }
 
@@ -146,7 +166,10 @@ impl Pool {
     /// What it holds, and what that costs.
     pub fn usage(&self) -> PoolUsage {
         let inner = lock(&self.inner);
-        let pids = inner.ready.iter().filter_map(|ahead| Some(ahead.vm.as_ref()?.pid()));
+        let pids = inner
+            .ready
+            .iter()
+            .filter_map(|ahead| Some(ahead.vm.as_ref()?.pid()));
         PoolUsage {
             size: self.size as u64,
             ready: inner.ready.len() as u64,
@@ -187,9 +210,10 @@ impl Pool {
                 return None;
             }
             if let (Some(wanted), 0) = (inner.wanted.clone(), inner.launching) {
-                let (fit, other): (Vec<_>, Vec<_>) = std::mem::take(&mut inner.ready)
-                    .into_iter()
-                    .partition(|ahead| ahead.shape == wanted && ahead.vm.as_ref().is_some_and(RunningVm::is_alive));
+                let (fit, other): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut inner.ready).into_iter().partition(|ahead| {
+                        ahead.shape == wanted && ahead.vm.as_ref().is_some_and(RunningVm::is_alive)
+                    });
                 inner.ready = fit;
                 if !other.is_empty() {
                     drop(inner);
@@ -221,7 +245,12 @@ impl Pool {
 fn proportional_bytes(pid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib << 10)
+    line.trim()
+        .trim_end_matches("kB")
+        .trim()
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib << 10)
 }
 
 impl Engine {
@@ -242,7 +271,12 @@ impl Engine {
         };
         let spec = MachineSpec {
             name: "ahead".into(),
-            hardware: shape.hardware.clone(),
+            hardware: Hardware {
+                machine_type: shape.machine_type.clone(),
+                cpu_model: shape.cpu_model.clone(),
+                accel: shape.accel,
+                qemu_version: self.qemu()?.version().to_owned(),
+            },
             cpus: shape.cpus,
             memory: Memory {
                 path: self.dirs.memory_file(&ahead.placeholder.name),

@@ -17,6 +17,7 @@ use crate::identity;
 use crate::live::Live;
 use crate::machine::{Machine, Record, RunningRecord};
 use crate::phase::Phase;
+use crate::pool::Shape;
 use crate::problem::Told;
 use crate::state::When;
 use martlet_agent_api::Start;
@@ -145,7 +146,9 @@ impl Engine {
             Some((running.memory_inode, running.memory_name.clone())),
         )?;
         let placeholder = running.placeholder.clone();
-        let placeholder = placeholder.map(|shown| self.images.map(None, zeros(), Some(shown))).transpose()?;
+        let placeholder = placeholder
+            .map(|shown| self.images.map(None, zeros(), Some(shown)))
+            .transpose()?;
         let below = self.disk_manifest(&record.disk_base)?;
         let disk = CowDisk::open(
             &self.dirs.disk(&record.id, record.disk_number),
@@ -233,6 +236,8 @@ impl Engine {
         self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
         self.watch(machine, &live);
         tracing::info!(machine = record.name, pid = live.vm.pid(), "found again");
+        let hardware = record.hardware.to_compat();
+        self.pool.want(Shape::new(&hardware, &record.config));
         while record.agent && live.vm.is_alive() {
             match self.connect_agent(&record) {
                 Ok(agent) => {

@@ -62,10 +62,17 @@ mod tests {
 
         renew(&dir, None).unwrap();
 
-        assert_eq!(fs::read_to_string(dir.join("console.log")).unwrap(), "first run\n");
+        assert_eq!(
+            fs::read_to_string(dir.join("console.log")).unwrap(),
+            "first run\n"
+        );
         assert!(!dir.join("qmp.sock").exists());
         assert!(!dir.join("qemu.log").exists());
-        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "nothing is left of the old one");
+        assert_eq!(
+            fs::read_dir(home.path()).unwrap().count(),
+            1,
+            "nothing is left of the old one"
+        );
     }
 
     #[test]

@@ -67,7 +67,13 @@ impl Mapping {
     /// Where the whole file is, if it is in one piece.
     pub(crate) fn addresses(&self) -> Option<std::ops::Range<u64>> {
         match self.segments[..] {
-            [Segment { start, page_count, first_page: 0 }] => Some(start..start + page_count * PAGE_SIZE as u64),
+            [
+                Segment {
+                    start,
+                    page_count,
+                    first_page: 0,
+                },
+            ] => Some(start..start + page_count * PAGE_SIZE as u64),
             _ => None,
         }
     }

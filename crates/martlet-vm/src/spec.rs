@@ -336,7 +336,9 @@ impl MachineSpec {
 fn disk_args(args: &mut Args, index: usize, disk: &Disk) {
     let node = match &disk.path {
         Some(path) => disk_node(index, path, disk.read_only),
-        None => serde_json::json!({ "driver": "null-co", "node-name": empty_node(index), "read-zeroes": true }),
+        None => {
+            serde_json::json!({ "driver": "null-co", "node-name": empty_node(index), "read-zeroes": true })
+        }
     };
     args.opt("-blockdev", node.to_string());
     let slot = FIRST_DISK_SLOT + index;

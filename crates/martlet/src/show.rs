@@ -10,7 +10,12 @@ pub const NONE: &str = "-";
 
 /// `2 of 2 QEMUs, 71 MiB`.
 pub fn pool(usage: &martlet_api::PoolUsage) -> String {
-    format!("{} of {} QEMUs, {}", usage.ready, usage.size, size(usage.memory_bytes))
+    format!(
+        "{} of {} QEMUs, {}",
+        usage.ready,
+        usage.size,
+        size(usage.memory_bytes)
+    )
 }
 
 /// `1.5 GiB`.

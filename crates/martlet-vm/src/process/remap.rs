@@ -102,7 +102,9 @@ fn wait_for_stop(thread: Pid) -> io::Result<()> {
                 std::thread::sleep(Duration::from_micros(20));
             }
             Ok(WaitStatus::StillAlive) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return Err(io::Error::other("it has ended")),
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
+                return Err(io::Error::other("it has ended"));
+            }
             Ok(_) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
@@ -124,12 +126,20 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![7; SIZE as usize]).unwrap();
         let begun = Instant::now();
-        let mut child = Command::new("sleep").arg("0.7").stdin(Stdio::from(file.try_clone().unwrap())).spawn().unwrap();
+        let mut child = Command::new("sleep")
+            .arg("0.7")
+            .stdin(Stdio::from(file.try_clone().unwrap()))
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(200));
 
         map_over(child.id(), FREE_ADDRESS..FREE_ADDRESS + SIZE, 0).unwrap();
 
-        let memory = std::fs::File::options().read(true).write(true).open(format!("/proc/{}/mem", child.id())).unwrap();
+        let memory = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/{}/mem", child.id()))
+            .unwrap();
         let mut byte = [0];
         memory.read_exact_at(&mut byte, FREE_ADDRESS + SIZE - 1).unwrap();
         assert_eq!(byte, [7]);
@@ -137,12 +147,19 @@ mod tests {
         file.read_exact_at(&mut byte, 0).unwrap();
         assert_eq!(byte, [7], "what the process writes is its own");
         assert!(child.wait().unwrap().success(), "it has noticed nothing");
-        assert!(begun.elapsed() >= Duration::from_millis(700), "it has slept to its end");
+        assert!(
+            begun.elapsed() >= Duration::from_millis(700),
+            "it has slept to its end"
+        );
     }
 
     #[test]
     fn what_the_process_cannot_do_is_told_and_harms_it_not() {
-        let mut child = Command::new("sleep").arg("0.5").stdin(Stdio::null()).spawn().unwrap();
+        let mut child = Command::new("sleep")
+            .arg("0.5")
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(100));
 
         let error = map_over(child.id(), FREE_ADDRESS..FREE_ADDRESS + SIZE, 77).unwrap_err();

@@ -20,7 +20,10 @@ impl RunningVm {
     /// written to. The guest must not have run. QEMU keeps `placeholder` open, and pages that the guest reports as free
     /// are punched out of *that*.
     pub fn bind_memory(&self, placeholder: &Path, file: &Path) -> Result<(), VmError> {
-        let bad = |reason: String| VmError::Memory { pid: self.pid(), reason };
+        let bad = |reason: String| VmError::Memory {
+            pid: self.pid(),
+            reason,
+        };
         let addresses = Mapping::find(self.pid(), placeholder)?
             .addresses()
             .ok_or_else(|| bad(format!("{} is mapped in pieces", placeholder.display())))?;
@@ -29,7 +32,8 @@ impl RunningVm {
             .write(true)
             .open(file)
             .map_err(VmError::io(format!("open {}", file.display())))?;
-        let added = self.command_with_fds(DURING, "add-fd", json!({ "opaque": "memory" }), &[opened.as_fd()])?;
+        let added =
+            self.command_with_fds(DURING, "add-fd", json!({ "opaque": "memory" }), &[opened.as_fd()])?;
         let (set, fd) = (&added["fdset-id"], added["fd"].as_i64().unwrap_or(-1));
         let mapped = map_over(self.pid(), addresses, fd as i32);
         // The mapping keeps the file open by itself.
@@ -43,8 +47,16 @@ impl RunningVm {
         let name = node["node-name"].clone();
         self.command(DURING, "blockdev-add", node)?;
         let device = format!("/machine/peripheral/vd{index}");
-        self.command(DURING, "qom-set", json!({ "path": device, "property": "drive", "value": name }))?;
-        self.command(DURING, "blockdev-del", json!({ "node-name": spec::empty_node(index) }))?;
+        self.command(
+            DURING,
+            "qom-set",
+            json!({ "path": device, "property": "drive", "value": name }),
+        )?;
+        self.command(
+            DURING,
+            "blockdev-del",
+            json!({ "node-name": spec::empty_node(index) }),
+        )?;
         Ok(())
     }
 
