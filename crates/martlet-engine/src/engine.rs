@@ -12,7 +12,6 @@ use martlet_fuse::{MountOptions, Negotiated, Registry, Server};
 use martlet_image::{FrameId, SnapshotId, Trace};
 use martlet_pager::{FrameSource, Pager, SourceError};
 use martlet_store::{RealFiles, Store, StoreError};
-use martlet_vm::capture::CaptureBuffer;
 use martlet_vm::{KeeperClient, KeeperProgram, Qemu, Spawner};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -65,7 +64,6 @@ pub struct Engine {
     pub(crate) is_root: bool,
     pub(crate) kvm_gid: Option<u32>,
     pub(crate) machines: Mutex<BTreeMap<String, Arc<Machine>>>,
-    pub(crate) buffer: Mutex<Option<CaptureBuffer>>,
     pub(crate) pool: Arc<Pool>,
     qemu: OnceLock<Qemu>,
     next_key: AtomicU64,
@@ -149,7 +147,6 @@ impl Engine {
             connection: Mutex::default(),
             is_root,
             machines: Mutex::default(),
-            buffer: Mutex::default(),
             qemu: OnceLock::new(),
             next_key: AtomicU64::new(1),
             server: Mutex::default(),

@@ -483,7 +483,11 @@ impl Engine {
             Who::Clone { .. } => agent::Start::Clone,
         };
         let client = AgentClient::connect(&socket, epoch, CONFIRM_TIMEOUT).told()?;
-        hello(&client, start, timeout, vm)?;
+        let greeted = match booting {
+            true => client.hello_booting(timeout),
+            false => client.hello(start, timeout),
+        };
+        heard(greeted, vm)?;
         client
             .identify(&self.identity(launch), timeout)
             .told_as("the guest did not take on its identity, so it was not started")?;
@@ -567,14 +571,9 @@ impl Engine {
     }
 }
 
-/// Waits for the agent, but not longer than QEMU lives.
-fn hello(
-    client: &AgentClient,
-    start: agent::Start,
-    timeout: Duration,
-    vm: &RunningVm,
-) -> Result<(), Problem> {
-    match client.hello(start, timeout) {
+/// Has the agent answered? QEMU may have ended instead.
+fn heard(greeted: Result<agent::HelloReply, AgentError>, vm: &RunningVm) -> Result<(), Problem> {
+    match greeted {
         Ok(_) => Ok(()),
         Err(error) if !vm.is_alive() || vm.has_panicked() => Err(Problem::new(
             ProblemCode::GuestFailed,

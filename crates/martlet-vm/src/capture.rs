@@ -194,11 +194,6 @@ impl CapturedMemory {
     pub fn iter_nonzero(&self) -> impl Iterator<Item = (u64, &[u8; PAGE_SIZE])> {
         self.iter().filter(|(_, page)| !is_zero(&page[..]))
     }
-
-    /// Gives the buffer back, for the next capture.
-    pub fn into_buffer(self) -> CaptureBuffer {
-        self.buffer
-    }
 }
 
 #[cfg(test)]
