@@ -171,6 +171,10 @@ impl Engine {
         let ahead = self.take_ahead(&launch, &hardware);
         let files = self.files(&launch, ahead.as_ref())?;
         let spawned = self.spawn(&launch, &hardware, files, ahead)?;
+        let agent = match self.has_agent(&launch) {
+            true => Some(self.connect(&launch)?),
+            false => None,
+        };
         if let From::Snapshot(_, snapshot) = &launch.from {
             let memory = snapshot
                 .memory
@@ -189,14 +193,9 @@ impl Engine {
         let running = spawned.vm().cont().told()?;
         timeline.first_instruction_ms = Some(since_ms(running));
         let prefetcher = self.prefetch(&launch, &spawned.files.memory);
-        let agent = match self.has_agent(&launch) {
-            true => Some(
-                self.confirm(&launch, spawned.vm())
-                    .map_err(|p| self.with_last_words(p, spawned.vm()))?,
-            ),
-            false => None,
-        };
         if let Some(agent) = &agent {
+            self.confirm(&launch, agent, spawned.vm())
+                .map_err(|p| self.with_last_words(p, spawned.vm()))?;
             first_exec(agent).or_else(|error| Err(error).told_as(never_executed(spawned.vm())))?;
             timeline.first_exec_ms = Some(since_ms(Instant::now()));
         }
@@ -472,17 +471,22 @@ impl Engine {
         Prefetcher::start(memory.image.clone(), trace, PREFETCH_BYTES).ok()
     }
 
-    /// Makes the guest the machine it is to be, then lets its user code go. Nothing of it ran before.
-    fn confirm(&self, launch: &Launch<'_>, vm: &RunningVm) -> Result<AgentClient, Problem> {
+    /// Connects to the agent's channel, before the guest is there: a restored one then finds its host connected, as it
+    /// was when it was saved, and does not have to open its end anew.
+    fn connect(&self, launch: &Launch<'_>) -> Result<AgentClient, Problem> {
         let socket = self.dirs.run(&launch.record.id).join("agent.sock");
         let epoch = u64::from_le_bytes(identity::random());
+        AgentClient::connect(&socket, epoch, CONFIRM_TIMEOUT).told()
+    }
+
+    /// Makes the guest the machine it is to be, then lets its user code go. Nothing of it ran before.
+    fn confirm(&self, launch: &Launch<'_>, client: &AgentClient, vm: &RunningVm) -> Result<(), Problem> {
         let booting = matches!(launch.from, From::Boot(_));
         let timeout = if booting { BOOT_TIMEOUT } else { CONFIRM_TIMEOUT };
         let start = match launch.who {
             Who::Same => agent::Start::Same,
             Who::Clone { .. } => agent::Start::Clone,
         };
-        let client = AgentClient::connect(&socket, epoch, CONFIRM_TIMEOUT).told()?;
         let greeted = match booting {
             true => client.hello_booting(timeout),
             false => client.hello(start, timeout),
@@ -495,9 +499,9 @@ impl Engine {
             .release(Some(now_unix_ns()))
             .told_as("the guest did not go on")?;
         if booting {
-            self.start_command(launch, &client)?;
+            self.start_command(launch, client)?;
         }
-        Ok(client)
+        Ok(())
     }
 
     fn identity(&self, launch: &Launch<'_>) -> agent::Identity {

@@ -115,7 +115,7 @@ impl Link {
         let deadline = Instant::now() + timeout;
         let mut patience = match awaited {
             Awaited::Booting => Duration::from_millis(50),
-            Awaited::There => Duration::from_secs(1),
+            Awaited::There => Duration::from_millis(300),
         };
         self.send(Kind::Hello, 0, 0, &hello)?;
         loop {
