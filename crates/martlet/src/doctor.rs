@@ -5,6 +5,7 @@ use crate::process::free_bytes;
 use crate::show;
 use martlet_api::{Check, Paths};
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -48,7 +49,13 @@ fn virtualisation() -> Check {
             "switch virtualisation on in the firmware, or nested virtualisation when this host is a VM itself",
         );
     }
-    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    match opened.and_then(|device| device.metadata()) {
+        Ok(device) if is_root() && !opens_to_qemu(device.mode(), device.gid()) => Check::fail(
+            name,
+            format!("KVM ({kind}), but /dev/kvm is closed to QEMU, which runs unprivileged"),
+            "chgrp kvm /dev/kvm && chmod g+rw /dev/kvm, and start the daemon anew; or `martlet run --accel tcg`",
+        ),
         Ok(_) => Check::ok(name, format!("KVM ({kind})")),
         Err(error) => Check::warn(
             name,
@@ -56,6 +63,15 @@ fn virtualisation() -> Check {
             "modprobe kvm_intel or kvm_amd; and as a user: adduser $USER kvm, then log in again",
         ),
     }
+}
+
+/// The daemon of root gives its QEMUs users of their own, and the device's group unless that is root's.
+fn opens_to_qemu(mode: u32, gid: u32) -> bool {
+    mode & 0o006 == 0o006 || (gid != 0 && mode & 0o060 == 0o060)
+}
+
+fn is_root() -> bool {
+    Paths::of_this_user().state_dir == Path::new(martlet_api::SYSTEM_STATE_DIR)
 }
 
 fn qemu() -> Check {
@@ -141,7 +157,7 @@ fn since_kernel(name: &str, since: (u32, u32), feature: &str, without: &str) -> 
 
 fn permissions() -> Check {
     let name = "permissions";
-    if Paths::of_this_user().state_dir == Path::new(martlet_api::SYSTEM_STATE_DIR) {
+    if is_root() {
         return Check::ok(name, "root");
     }
     let number = |path: &str| {
@@ -264,6 +280,14 @@ fn version(text: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kvm_device_must_open_to_the_users_that_qemu_runs_as() {
+        let (root, kvm) = (0, 106);
+        assert!(opens_to_qemu(0o20_660, kvm) && opens_to_qemu(0o20_666, root));
+        assert!(!opens_to_qemu(0o20_660, root), "QEMU is never in root's group");
+        assert!(!opens_to_qemu(0o20_600, kvm) && !opens_to_qemu(0o20_640, kvm));
+    }
 
     #[test]
     fn versions() {

@@ -7,9 +7,11 @@ use martlet_agent_api::{
     Control, Decoder, Hello, HelloReply, PROTOCOL, PROTOCOL_OLDEST, Reply, Request, Response, Start,
     from_payload, to_payload,
 };
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -127,6 +129,9 @@ impl Link {
                     return Err(AgentError::Timeout { what: "the greeting" });
                 }
                 Err(RecvTimeoutError::Timeout) => patience = (patience * 2).min(HELLO_RETRY_MAX),
+            }
+            if !self.is_read() {
+                continue; // it boots yet and finds the greeting later; more of them would fill the socket
             }
             // Perhaps the guest still waits for the rest of a frame of its former life.
             self.write(&vec![0; PREAMBLE_BYTES])?;
@@ -253,6 +258,12 @@ impl Link {
                 _ => self.ended(),
             }
         })
+    }
+
+    /// The other side takes what it is sent: Linux calls a unix socket writable while most of its buffer is free.
+    fn is_read(&self) -> bool {
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     pub(super) fn is_closed(&self) -> bool {

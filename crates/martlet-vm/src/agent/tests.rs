@@ -93,6 +93,26 @@ fn a_silent_guest_times_out() {
 }
 
 #[test]
+fn a_guest_that_reads_nothing_yet_may_still_be_booting() {
+    let (host, socket) = UnixStream::pair().unwrap();
+    let client = AgentClient::over(host, EPOCH).unwrap();
+    let greeted = client.hello(Start::Same, Duration::from_secs(2));
+    assert!(
+        matches!(greeted, Err(AgentError::Timeout { what: "the greeting" })),
+        "greetings that nobody reads fill the socket: {greeted:?}"
+    );
+    let mut guest = Guest {
+        socket,
+        decoder: Decoder::new(),
+    };
+    assert_eq!(
+        guest.receive().unwrap().kind,
+        Kind::Hello,
+        "the first of them waits for it"
+    );
+}
+
+#[test]
 fn an_agent_that_was_started_again_is_greeted_again() {
     // It knows no epoch, and answers nothing, until it is greeted.
     let (mut knows, mut began) = (true, false);
