@@ -21,6 +21,7 @@ mod memory;
 mod pager;
 mod prefetch;
 mod push;
+mod sequence;
 mod source;
 #[cfg(test)]
 mod testing;

@@ -2,6 +2,7 @@
 
 use crate::cache::lock;
 use crate::push::{PagePush, Piece, PushQueue};
+use crate::sequence::Sequence;
 use crate::{Pager, SourceError};
 use martlet_image::{
     FRAME_PAGES_MAX, FrameId, Manifest, PAGE_SIZE, PageLocation, PageSet, TRACE_PAGES_MAX, Trace,
@@ -43,6 +44,8 @@ pub(crate) enum Handed {
 struct Record {
     /// Pages that were handed over, asked for or not.
     known: PageSet,
+    /// Pages that were asked for.
+    asked: PageSet,
     /// First touches by demand, in order.
     trace: Vec<u32>,
     demand_pages: u64,
@@ -59,6 +62,7 @@ pub struct MemoryImage {
     pub(crate) pager: Arc<Pager>,
     manifest: Arc<Manifest>,
     record: Mutex<Record>,
+    sequence: Mutex<Sequence>,
     free: Mutex<HashMap<VmKey, PageSet>>,
     path: Mutex<Option<Arc<PushPath>>>,
     reading: AtomicU32,
@@ -85,6 +89,7 @@ impl MemoryImage {
             pager,
             manifest,
             record: Mutex::default(),
+            sequence: Mutex::default(),
             free: Mutex::default(),
             path: Mutex::default(),
             reading: AtomicU32::new(0),
@@ -125,6 +130,7 @@ impl MemoryImage {
         let end = offset.saturating_add(buf.len() as u64).div_ceil(PAGE_SIZE as u64);
         let pages = offset / PAGE_SIZE as u64..end.min(self.manifest.page_count());
         if !pages.is_empty() {
+            self.push_ahead(pages.clone());
             self.note_access(pages.clone());
             self.push_around(pages);
         }
@@ -136,6 +142,7 @@ impl MemoryImage {
         self.latest_page.store(pages.start, Relaxed);
         let mut record = lock(&self.record);
         for page in pages.start..pages.end.min(self.manifest.page_count()) {
+            record.asked.insert(page);
             if !record.known.insert(page) {
                 continue;
             }
@@ -144,6 +151,43 @@ impl MemoryImage {
                 && record.trace.len() < TRACE_PAGES_MAX
             {
                 record.trace.push(page);
+            }
+        }
+    }
+
+    /// Queues what a reader that goes through the image in order will ask for next. Who asks for the same again does not
+    /// have what follows either, although it was handed over before. Zeros cost the reader nothing but the way, and are
+    /// left out.
+    fn push_ahead(&self, pages: Range<u64>) {
+        let again = lock(&self.record).asked.contains(pages.start);
+        let ahead = lock(&self.sequence).note(pages, self.manifest.page_count());
+        let (Some(path), Some(image)) = (self.path(), self.me.upgrade()) else {
+            return;
+        };
+        let is_stored = |page: &u64| self.manifest.locate(*page) != PageLocation::Zero;
+        for begin in ahead.clone().step_by(FRAME_PAGES_MAX) {
+            let some = begin..(begin + FRAME_PAGES_MAX as u64).min(ahead.end);
+            let run = {
+                let mut record = lock(&self.record);
+                let is_missing = |page: &u64| again || !record.known.contains(*page);
+                let Some(start) = some.clone().find(|page| is_stored(page) && is_missing(page)) else {
+                    continue;
+                };
+                // Zeros between are less than a push of their own.
+                let last = (start..some.end).take_while(is_missing).filter(is_stored).last();
+                let run = start..last.map_or(start, |last| last + 1);
+                for page in run.clone() {
+                    record.known.insert(page);
+                }
+                run
+            };
+            let piece = Piece {
+                image: image.clone(),
+                target: path.target.clone(),
+                pages: run.clone(),
+            };
+            if !path.queue.offer(piece) {
+                return self.give_back(run);
             }
         }
     }
@@ -353,6 +397,30 @@ mod tests {
             (52..68).collect::<Vec<_>>()
         );
         assert_eq!(image.stats().pushed_pages, 16);
+    }
+
+    #[test]
+    fn who_reads_in_order_finds_the_next_pages_there_also_the_second_time() {
+        let (image, content, caught, _queue) = image_of(400, 3);
+        let mut buf = [0; 4 * PAGE_SIZE];
+        for round in 0..2 {
+            for page in (0..128).step_by(4) {
+                image.read(page * 4096, &mut buf).unwrap();
+            }
+            let stored = |page: &u64| image.manifest().locate(*page) != PageLocation::Zero;
+            let next: Vec<u64> = (128..192).filter(stored).collect();
+            caught.wait_until("all that comes next", |pushed| {
+                next.iter().all(|page| pushed.contains_key(page))
+            });
+            for (page, bytes) in caught.pages() {
+                assert_eq!(
+                    content[page as usize * 4096..][..4096],
+                    bytes[..],
+                    "round {round}"
+                );
+            }
+            caught.clear();
+        }
     }
 
     #[test]

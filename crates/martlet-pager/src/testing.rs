@@ -97,14 +97,24 @@ impl Caught {
     pub(crate) fn pages(&self) -> std::collections::BTreeMap<u64, Vec<u8>> {
         self.0.lock().unwrap().clone()
     }
+    pub(crate) fn clear(&self) {
+        self.0.lock().unwrap().clear();
+    }
     /// Pushes come from a thread of their own.
     pub(crate) fn wait_for(&self, pages: usize) {
+        self.wait_until(&format!("{pages} pages"), |pushed| pushed.len() >= pages);
+    }
+    pub(crate) fn wait_until(
+        &self,
+        what: &str,
+        is_so: impl Fn(&std::collections::BTreeMap<u64, Vec<u8>>) -> bool,
+    ) {
         let start = std::time::Instant::now();
-        while self.pages().len() < pages {
+        while !is_so(&self.0.lock().unwrap()) {
+            let pushed = self.pages().len();
             assert!(
                 start.elapsed() < Duration::from_secs(20),
-                "{} of {pages} pages pushed",
-                self.pages().len()
+                "waited for {what}; {pushed} pages pushed"
             );
             std::thread::sleep(Duration::from_millis(1));
         }
