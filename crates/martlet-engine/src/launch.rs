@@ -184,7 +184,7 @@ impl Engine {
         let agent = match self.has_agent(&launch) {
             true => Some(
                 self.confirm(&launch, spawned.vm())
-                    .map_err(|p| self.with_last_words(p, spawned.vm()))?,
+                    .map_err(|p| problem::of_guest(spawned.vm(), self.with_last_words(p, spawned.vm())))?,
             ),
             false => None,
         };
