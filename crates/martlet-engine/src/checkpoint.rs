@@ -21,7 +21,7 @@ use crate::launch::{now_unix_ms, now_unix_ns};
 use crate::live::Live;
 use crate::machine::{Machine, Operation, Record};
 use crate::phase::{Phase, Verb};
-use crate::problem::Told;
+use crate::problem::{Told, of_guest};
 use crate::state::When;
 use martlet_api::{
     Accel, Avoided, AvoidedMeans, CheckpointReport, CheckpointRequest, Problem, ProblemCode, Progress,
@@ -263,7 +263,7 @@ impl Engine {
         *lock(&self.buffer) = Some(buffer);
         live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
         // From here on a daemon that finds this phase knows that the guest may stand still.
-        self.update(machine, When::Now, |record| record.phase = Phase::Pausing)?;
+        self.update_or_not(machine, |record| record.phase = Phase::Pausing)?;
         let saving = Saving {
             machine,
             live: &live,
@@ -274,11 +274,10 @@ impl Engine {
             afterwards,
             requested,
         };
-        let saved = self.save_pausing(saving, progress);
-        if saved.is_err() {
+        self.save_pausing(saving, progress).or_else(|problem| {
             self.update(machine, When::Now, goes_on)?;
-        }
-        saved
+            Err(of_guest(&live.vm, problem))
+        })
     }
 
     fn save_pausing(
@@ -324,7 +323,7 @@ impl Engine {
         *lock(&self.buffer) = Some(memory.into_buffer());
         match still {
             None => {
-                self.update(machine, When::Now, |record| {
+                self.update_or_not(machine, |record| {
                     goes_on(record);
                     record.snapshot = Some(id);
                     record.disk_base = id;
@@ -333,7 +332,7 @@ impl Engine {
             }
             Some(still) => {
                 drop(disk);
-                self.update(machine, When::Now, |record| {
+                self.update_or_not(machine, |record| {
                     record.phase = Phase::Suspended;
                     record.snapshot = Some(id);
                     record.disk_base = id;
