@@ -131,6 +131,7 @@ fn soak(report: &mut Report, time: Duration, logs: &Path) -> Result<(), Discrepa
 }
 
 fn run(driver: &mut Driver<'_>, time: Duration, empty: &Files) -> Result<(), Discrepancy> {
+    driver.report.begin();
     driver.begin()?;
     while driver.report.elapsed() < time {
         driver.step()?;

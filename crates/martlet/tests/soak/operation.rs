@@ -332,7 +332,12 @@ pub fn choose(
             machine && snapshot
         };
         let room = limits.machines.saturating_sub(expected);
-        let operation = match model.machines.is_empty() || random.chance(25) {
+        // More machines first, if there are few.
+        let store_percent = match model.machines.len() * 2 < limits.machines {
+            true => 45,
+            false => 20,
+        };
+        let operation = match model.machines.is_empty() || random.chance(store_percent) {
             true => on_store(random, numbers, model, limits, room, kept),
             false => on_machine(random, numbers, model, limits, room),
         };
@@ -363,7 +368,7 @@ fn on_store(
         let snapshot = random.pick(&snapshots)?.clone();
         let name = format!("m{}", numbers.next());
         let weight = if model.machines.len() * 2 < limits.machines {
-            8
+            20
         } else {
             3
         };

@@ -76,6 +76,11 @@ impl Report {
         *self.faults.entry(kind).or_default() += 1;
     }
 
+    /// From here on time counts.
+    pub fn begin(&mut self) {
+        self.begun = Instant::now();
+    }
+
     fn total(&self, of: impl Fn(&Count) -> u64) -> u64 {
         self.operations.values().map(of).sum()
     }
