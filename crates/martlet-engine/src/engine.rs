@@ -149,6 +149,7 @@ impl Engine {
             next_key: AtomicU64::new(1),
             server: Mutex::default(),
         });
+        engine.remove_half_boot_files();
         engine.recover()?;
         Ok(engine)
     }

@@ -20,7 +20,7 @@ use martlet_agent_api as agent;
 use martlet_api::{Accel, InitKind, Problem, ProblemCode, Timeline};
 use martlet_disk::{CowDisk, DiskError};
 use martlet_fuse::{Placement, Prefetcher};
-use martlet_image::{BlobId, BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
+use martlet_image::{BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
 use martlet_pager::VmKey;
 use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::compat;
@@ -409,21 +409,6 @@ impl Engine {
             gid: uid,
             groups: [Some(QEMU_GID), self.kvm_gid].into_iter().flatten().collect(),
         })
-    }
-
-    /// A kernel or initramfs as a file that QEMU can read.
-    fn boot_file(&self, id: &BlobId) -> Result<PathBuf, Problem> {
-        let path = self.dirs.boot().join(id.to_string());
-        if !path.exists() {
-            let bytes = self
-                .store
-                .blob(id)
-                .told_as("the guest's kernel cannot be read from the store")?;
-            let scratch = path.with_extension(identity::machine_id());
-            std::fs::write(&scratch, bytes).map_err(|error| problem::io("write", &scratch, &error))?;
-            std::fs::rename(&scratch, &path).map_err(|error| problem::io("make", &path, &error))?;
-        }
-        Ok(path)
     }
 
     fn has_agent(&self, launch: &Launch<'_>) -> bool {

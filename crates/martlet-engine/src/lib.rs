@@ -12,6 +12,7 @@
 //! those of the two ways through a pause.
 
 mod bases;
+mod boot;
 mod checkpoint;
 mod dirs;
 mod end;

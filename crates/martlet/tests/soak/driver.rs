@@ -3,7 +3,7 @@
 
 use crate::Daemon;
 use crate::command::{Answer, call, call_with_input};
-use crate::content::{self, Place};
+use crate::content::{self, Content, Place};
 use crate::fault::{self, Fault, Planned};
 use crate::model::{Machine, Model, Possible, Reference, Snapshot, State, World};
 use crate::operation::{self, Limits, NewSnapshot, Numbers, Operation};
@@ -71,7 +71,7 @@ impl Driver<'_> {
             .references
             .get(&self.kept)
             .ok_or("the fixture has no snapshot")?;
-        let nothing = content::Content {
+        let nothing = Content {
             memory: None,
             disk: None,
         };
@@ -440,8 +440,29 @@ impl Driver<'_> {
         names.dedup();
         for name in names.iter().filter(|name| running.contains(name)) {
             self.verify(name)?;
+            self.furnish(name)?;
         }
         Ok(())
+    }
+
+    /// Gives a guest that has nothing, or nothing in its memory, something to hold.
+    fn furnish(&mut self, name: &str) -> Result<(), Discrepancy> {
+        let lacks = |machine: &&mut Machine| machine.contents.iter().any(|content| content.memory.is_none());
+        let Some(machine) = self.model.machines.get_mut(name).filter(lacks) else {
+            return Ok(());
+        };
+        let version = self.numbers.next();
+        let content = Content {
+            memory: Some(version),
+            disk: Some(version),
+        };
+        machine.contents = [content].into();
+        let write = Operation::Write {
+            machine: name.to_owned(),
+            version,
+        };
+        let answer = perform(self.daemon, self.report.seed, &write);
+        self.judge(&write, &answer, None).map(drop)
     }
 
     /// A guest holds what it must, to the byte.

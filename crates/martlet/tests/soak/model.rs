@@ -77,7 +77,6 @@ impl Machine {
             state,
             contents,
             mapped: None,
-            adopted: false,
             ..self.clone()
         }
     }
@@ -86,6 +85,7 @@ impl Machine {
     pub fn booted(&self) -> Self {
         Self {
             state: State::Running,
+            adopted: false,
             ..self.ended(State::Stopped)
         }
     }
