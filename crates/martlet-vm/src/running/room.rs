@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// Between two attempts to go on.
 const RETRY: Duration = Duration::from_millis(500);
+/// A write that finds no room again has done so after this time.
+const SETTLE: Duration = Duration::from_millis(50);
 
 impl RunningVm {
     /// Does the guest stand still because a write found the disk full?
@@ -30,13 +32,17 @@ pub(super) fn watch(seen: Arc<Seen>, qmp: Weak<QmpClient>) -> std::io::Result<()
             let Some(tried) = qmp.upgrade().map(|qmp| go_on(&seen, &qmp)) else {
                 return;
             };
-            std::thread::sleep(RETRY);
+            std::thread::sleep(SETTLE);
             let Some(now) = qmp.upgrade().map(|qmp| stands_still(&qmp)) else {
                 return;
             };
             match tried.and(now) {
-                Ok(still) => seen.facts().out_of_room = still,
-                Err(error) => tracing::warn!(%error, "a guest does not go on after the disk was full"),
+                Ok(true) => std::thread::sleep(RETRY),
+                Ok(false) => seen.facts().out_of_room = false,
+                Err(error) => {
+                    tracing::warn!(%error, "a guest does not go on after the disk was full");
+                    std::thread::sleep(RETRY);
+                }
             }
         }
     };

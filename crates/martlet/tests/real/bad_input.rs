@@ -244,6 +244,9 @@ fn a_full_disk_leaves_the_old_state_whole() {
     daemon.refused_for(&["checkpoint", "a"], FULL, "stands still");
     fs::remove_file(&ballast).unwrap();
     assert!(writing.wait_with_output().unwrap().status.success());
+    wait_for("its going on to be noticed", || {
+        daemon.call(&["exec", "a", "--", "true"]).status.success()
+    });
     daemon.exec("a", "echo 3 > /proc/sys/vm/drop_caches; cmp /x /dev/shm/x");
     daemon.assert_no_damage();
 }

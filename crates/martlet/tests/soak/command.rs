@@ -56,11 +56,11 @@ pub fn call_with_input(daemon: &Daemon, args: &[&str], input: Vec<u8>) -> Answer
     let output = child.wait_with_output().expect("it is a child of this process");
     let _ = writer.join();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    let problem: Value = stderr
+    let problem = stderr
         .lines()
         .rev()
-        .find_map(|line| serde_json::from_str(line).ok())
-        .unwrap_or_default();
+        .find_map(|line| serde_json::from_str(line).ok());
+    let problem: Value = problem.unwrap_or_else(|| problem_of_clone(&output.stdout));
     let status = output.status.code();
     Answer {
         is_ok: output.status.success(),
@@ -71,6 +71,17 @@ pub fn call_with_input(daemon: &Daemon, args: &[&str], input: Vec<u8>) -> Answer
             None => format!("exit {}", status.unwrap_or(-1)),
         },
         has_way_out: problem["remediation"].is_string(),
-        words: stderr.trim().to_owned(),
+        words: match stderr.trim() {
+            "" => problem.to_string(),
+            words => words.to_owned(),
+        },
     }
+}
+
+/// A fork tells in its report of the clones that did not start.
+fn problem_of_clone(report: &[u8]) -> Value {
+    let report: Value = serde_json::from_slice(report).unwrap_or_default();
+    let mut clones = report["clones"].as_array().into_iter().flatten();
+    let failed = clones.find(|clone| clone["problem"].is_object());
+    failed.map(|clone| clone["problem"].clone()).unwrap_or_default()
 }
