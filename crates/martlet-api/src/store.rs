@@ -24,6 +24,19 @@ pub struct StoreUsage {
     pub layer_bytes: u64,
     /// Free on the file system.
     pub free_bytes: u64,
+    /// QEMUs started ahead.
+    pub pool: PoolUsage,
+}
+
+/// QEMUs started ahead of the restores that will use them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolUsage {
+    /// As many there are when the pool is full.
+    pub size: u64,
+    /// As many there are now.
+    pub ready: u64,
+    /// Host memory they take (a page that several processes share counts by its share).
+    pub memory_bytes: u64,
 }
 
 /// What a garbage collection did, or would do.

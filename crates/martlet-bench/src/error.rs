@@ -22,6 +22,9 @@ pub enum BenchError {
     /// The guest in the stock QEMU does not answer.
     #[error("the guest in the stock QEMU: {0}")]
     Agent(#[from] AgentError),
+    /// A store of our own, made for the measurement.
+    #[error(transparent)]
+    Store(#[from] martlet_store::StoreError),
     /// Something else.
     #[error("{0}")]
     Other(String),
@@ -38,6 +41,7 @@ impl BenchError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Io { .. } | Self::Other(_) => false,
+            Self::Store(error) => error.is_retryable(),
             Self::Qmp(error) => error.is_retryable(),
             Self::Agent(error) => error.is_retryable(),
         }

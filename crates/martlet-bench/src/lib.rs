@@ -8,10 +8,15 @@
 //!
 //! Both sides are measured in one run, by turns, because machines are noisy: a ratio survives what a duration does not.
 
+pub mod archive;
 mod error;
 mod figure;
+mod image_file;
+mod process;
 mod stock;
 
 pub use error::BenchError;
 pub use figure::{Figure, Figures, Samples};
+pub use image_file::ImageFile;
+pub use process::ProcessUse;
 pub use stock::{Recipe, Restored, Stock};

@@ -37,6 +37,7 @@ pub struct Stock {
     events: Receiver<Message>,
     run: PathBuf,
     overlay: PathBuf,
+    restored: bool,
     started: Instant,
 }
 
@@ -147,6 +148,7 @@ impl Recipe {
             events,
             run,
             overlay: overlay.to_owned(),
+            restored: incoming,
             started,
         })
     }
@@ -183,7 +185,10 @@ impl Stock {
             u64::from(std::process::id()) << 32 | self.started.elapsed().as_nanos() as u64 & 0xffff_ffff;
         let agent = AgentClient::connect(&self.run.join("agent.sock"), epoch, START_TIMEOUT)?;
         // As a restored QEMU's guest is told by a host that knows nothing of clones: it goes on as it was.
-        let reply = agent.hello(Start::Same, GUEST_TIMEOUT)?;
+        let reply = match self.restored {
+            true => agent.hello(Start::Same, GUEST_TIMEOUT)?,
+            false => agent.hello_booting(GUEST_TIMEOUT)?,
+        };
         if reply.held {
             agent.release(None)?;
         }

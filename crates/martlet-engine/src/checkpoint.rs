@@ -15,7 +15,7 @@
 //! runs, and the agent waits to be told who it is: that is why a clone cannot run user code under its parent's
 //! identity (invariant 5).
 
-use crate::engine::{Engine, lock};
+use crate::engine::Engine;
 use crate::guest::not_connected;
 use crate::launch::{now_unix_ms, now_unix_ns};
 use crate::live::Live;
@@ -34,7 +34,7 @@ use martlet_image::{
 };
 use martlet_store::{Batch, Pin, RefName};
 use martlet_vm::agent::AgentError;
-use martlet_vm::capture::{self, CapturedMemory, Mapping};
+use martlet_vm::capture::{self, CaptureBuffer, CapturedMemory, Mapping};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -163,13 +163,12 @@ struct Captured {
 }
 
 impl Captured {
-    fn take(engine: &Engine, still: &Still<'_>, mapping: &Mapping) -> Result<Self, Problem> {
+    fn take(still: &Still<'_>, mapping: &Mapping, buffer: CaptureBuffer) -> Result<Self, Problem> {
         let live = still.live();
         let disk = live.disk.freeze().told_as("the disk could not be frozen")?;
         let descriptor = live.vm.save_descriptor().told()?;
-        let buffer = lock(&engine.buffer).take().unwrap_or_default();
         let memory = capture::capture(live.vm.pid(), mapping, buffer).told()?;
-        let mut free = live.memory.image.free_pages(live.key);
+        let mut free = live.reported().image.free_pages(live.key);
         for page in memory.pages().iter() {
             free.remove(page);
         }
@@ -198,6 +197,8 @@ struct Saving<'a> {
     reference: RefName,
     note: Option<String>,
     mapping: &'a Mapping,
+    /// Room for what is copied in the pause. Given back right after it: idle, the daemon is small.
+    buffer: CaptureBuffer,
     afterwards: Afterwards,
     requested: Instant,
 }
@@ -258,9 +259,8 @@ impl Engine {
         let record = machine.record();
         let reference = self.new_reference(&record, request.tag.as_deref())?;
         let mapping = Mapping::find(live.vm.pid(), &live.memory_path).told()?;
-        let mut buffer = lock(&self.buffer).take().unwrap_or_default();
+        let mut buffer = CaptureBuffer::default();
         capture::prepare(live.vm.pid(), &mapping, &mut buffer).told()?;
-        *lock(&self.buffer) = Some(buffer);
         live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
         // From here on a daemon that finds this phase knows that the guest may stand still.
         self.update_or_not(machine, |record| record.phase = Phase::Pausing)?;
@@ -271,6 +271,7 @@ impl Engine {
             reference,
             note: request.note,
             mapping: &mapping,
+            buffer,
             afterwards,
             requested,
         };
@@ -292,6 +293,7 @@ impl Engine {
             reference,
             note,
             mapping,
+            buffer,
             afterwards,
             requested,
         } = saving;
@@ -302,7 +304,7 @@ impl Engine {
             unit: ProgressUnit::None,
         });
         let still = Still::stop(Held::hold(live, record)?)?;
-        let captured = Captured::take(self, &still, mapping)?;
+        let captured = Captured::take(&still, mapping, buffer)?;
         let (pause, still) = match afterwards {
             Afterwards::GoesOn => {
                 let (stop, pause) = still.go()?;
@@ -320,7 +322,7 @@ impl Engine {
         report.pause_ms = ms(pause.pause);
         report.stop_ms = ms(pause.stop);
         let Captured { memory, disk, .. } = captured;
-        *lock(&self.buffer) = Some(memory.into_buffer());
+        drop(memory);
         match still {
             None => {
                 self.update_or_not(machine, |record| {

@@ -125,6 +125,21 @@ impl Dirs {
         self.machine(id).join(format!("disk-{number}"))
     }
 
+    /// Removes what starts ahead left behind, of which none is alive any more.
+    pub fn clear_ahead(&self) {
+        let entries = std::fs::read_dir(self.machines()).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(crate::pool::AHEAD)
+        }) {
+            if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+                tracing::warn!(dir = %entry.path().display(), %error, "it stays behind");
+            }
+        }
+    }
+
     /// Makes a machine's directory.
     pub fn create_machine(&self, id: &str) -> Result<(), Problem> {
         let dir = self.machine(id);

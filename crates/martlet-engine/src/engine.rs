@@ -3,6 +3,7 @@
 use crate::dirs::Dirs;
 use crate::machine::{Machine, Record};
 use crate::mapped::Images;
+use crate::pool::Pool;
 use crate::problem::{self, Told};
 use crate::state::{State, When};
 use martlet_api::{Problem, ProblemCode};
@@ -11,7 +12,6 @@ use martlet_fuse::{MountOptions, Negotiated, Registry, Server};
 use martlet_image::{FrameId, SnapshotId, Trace};
 use martlet_pager::{FrameSource, Pager, SourceError};
 use martlet_store::{RealFiles, Store, StoreError};
-use martlet_vm::capture::CaptureBuffer;
 use martlet_vm::{KeeperClient, KeeperProgram, Qemu, Spawner};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,6 +43,8 @@ pub struct Options {
     pub agent: PathBuf,
     /// QEMU, when not the distribution's.
     pub qemu: Option<PathBuf>,
+    /// QEMUs started ahead of the restores that will use them.
+    pub pool_size: usize,
 }
 
 /// See the crate's documentation.
@@ -62,7 +64,7 @@ pub struct Engine {
     pub(crate) is_root: bool,
     pub(crate) kvm_gid: Option<u32>,
     pub(crate) machines: Mutex<BTreeMap<String, Arc<Machine>>>,
-    pub(crate) buffer: Mutex<Option<CaptureBuffer>>,
+    pub(crate) pool: Arc<Pool>,
     qemu: OnceLock<Qemu>,
     next_key: AtomicU64,
     server: Mutex<Option<Server>>,
@@ -133,6 +135,7 @@ impl Engine {
             images: Images::new(registry.clone(), pager.clone()),
             spawner: keeper.clone(),
             kvm_gid: group_of(Path::new("/dev/kvm")),
+            pool: Pool::new(options.pool_size),
             dirs,
             options,
             store,
@@ -144,13 +147,13 @@ impl Engine {
             connection: Mutex::default(),
             is_root,
             machines: Mutex::default(),
-            buffer: Mutex::default(),
             qemu: OnceLock::new(),
             next_key: AtomicU64::new(1),
             server: Mutex::default(),
         });
         engine.remove_half_boot_files();
         engine.recover()?;
+        engine.pool.fill(Arc::downgrade(&engine));
         Ok(engine)
     }
 
@@ -199,6 +202,7 @@ impl Engine {
 
     /// Ends serving. With machines still alive the mount and the keeper stay for a successor; without, nothing does.
     pub fn close(&self) {
+        self.pool.close();
         let live = self
             .all()
             .iter()

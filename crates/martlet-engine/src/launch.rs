@@ -15,7 +15,9 @@ use crate::identity;
 use crate::live::Live;
 use crate::machine::{HardwareRecord, Machine, Record};
 use crate::mapped::{Mapped, QEMU_GID};
+use crate::pool::Ahead;
 use crate::problem::{self, Told};
+use crate::run_dir;
 use martlet_agent_api as agent;
 use martlet_api::{Accel, InitKind, Problem, ProblemCode, Timeline};
 use martlet_disk::{CowDisk, DiskError};
@@ -24,7 +26,7 @@ use martlet_image::{BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord}
 use martlet_pager::VmKey;
 use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::compat;
-use martlet_vm::process::{User, own_directory};
+use martlet_vm::process::User;
 use martlet_vm::running::StartOptions;
 use martlet_vm::spec::{Boot, Disk, Forward, MachineSpec, Memory, UserNet};
 use martlet_vm::{EndReason, RunningVm};
@@ -40,6 +42,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
 /// A disk whose QEMU has ended is let go of within this time.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Preference of the kernel's out-of-memory killer: rather a machine than the daemon.
+const OOM_SCORE: i32 = 200;
 /// Pages that earlier runs touched are pushed up to this amount.
 const PREFETCH_BYTES: u64 = 64 << 20;
 
@@ -109,6 +113,8 @@ struct Files {
     disk_name: String,
     disk_dir: PathBuf,
     memory: Arc<Mapped>,
+    placeholder: Option<Arc<Mapped>>,
+    user_number: Option<u64>,
     registry: Arc<martlet_fuse::Registry>,
     /// The disk is new and goes away with a failed start.
     made_disk: bool,
@@ -161,8 +167,10 @@ impl Engine {
     pub(crate) fn launch(&self, launch: Launch<'_>) -> Result<Launched, Problem> {
         let since_ms = |at: Instant| at.saturating_duration_since(launch.requested).as_secs_f64() * 1e3;
         let hardware = self.hardware(&launch)?;
-        let files = self.files(&launch)?;
-        let spawned = self.spawn(&launch, &hardware, files)?;
+        let _launching = self.pool.launching();
+        let ahead = self.take_ahead(&launch, &hardware);
+        let files = self.files(&launch, ahead.as_ref())?;
+        let spawned = self.spawn(&launch, &hardware, files, ahead)?;
         if let From::Snapshot(_, snapshot) = &launch.from {
             let memory = snapshot
                 .memory
@@ -201,6 +209,8 @@ impl Engine {
             disk: spawned.files.disk.clone(),
             disk_inode: spawned.files.disk_inode,
             memory: spawned.files.memory.clone(),
+            placeholder: spawned.files.placeholder.clone(),
+            user_number: spawned.files.user_number,
             memory_path: self.dirs.memory_file(&spawned.files.memory.name),
             key: spawned.key,
             since: Instant::now(),
@@ -260,7 +270,7 @@ impl Engine {
         Ok(saved)
     }
 
-    fn files(&self, launch: &Launch<'_>) -> Result<Files, Problem> {
+    fn files(&self, launch: &Launch<'_>, ahead: Option<&Ahead>) -> Result<Files, Problem> {
         let record = launch.record;
         let (snapshot, manifest) = match &launch.from {
             From::Snapshot(id, snapshot) => {
@@ -293,7 +303,8 @@ impl Engine {
             ),
             DiskFrom::Kept(manifest) => (self.open_disk(&disk_dir, manifest)?, false),
         };
-        let user = self.qemu_user(record.number);
+        let user_number = ahead.map(|ahead| ahead.number);
+        let user = self.qemu_user(user_number.unwrap_or(record.number));
         let (uid, gid) = user
             .as_ref()
             .map_or_else(current_ids, |user| (user.uid, user.gid));
@@ -314,6 +325,8 @@ impl Engine {
             disk_name,
             disk_dir,
             memory,
+            placeholder: None,
+            user_number,
             registry: self.registry.clone(),
             made_disk,
             kept: false,
@@ -337,12 +350,12 @@ impl Engine {
         &self,
         launch: &Launch<'a>,
         hardware: &compat::Hardware,
-        files: Files,
+        mut files: Files,
+        ahead: Option<Ahead>,
     ) -> Result<Spawned<'a>, Problem> {
         let record = launch.record;
-        let user = self.qemu_user(record.number);
+        let user = self.qemu_user(files.user_number.unwrap_or(record.number));
         let run_dir = self.dirs.run(&record.id);
-        own_directory(&run_dir, user.as_ref()).map_err(|error| problem::io("make", &run_dir, &error))?;
         let boot = match &launch.from {
             From::Boot(boot) => Boot::Kernel {
                 kernel: self.boot_file(&boot.kernel)?,
@@ -362,7 +375,7 @@ impl Engine {
                 free_page_reporting: true,
             },
             disks: vec![Disk {
-                path: self.dirs.disk_file(&files.disk_name),
+                path: Some(self.dirs.disk_file(&files.disk_name)),
                 read_only: false,
             }],
             boot,
@@ -381,14 +394,31 @@ impl Engine {
             run_dir,
             incoming: matches!(launch.from, From::Snapshot(..)),
         };
-        let options = StartOptions {
-            user,
-            oom_score_adj: Some(200),
-            env: Vec::new(),
+        let bound = ahead.and_then(|ahead| match self.bind_ahead(ahead, &spec) {
+            Ok(bound) => Some(bound),
+            Err(problem) => {
+                tracing::warn!(%problem, machine = record.name, "a QEMU started ahead is of no use; another is started");
+                None
+            }
+        });
+        let (vm, console_begin_bytes) = match bound {
+            Some((vm, placeholder)) => {
+                files.placeholder = Some(placeholder);
+                (vm, length(&spec.console_log()))
+            }
+            None => {
+                run_dir::renew(&spec.run_dir, user.as_ref())
+                    .map_err(|error| problem::io("make", &spec.run_dir, &error))?;
+                let options = StartOptions {
+                    user,
+                    oom_score_adj: Some(OOM_SCORE),
+                    env: Vec::new(),
+                };
+                let begin_bytes = length(&spec.console_log());
+                let vm = RunningVm::start(self.qemu()?, &spec, &options, self.spawner.clone()).told()?;
+                (vm, begin_bytes)
+            }
         };
-        let console = std::fs::symlink_metadata(spec.console_log());
-        let console_begin_bytes = console.map_or(0, |meta| meta.len());
-        let vm = RunningVm::start(self.qemu()?, &spec, &options, self.spawner.clone()).told()?;
         let key = VmKey(self.next_key());
         self.registry.set_owner(vm.pid(), key);
         launch.machine.set_starting_pid(Some(vm.pid()));
@@ -438,7 +468,11 @@ impl Engine {
             Who::Clone { .. } => agent::Start::Clone,
         };
         let client = AgentClient::connect(&socket, epoch, CONFIRM_TIMEOUT).told()?;
-        hello(&client, start, timeout, vm)?;
+        let greeted = match booting {
+            true => client.hello_booting(timeout),
+            false => client.hello(start, timeout),
+        };
+        heard(greeted, vm)?;
         client
             .identify(&self.identity(launch), timeout)
             .told_as("the guest did not take on its identity, so it was not started")?;
@@ -522,14 +556,9 @@ impl Engine {
     }
 }
 
-/// Waits for the agent, but not longer than QEMU lives.
-fn hello(
-    client: &AgentClient,
-    start: agent::Start,
-    timeout: Duration,
-    vm: &RunningVm,
-) -> Result<(), Problem> {
-    match client.hello(start, timeout) {
+/// Has the agent answered? QEMU may have ended instead.
+fn heard(greeted: Result<agent::HelloReply, AgentError>, vm: &RunningVm) -> Result<(), Problem> {
+    match greeted {
         Ok(_) => Ok(()),
         Err(error) if !vm.is_alive() || vm.has_panicked() => Err(Problem::new(
             ProblemCode::GuestFailed,
@@ -560,6 +589,10 @@ fn never_executed(vm: &RunningVm) -> &'static str {
         Some(EndReason::GuestShutdown) => "the guest shut itself down before it executed anything",
         _ => "the guest does not execute commands",
     }
+}
+
+fn length(log: &Path) -> u64 {
+    std::fs::symlink_metadata(log).map_or(0, |meta| meta.len())
 }
 
 /// A base was asked to be restored.

@@ -12,6 +12,7 @@
 //! those of the two ways through a pause.
 
 mod bases;
+mod bind;
 mod boot;
 mod checkpoint;
 mod dirs;
@@ -27,10 +28,12 @@ mod live;
 mod machine;
 mod mapped;
 mod phase;
+mod pool;
 mod probe;
 mod problem;
 mod recovery;
 mod run;
+mod run_dir;
 mod snapshots;
 mod state;
 mod watch;

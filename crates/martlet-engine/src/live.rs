@@ -24,6 +24,9 @@ pub struct Live {
     pub disk_inode: u64,
     /// The memory image it maps.
     pub memory: Arc<Mapped>,
+    /// The file that its free-page reports go to, when that is not the image: QEMU had it as memory when it was
+    /// started ahead.
+    pub placeholder: Option<Arc<Mapped>>,
     /// Path of the mapped file, as QEMU opened it.
     pub memory_path: PathBuf,
     /// Whose free-page reports are whose.
@@ -40,6 +43,8 @@ pub struct Live {
     pub _prefetcher: Option<Prefetcher>,
     /// Where its disk is registered.
     pub registry: Arc<Registry>,
+    /// The number that QEMU's user follows from, when it is not the machine's.
+    pub user_number: Option<u64>,
     /// Name of its disk file.
     pub disk_name: String,
 }
@@ -48,6 +53,11 @@ impl Live {
     /// The agent, if the guest has one and it has answered.
     pub fn agent(&self) -> Option<AgentClient> {
         lock(&self.agent).clone()
+    }
+
+    /// The file that QEMU punches its guest's free pages out of.
+    pub fn reported(&self) -> &Mapped {
+        self.placeholder.as_ref().unwrap_or(&self.memory)
     }
 
     /// From here on the end of QEMU is expected. Was it not before?
@@ -60,6 +70,6 @@ impl Drop for Live {
     fn drop(&mut self) {
         self.registry.clear_owner(self.vm.pid());
         self.registry.remove_disk(&self.disk_name);
-        self.memory.image.clear_free(self.key);
+        self.reported().image.clear_free(self.key);
     }
 }

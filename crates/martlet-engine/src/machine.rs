@@ -7,6 +7,7 @@ use crate::problem::out_of_room;
 use martlet_api::{Accel, MachineInfo, PortForward, Problem, ProblemCode, Timeline};
 use martlet_image::SnapshotId;
 use martlet_store::Pin;
+use martlet_vm::compat;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -107,6 +108,21 @@ pub struct HardwareRecord {
     pub qemu_version: String,
 }
 
+impl HardwareRecord {
+    /// As the hypervisor is told.
+    pub fn to_compat(&self) -> compat::Hardware {
+        compat::Hardware {
+            machine_type: self.machine_type.clone(),
+            cpu_model: self.cpu_model.clone(),
+            accel: match self.accel {
+                Accel::Kvm => compat::Accel::Kvm,
+                Accel::Tcg => compat::Accel::Tcg,
+            },
+            qemu_version: self.qemu_version.clone(),
+        }
+    }
+}
+
 /// What it takes to find a running VM again after the daemon's death.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunningRecord {
@@ -118,6 +134,12 @@ pub struct RunningRecord {
     pub memory_name: String,
     /// Its inode.
     pub memory_inode: u64,
+    /// Number and name of the file that its free-page reports go to, when QEMU was started ahead.
+    #[serde(default)]
+    pub placeholder: Option<(u64, String)>,
+    /// The number that QEMU's user follows from, when it is not the machine's.
+    #[serde(default)]
+    pub user_number: Option<u64>,
     /// Inode of the disk.
     pub disk_inode: u64,
     /// Length of the console's log when it was started.

@@ -17,6 +17,7 @@ use crate::identity;
 use crate::live::Live;
 use crate::machine::{Machine, Record, RunningRecord};
 use crate::phase::Phase;
+use crate::pool::Shape;
 use crate::problem::Told;
 use crate::state::When;
 use martlet_agent_api::Start;
@@ -44,6 +45,7 @@ struct Refiled {
     disk: Arc<CowDisk>,
     disk_name: String,
     memory: Arc<crate::mapped::Mapped>,
+    placeholder: Option<Arc<crate::mapped::Mapped>>,
 }
 
 /// A machine whose QEMU lives and whose files are served again.
@@ -69,6 +71,7 @@ impl Engine {
             }
         }
         self.end_strays();
+        self.dirs.clear_ahead();
         Ok(found)
     }
 
@@ -128,19 +131,24 @@ impl Engine {
     }
 
     fn refile(&self, record: &Record, running: &RunningRecord) -> Result<Refiled, Problem> {
+        let zeros = || Arc::new(Manifest::zero(record.config.memory_bytes / PAGE_SIZE as u64));
         let manifest = match running.mapped {
             Some(id) => {
                 let snapshot = self.store.snapshot(&id).told()?;
                 let memory = snapshot.memory.ok_or_else(|| crate::launch::no_memory(&id))?;
                 self.store.manifest(&memory.manifest).told()?
             }
-            None => Arc::new(Manifest::zero(record.config.memory_bytes / PAGE_SIZE as u64)),
+            None => zeros(),
         };
         let memory = self.images.map(
             running.mapped,
             manifest,
             Some((running.memory_inode, running.memory_name.clone())),
         )?;
+        let placeholder = running.placeholder.clone();
+        let placeholder = placeholder
+            .map(|shown| self.images.map(None, zeros(), Some(shown)))
+            .transpose()?;
         let below = self.disk_manifest(&record.disk_base)?;
         let disk = CowDisk::open(
             &self.dirs.disk(&record.id, record.disk_number),
@@ -148,7 +156,7 @@ impl Engine {
             below,
         )
         .told()?;
-        let user = self.qemu_user(record.number);
+        let user = self.qemu_user(running.user_number.unwrap_or(record.number));
         let (uid, gid) = user.map_or_else(crate::launch::current_ids, |user| (user.uid, user.gid));
         let disk_name = format!("{}-{}", record.id, record.disk_number);
         let placement = Placement {
@@ -164,6 +172,7 @@ impl Engine {
             disk,
             disk_name,
             memory,
+            placeholder,
         })
     }
 
@@ -212,6 +221,8 @@ impl Engine {
             disk_inode: running.disk_inode,
             memory_path: self.dirs.memory_file(&files.memory.name),
             memory: files.memory,
+            placeholder: files.placeholder,
+            user_number: running.user_number,
             key,
             console_begin_bytes: running.console_begin_bytes,
             since: Instant::now(),
@@ -225,6 +236,8 @@ impl Engine {
         self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
         self.watch(machine, &live);
         tracing::info!(machine = record.name, pid = live.vm.pid(), "found again");
+        let hardware = record.hardware.to_compat();
+        self.pool.want(Shape::new(&hardware, &record.config));
         while record.agent && live.vm.is_alive() {
             match self.connect_agent(&record) {
                 Ok(agent) => {

@@ -371,6 +371,11 @@ impl Engine {
                 mapped: live.memory.snapshot,
                 memory_name: live.memory.name.clone(),
                 memory_inode: live.memory.inode,
+                placeholder: live
+                    .placeholder
+                    .as_ref()
+                    .map(|file| (file.inode, file.name.clone())),
+                user_number: live.user_number,
                 disk_inode: live.disk_inode,
                 console_begin_bytes: live.console_begin_bytes,
             });

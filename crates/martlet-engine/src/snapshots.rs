@@ -249,6 +249,11 @@ impl Engine {
         })
     }
 
+    /// What is started ahead.
+    pub fn pool(&self) -> martlet_api::PoolUsage {
+        self.pool.usage()
+    }
+
     /// Where the space goes.
     pub fn df(&self) -> Result<StoreUsage, Problem> {
         let usage = self.store.usage().told()?;
@@ -268,6 +273,7 @@ impl Engine {
             index_bytes: usage.index_bytes,
             layer_bytes: layers,
             free_bytes: free_bytes(&self.dirs.state),
+            pool: self.pool.usage(),
         })
     }
 }

@@ -33,7 +33,7 @@ pub use gc::GcReport;
 pub use index::Location;
 pub use inspect::{SnapshotDiff, Usage};
 pub use name::{LATEST, NAME_BYTES_MAX, RefName};
-pub use record::{CONTENT_BYTES_MAX, Key, Kind, RecordHeader, Scanned, scan};
+pub use record::{CONTENT_BYTES_MAX, Key, Kind, RECORD_HEADER, RecordHeader, Scanned, scan};
 pub use root::Root;
 pub use store::{Options, Pin, Store};
 pub use verify::{DamagedObject, VerifyReport};

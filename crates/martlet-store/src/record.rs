@@ -13,7 +13,8 @@
 use martlet_image::Codec;
 
 pub(crate) const PACK_HEADER: u64 = 16;
-pub(crate) const RECORD_HEADER: usize = 56;
+/// Bytes of a record's header; its content follows.
+pub const RECORD_HEADER: usize = 56;
 const PACK_MAGIC: &[u8; 8] = b"MARTPACK";
 const PACK_VERSION: u16 = 1;
 pub(crate) const RECORD_MAGIC: &[u8; 4] = b"MREC";

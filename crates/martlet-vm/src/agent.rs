@@ -18,7 +18,7 @@ mod tests;
 pub use error::AgentError;
 pub use stream::{AgentExec, ExecEvent, ExecInput, ExecOutcome, ExecOutput, TarReader, TarWriter};
 
-use link::Link;
+use link::{Awaited, Link};
 use martlet_agent_api::{
     Command, ExecSpec, HelloReply, Identified, Identity, Metrics, PROTOCOL, PROTOCOL_OLDEST, Prepared,
     Request, Response, Start,
@@ -58,9 +58,18 @@ impl AgentClient {
         })
     }
 
-    /// Introduces the host and waits until the agent answers: it may still be booting.
+    /// Introduces the host to an agent that is there, perhaps slow, and waits for its answer.
     pub fn hello(&self, start: Start, timeout: Duration) -> Result<HelloReply, AgentError> {
-        let reply = self.link.hello(start, timeout)?;
+        self.greet(start, Awaited::There, timeout)
+    }
+
+    /// Introduces the host to the agent of a guest that boots, as soon as it is there.
+    pub fn hello_booting(&self, timeout: Duration) -> Result<HelloReply, AgentError> {
+        self.greet(Start::Same, Awaited::Booting, timeout)
+    }
+
+    fn greet(&self, start: Start, awaited: Awaited, timeout: Duration) -> Result<HelloReply, AgentError> {
+        let reply = self.link.hello(start, awaited, timeout)?;
         if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&reply.protocol) {
             return Err(AgentError::Version {
                 agent_version: reply.agent_version,

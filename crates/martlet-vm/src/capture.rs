@@ -64,6 +64,20 @@ impl Mapping {
         })
     }
 
+    /// Where the whole file is, if it is in one piece.
+    pub(crate) fn addresses(&self) -> Option<std::ops::Range<u64>> {
+        match self.segments[..] {
+            [
+                Segment {
+                    start,
+                    page_count,
+                    first_page: 0,
+                },
+            ] => Some(start..start + page_count * PAGE_SIZE as u64),
+            _ => None,
+        }
+    }
+
     /// Pages from the file's start to the mapping's end.
     pub fn page_count(&self) -> u64 {
         self.page_count
@@ -179,11 +193,6 @@ impl CapturedMemory {
     /// Every page that is not zero, ascending. Telling zeros apart is left to the time after the pause.
     pub fn iter_nonzero(&self) -> impl Iterator<Item = (u64, &[u8; PAGE_SIZE])> {
         self.iter().filter(|(_, page)| !is_zero(&page[..]))
-    }
-
-    /// Gives the buffer back, for the next capture.
-    pub fn into_buffer(self) -> CaptureBuffer {
-        self.buffer
     }
 }
 

@@ -16,9 +16,10 @@ use thiserror::Error;
 mod huge_pages;
 mod launch;
 mod log;
+pub(crate) mod remap;
 
 pub use launch::{Child, launch, start_detached};
-pub use log::{tail, tail_since, trim};
+pub use log::{append_tail, tail, tail_since, trim};
 
 /// Bytes of standard error kept as last words.
 pub const LAST_WORDS_MAX: usize = 4096;

@@ -73,8 +73,8 @@ pub struct Memory {
 /// A raw disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// The file.
-    pub path: PathBuf,
+    /// The file; none yet in a machine that is started ahead (`RunningVm::bind_disk`).
+    pub path: Option<PathBuf>,
     /// Refuse writes.
     pub read_only: bool,
 }
@@ -334,18 +334,36 @@ impl MachineSpec {
 }
 
 fn disk_args(args: &mut Args, index: usize, disk: &Disk) {
-    // `locking=off`: the files are ours alone, and the file system that serves them knows no locks.
-    let node = serde_json::json!({
-        "driver": "raw", "node-name": format!("disk{index}"), "read-only": disk.read_only,
-        "discard": "unmap", "detect-zeroes": "off",
-        "file": { "driver": "file", "filename": disk.path.display().to_string(), "locking": "off", "discard": "unmap" },
-    });
+    let node = match &disk.path {
+        Some(path) => disk_node(index, path, disk.read_only),
+        None => {
+            serde_json::json!({ "driver": "null-co", "node-name": empty_node(index), "read-zeroes": true })
+        }
+    };
     args.opt("-blockdev", node.to_string());
     let slot = FIRST_DISK_SLOT + index;
     args.opt(
         "-device",
-        format!("virtio-blk-pci,id=vd{index},drive=disk{index},addr={slot:#x}"),
+        format!(
+            "virtio-blk-pci,id=vd{index},drive={},addr={slot:#x}",
+            node["node-name"].as_str().expect("each node has a name")
+        ),
     );
+}
+
+/// QEMU's block node of a disk. `locking=off`: the files are ours alone, and the file system that serves them knows no
+/// locks.
+pub(crate) fn disk_node(index: usize, path: &Path, read_only: bool) -> serde_json::Value {
+    serde_json::json!({
+        "driver": "raw", "node-name": format!("disk{index}"), "read-only": read_only,
+        "discard": "unmap", "detect-zeroes": "off",
+        "file": { "driver": "file", "filename": path.display().to_string(), "locking": "off", "discard": "unmap" },
+    })
+}
+
+/// Name of the node that stands for a disk that is not known yet.
+pub(crate) fn empty_node(index: usize) -> String {
+    format!("empty{index}")
 }
 
 struct Args(Vec<String>);

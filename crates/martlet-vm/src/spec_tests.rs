@@ -17,7 +17,7 @@ fn spec() -> MachineSpec {
             free_page_reporting: true,
         },
         disks: vec![Disk {
-            path: "/mnt/disk/\"x\",y".into(),
+            path: Some("/mnt/disk/\"x\",y".into()),
             read_only: false,
         }],
         boot: Boot::Kernel {

@@ -487,4 +487,7 @@ pub struct BenchLocalArgs {
     /// Base to measure [default: a tiny one, made for this and removed]
     #[arg(long, value_parser = name)]
     pub base: Option<String>,
+    /// Clones of the large fork
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
+    pub clones: u32,
 }

@@ -8,6 +8,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// What stands where nothing is known.
 pub const NONE: &str = "-";
 
+/// `2 of 2 QEMUs, 71 MiB`.
+pub fn pool(usage: &martlet_api::PoolUsage) -> String {
+    format!(
+        "{} of {} QEMUs, {}",
+        usage.ready,
+        usage.size,
+        size(usage.memory_bytes)
+    )
+}
+
 /// `1.5 GiB`.
 pub fn size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

@@ -36,6 +36,8 @@ pub trait Control: Send + Sync + 'static {
     fn machine(&self, name: &str) -> Answer<MachineInfo>;
     /// What machines use.
     fn usage(&self) -> Answer<Vec<MachineUsage>>;
+    /// What is started ahead.
+    fn pool(&self) -> Answer<PoolUsage>;
     /// Shuts a machine down; ends it by force when it takes longer than this.
     fn stop(&self, name: &str, timeout_ms: u64) -> Answer<MachineInfo>;
     /// Ends a machine at once.

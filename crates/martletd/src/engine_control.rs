@@ -53,6 +53,10 @@ impl Control for EngineControl {
     fn machine(&self, name: &str) -> Answer<MachineInfo> {
         self.0.machine(name)
     }
+    fn pool(&self) -> Answer<PoolUsage> {
+        Ok(self.0.pool())
+    }
+
     fn usage(&self) -> Answer<Vec<MachineUsage>> {
         self.0.usage()
     }

@@ -7,10 +7,13 @@ use martletd::control::Control;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Most QEMUs started ahead.
+const POOL_MAX: usize = 256;
+
 /// Opens the engine on a state directory.
 ///
 /// The agent lies beside this program, or where `MARTLET_AGENT` says; `MARTLET_QEMU` names a QEMU that is not the
-/// distribution's.
+/// distribution's, `MARTLET_POOL` how many of it are started ahead.
 pub fn control(state_dir: &Path) -> Result<Arc<dyn Control>> {
     let program = std::env::current_exe().context("cannot find out where this program lies")?;
     let beside = program.with_file_name("martlet-agent");
@@ -19,6 +22,7 @@ pub fn control(state_dir: &Path) -> Result<Arc<dyn Control>> {
         keeper: program,
         agent: std::env::var_os("MARTLET_AGENT").map_or(beside, PathBuf::from),
         qemu: std::env::var_os("MARTLET_QEMU").map(PathBuf::from),
+        pool_size: pool_size()?,
     };
     let engine = Engine::open(options).map_err(|problem| {
         let because = problem
@@ -34,6 +38,17 @@ pub fn control(state_dir: &Path) -> Result<Arc<dyn Control>> {
         anyhow::anyhow!("{}{because}{remedy}", problem.message)
     })?;
     Ok(Arc::new(EngineControl(engine)))
+}
+
+/// How many QEMUs are started ahead: `MARTLET_POOL`, or as many as there are processors, up to four.
+fn pool_size() -> Result<usize> {
+    match std::env::var("MARTLET_POOL") {
+        Ok(text) => match text.parse() {
+            Ok(size) if size <= POOL_MAX => Ok(size),
+            _ => anyhow::bail!("MARTLET_POOL is {text:?}; a number from 0 to {POOL_MAX} is possible"),
+        },
+        Err(_) => Ok(std::thread::available_parallelism().map_or(2, |n| n.get()).min(4)),
+    }
 }
 
 /// Runs the keeper: holds the FUSE descriptor and is the parent of every QEMU.

@@ -64,7 +64,7 @@ fn a_machines_life() {
     let guest = Guest::boot("martlet.init=command martlet.hold=1");
     let client = guest.connect();
     let reply = client
-        .hello(Start::Same, TIMEOUT)
+        .hello_booting(TIMEOUT)
         .unwrap_or_else(|error| panic!("{error}\n{}", guest.console()));
     assert!(
         reply.held,

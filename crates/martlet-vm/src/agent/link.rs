@@ -22,8 +22,17 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A clone's stream begins with the rest of one frame that its parent was sending, so a few are normal.
 const DAMAGED_FRAMES_MAX: u64 = 256;
 
-/// First wait for an answer to Hello; it doubles.
-const HELLO_RETRY: Duration = Duration::from_millis(50);
+/// Longest wait for an answer to Hello before it is sent again.
+const HELLO_RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// What is known of the agent that is greeted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// Its guest boots: it is not there yet and hears nothing, so it is greeted again soon.
+    Booting,
+    /// It is there, perhaps slow: another greeting would be more work for it.
+    There,
+}
 
 enum Waiter {
     Reply(SyncSender<Reply>),
@@ -90,7 +99,12 @@ impl Link {
     }
 
     /// Sends Hello until it is answered.
-    pub(super) fn hello(&self, start: Start, timeout: Duration) -> Result<HelloReply, AgentError> {
+    pub(super) fn hello(
+        &self,
+        start: Start,
+        awaited: Awaited,
+        timeout: Duration,
+    ) -> Result<HelloReply, AgentError> {
         let hello = to_payload(&Hello {
             protocol: PROTOCOL,
             protocol_oldest: PROTOCOL_OLDEST,
@@ -99,7 +113,10 @@ impl Link {
         let (sender, receiver) = sync_channel(1);
         lock(&self.table).hello = Some(sender);
         let deadline = Instant::now() + timeout;
-        let mut patience = HELLO_RETRY;
+        let mut patience = match awaited {
+            Awaited::Booting => Duration::from_millis(50),
+            Awaited::There => Duration::from_secs(1),
+        };
         self.send(Kind::Hello, 0, 0, &hello)?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -109,7 +126,7 @@ impl Link {
                 Err(RecvTimeoutError::Timeout) if left <= patience => {
                     return Err(AgentError::Timeout { what: "the greeting" });
                 }
-                Err(RecvTimeoutError::Timeout) => patience = (patience * 2).min(Duration::from_secs(2)),
+                Err(RecvTimeoutError::Timeout) => patience = (patience * 2).min(HELLO_RETRY_MAX),
             }
             // Perhaps the guest still waits for the rest of a frame of its former life.
             self.write(&vec![0; PREAMBLE_BYTES])?;
@@ -124,7 +141,7 @@ impl Link {
         if !self.silent.load(Ordering::SeqCst) {
             return Ok(());
         }
-        if self.hello(Start::Same, timeout)?.new_epoch {
+        if self.hello(Start::Same, Awaited::There, timeout)?.new_epoch {
             let lost = std::mem::take(&mut lock(&self.table).waiters);
             disconnect(lost);
         }

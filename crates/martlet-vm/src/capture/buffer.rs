@@ -1,5 +1,4 @@
-//! Memory that a capture is copied into. Taken from the kernel before the pause, in huge pages if it has them, and
-//! kept for the next capture.
+//! Memory that a capture is copied into. Taken from the kernel before the pause, in huge pages if it has them.
 #![allow(unsafe_code)] // the standard allocator cannot be told to take its memory now
 
 use std::io;

@@ -58,6 +58,22 @@ pub fn trim(path: &Path, max_bytes: u64) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Appends the end of one log, at most `max_bytes` of it, to another, which is made if there is none.
+pub fn append_tail(from: &Path, max_bytes: usize, to: &Path) -> io::Result<()> {
+    let mut end = tail(from, max_bytes);
+    if end.is_empty() {
+        return Ok(());
+    }
+    end.push('\n');
+    let mut to = File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(to)?;
+    to.write_all(end.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -279,9 +279,13 @@ pub fn top(context: &Context, once: bool) -> Outcome {
     loop {
         let answer = client.get("/v1/usage")?;
         if !again {
-            return context.show(answer, usage);
+            let ahead: PoolUsage = understood(client.get("/v1/pool")?)?;
+            return context.show(answer, |machines| {
+                usage(machines) + &format!("started ahead: {}\n", show::pool(&ahead))
+            });
         }
-        let text = usage(understood(answer)?);
+        let ahead: PoolUsage = understood(client.get("/v1/pool")?)?;
+        let text = usage(understood(answer)?) + &format!("started ahead: {}\n", show::pool(&ahead));
         let rows = terminal::size()
             .map_or(24, |size| size.rows as usize)
             .saturating_sub(2);

@@ -40,6 +40,7 @@ pub fn df(context: &Context) -> Outcome {
             ("index", show::size(usage.index_bytes)),
             ("layers of machines", show::size(usage.layer_bytes)),
             ("free", show::size(usage.free_bytes)),
+            ("started ahead", show::pool(&usage.pool)),
         ])
     })
 }

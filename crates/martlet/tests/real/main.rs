@@ -16,6 +16,7 @@ mod fixture;
 mod imports;
 mod life;
 mod no_byte;
+mod pool;
 mod recovery;
 
 pub use daemon::Daemon;

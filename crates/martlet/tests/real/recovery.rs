@@ -6,7 +6,8 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-fn kill(pid: u64, signal: &str) {
+/// Sends a signal to a process that must be there.
+pub fn kill(pid: u64, signal: &str) {
     let status = Command::new("kill").args([signal, &pid.to_string()]).status();
     assert!(
         status.is_ok_and(|status| status.success()),
@@ -15,13 +16,15 @@ fn kill(pid: u64, signal: &str) {
 }
 
 impl Daemon {
-    fn kill_daemon(&self) {
+    /// Kills the daemon; the next command starts another.
+    pub fn kill_daemon(&self) {
         let pid = self.pid().expect("a daemon runs");
         kill(pid.into(), "-9");
         wait_for("the daemon's end", || self.pid().is_none());
     }
 
-    fn qemu(&self, name: &str) -> u64 {
+    /// Process id of a machine's QEMU.
+    pub fn qemu(&self, name: &str) -> u64 {
         self.json(&["inspect", name])["pid"].as_u64().expect("QEMU runs")
     }
 

@@ -39,6 +39,12 @@ pub fn routes(routes: Routes) -> Routes {
             Spec::new("What machines use").lists::<MachineUsage>(),
             usage,
         )
+        .route(
+            Get,
+            "/v1/pool",
+            Spec::new("QEMUs started ahead").gives::<PoolUsage>(),
+            pool,
+        )
         .route(Get, "/v1/machines/{name}", info("One machine"), inspect)
         .route(Delete, "/v1/machines/{name}", remove_spec, remove)
         .route(
@@ -112,6 +118,10 @@ async fn run(
     server
         .operation(events, |control, progress| control.run(request, progress))
         .await
+}
+
+async fn pool(State(server): State<Server>) -> Reply {
+    server.answer(|control| control.pool()).await
 }
 
 async fn usage(State(server): State<Server>) -> Reply {

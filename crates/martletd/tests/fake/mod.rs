@@ -246,6 +246,14 @@ impl Control for Fake {
     fn machine(&self, name: &str) -> Answer<MachineInfo> {
         self.change(name, |_| ())
     }
+    fn pool(&self) -> Answer<PoolUsage> {
+        Ok(PoolUsage {
+            size: 2,
+            ready: 1,
+            memory_bytes: 36 << 20,
+        })
+    }
+
     fn usage(&self) -> Answer<Vec<MachineUsage>> {
         let usage = |machine: &MachineInfo| MachineUsage {
             name: machine.name.clone(),

@@ -1,0 +1,50 @@
+//! A machine takes a QEMU that was started ahead.
+
+use crate::engine::Engine;
+use crate::launch::{From, Launch};
+use crate::mapped::Mapped;
+use crate::pool::{Ahead, Shape};
+use crate::problem::{self, Told};
+use crate::run_dir;
+use martlet_api::Problem;
+use martlet_vm::spec::MachineSpec;
+use martlet_vm::{RunningVm, compat};
+use std::sync::Arc;
+
+impl Engine {
+    /// A QEMU that was started ahead for a machine like this one. What boots gets none: it is given its kernel at its
+    /// start; nor does a guest without an agent, which may ask its network's DHCP for the address that it had.
+    pub(crate) fn take_ahead(&self, launch: &Launch<'_>, hardware: &compat::Hardware) -> Option<Ahead> {
+        let shape = Shape::new(hardware, &launch.record.config);
+        match &launch.from {
+            From::Snapshot(_, snapshot) if snapshot.agent => self.pool.take(&shape),
+            From::Snapshot(..) | From::Firmware => None,
+            From::Boot(_) => {
+                self.pool.want(shape);
+                None
+            }
+        }
+    }
+
+    /// Makes it the QEMU of `spec`: the place of its sockets and logs, its memory, its disks. Returns the file that it
+    /// had as memory until now, too, and still punches free pages out of.
+    pub(crate) fn bind_ahead(
+        &self,
+        mut ahead: Ahead,
+        spec: &MachineSpec,
+    ) -> Result<(RunningVm, Arc<Mapped>), Problem> {
+        let placeholder = ahead.placeholder.clone();
+        run_dir::replace(&spec.run_dir, &ahead.run_dir)
+            .map_err(|error| problem::io("move", &ahead.run_dir, &error))?;
+        let vm = ahead.vm();
+        vm.bind_place(spec).told()?;
+        vm.bind_memory(&self.dirs.memory_file(&placeholder.name), &spec.memory.path)
+            .told()?;
+        for (index, disk) in spec.disks.iter().enumerate() {
+            if let Some(path) = &disk.path {
+                vm.bind_disk(index, path, disk.read_only).told()?;
+            }
+        }
+        Ok((ahead.into_vm(), placeholder))
+    }
+}

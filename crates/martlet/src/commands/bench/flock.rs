@@ -1,0 +1,119 @@
+//! What many machines do: forks, and clones that do nothing.
+
+use super::{Bench, Peer, failed};
+use crate::commands::understood;
+use crate::failure::{Failure, Outcome};
+use martlet_api::*;
+use martlet_bench::{BenchError, ProcessUse, Samples, Stock};
+use serde_json::json;
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// Clones of the small fork.
+const FEW: u32 = 8;
+/// Stock QEMUs restored at a time, as many as Martlet starts.
+const AT_A_TIME: usize = 4;
+/// Clones that do nothing are watched for this long, once they have come to rest.
+const IDLE: Duration = Duration::from_secs(10);
+const COMES_TO_REST: Duration = Duration::from_secs(3);
+
+impl Bench<'_> {
+    pub(super) fn forks(&mut self, peer: &Peer) -> Outcome {
+        let mut few = Samples::new();
+        let (mut private, mut read) = (Samples::new(), Samples::new());
+        for _ in 0..self.rounds {
+            self.step("fork");
+            self.wait_for_pool()?;
+            let report = self.fork(FEW)?;
+            let usage: Vec<MachineUsage> = understood(self.client.get("/v1/usage")?)?;
+            for clone in usage.iter().filter(|usage| self.made.contains(&usage.name)) {
+                private.add(clone.private_bytes as f64, self.memory_bytes as f64);
+                read.add(clone.faulted_bytes as f64, self.memory_bytes as f64);
+            }
+            self.remove_made();
+            few.add(report.total_ms, restore_many(peer, FEW)?);
+        }
+        self.keep(&few, "fork8_all_exec", "ms", "QEMU: 8 restores from its file");
+        self.keep(&private, "clone_private", "bytes", "the guest's memory");
+        self.keep(&read, "clone_state_read", "bytes", "the guest's memory");
+
+        let many = self.many;
+        let mut all = Samples::new();
+        let mut growth = Samples::new();
+        let (mut memory, mut cpu) = (Samples::new(), Samples::new());
+        for _ in 0..self.rounds.min(3) {
+            self.step("large fork");
+            // So that the growth is that of the clones alone, and not of the snapshot they come from.
+            self.machine_verb("checkpoint", &json!({}))?;
+            self.wait_for_pool()?;
+            let before = self.store_bytes()?;
+            let report = self.fork(many)?;
+            std::thread::sleep(COMES_TO_REST);
+            growth.add((self.store_bytes()? - before) / f64::from(many), 100e3);
+            let version: VersionInfo = understood(self.client.get("/version")?)?;
+            let daemon = ProcessUse::begin(version.pid).map_err(failed)?;
+            std::thread::sleep(IDLE);
+            cpu.add(daemon.cpu_percent().map_err(failed)?.max(0.01), 1.0);
+            memory.add(daemon.memory_bytes().map_err(failed)?, (64 << 20) as f64);
+            self.remove_made();
+            all.add(report.total_ms, restore_many(peer, many)?);
+        }
+        self.keep(
+            &all,
+            &format!("fork{many}_all_exec"),
+            "ms",
+            &format!("QEMU: {many} restores from its file"),
+        );
+        self.keep(&growth, "clone_store_growth", "bytes", "100 KB");
+        self.keep(&memory, "daemon_idle_memory", "bytes", "64 MiB");
+        self.keep(&cpu, "daemon_idle_cpu", "percent", "1 %");
+        Ok(())
+    }
+
+    fn fork(&mut self, count: u32) -> Outcome<ForkReport> {
+        let report: ForkReport = understood(self.machine_verb("fork", &json!({ "count": count }))?)?;
+        self.made
+            .extend(report.clones.iter().map(|clone| clone.name.clone()));
+        match report.clones.iter().find_map(|clone| clone.problem.clone()) {
+            Some(problem) => Err(problem.into()),
+            None => Ok(report),
+        }
+    }
+
+    /// What store and disks take.
+    fn store_bytes(&self) -> Outcome<f64> {
+        let usage: StoreUsage = understood(self.client.get("/v1/store/usage")?)?;
+        Ok((usage.pack_bytes + usage.index_bytes + usage.layer_bytes) as f64)
+    }
+}
+
+/// Milliseconds until each of `count` stock QEMUs has executed a command.
+fn restore_many(peer: &Peer, count: u32) -> Outcome<f64> {
+    let overlays: Result<Vec<_>, _> = (0..count)
+        .map(|_| peer.recipe.overlay(Some(&peer.overlay)))
+        .collect();
+    let waiting = Mutex::new(overlays.map_err(failed)?);
+    let begun = std::time::Instant::now();
+    let work = || -> Result<Vec<Stock>, BenchError> {
+        let mut restored = Vec::new();
+        loop {
+            let next = waiting.lock().unwrap_or_else(|error| error.into_inner()).pop();
+            let Some(overlay) = next else { return Ok(restored) };
+            restored.push(peer.recipe.restore(&overlay, &peer.state)?.0);
+        }
+    };
+    let restored: Result<Vec<_>, _> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(work)).collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(BenchError::Other("a restore panicked".into())))
+            })
+            .collect()
+    });
+    let took_ms = begun.elapsed().as_secs_f64() * 1e3;
+    drop(restored.map_err(failed).map_err(Failure::from)?);
+    Ok(took_ms)
+}
