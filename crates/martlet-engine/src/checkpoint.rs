@@ -21,7 +21,7 @@ use crate::launch::{now_unix_ms, now_unix_ns};
 use crate::live::Live;
 use crate::machine::{Machine, Operation, Record};
 use crate::phase::{Phase, Verb};
-use crate::problem::Told;
+use crate::problem::{Told, of_guest};
 use crate::state::When;
 use martlet_api::{
     Accel, Avoided, AvoidedMeans, CheckpointReport, CheckpointRequest, Problem, ProblemCode, Progress,
@@ -263,7 +263,7 @@ impl Engine {
         capture::prepare(live.vm.pid(), &mapping, &mut buffer).told()?;
         live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
         // From here on a daemon that finds this phase knows that the guest may stand still.
-        self.update(machine, When::Now, |record| record.phase = Phase::Pausing)?;
+        self.update_or_not(machine, |record| record.phase = Phase::Pausing)?;
         let saving = Saving {
             machine,
             live: &live,
@@ -275,11 +275,10 @@ impl Engine {
             afterwards,
             requested,
         };
-        let saved = self.save_pausing(saving, progress);
-        if saved.is_err() {
+        self.save_pausing(saving, progress).or_else(|problem| {
             self.update(machine, When::Now, goes_on)?;
-        }
-        saved
+            Err(of_guest(&live.vm, problem))
+        })
     }
 
     fn save_pausing(
@@ -326,7 +325,7 @@ impl Engine {
         drop(memory);
         match still {
             None => {
-                self.update(machine, When::Now, |record| {
+                self.update_or_not(machine, |record| {
                     goes_on(record);
                     record.snapshot = Some(id);
                     record.disk_base = id;
@@ -335,7 +334,7 @@ impl Engine {
             }
             Some(still) => {
                 drop(disk);
-                self.update(machine, When::Now, |record| {
+                self.update_or_not(machine, |record| {
                     record.phase = Phase::Suspended;
                     record.snapshot = Some(id);
                     record.disk_base = id;

@@ -32,7 +32,7 @@ impl Engine {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        self.stop_live(&machine)?;
+        self.stop_live(&machine);
         self.update(&machine, When::Now, |record| record.phase = Phase::Stopped)?;
         Ok(machine.info())
     }
@@ -55,7 +55,7 @@ impl Engine {
             // Not asked for over QMP: a QEMU that hangs does not answer.
             live.vm.kill().told()?;
         }
-        self.stop_live(&machine)?;
+        self.stop_live(&machine);
         self.update(&machine, When::Now, |record| record.phase = Phase::Stopped)?;
         Ok(machine.info())
     }
@@ -81,9 +81,8 @@ impl Engine {
         if !force {
             machine.record().phase.allow(Verb::Remove, name)?;
         }
-        self.stop_live(&machine)?;
-        self.forget(&machine);
-        Ok(())
+        self.stop_live(&machine);
+        self.forget(&machine)
     }
 
     /// Gives a machine another name. Its guest keeps its host name until it is started again.
@@ -108,13 +107,13 @@ impl Engine {
         Ok(machine.info())
     }
 
-    /// Ends QEMU, if there is one, and withdraws what served it. The phase is the caller's to set.
-    pub(crate) fn stop_live(&self, machine: &Arc<Machine>) -> Result<(), Problem> {
+    /// Ends QEMU, if there is one, and withdraws what served it. The phase is the caller's to set, and the record to keep.
+    pub(crate) fn stop_live(&self, machine: &Arc<Machine>) {
         if let Some(live) = machine.live() {
             live.expect_end();
         }
         self.end_live(machine);
-        self.update(machine, When::Later, |record| record.running = None)
+        self.repin(machine, &machine.change(|record| record.running = None));
     }
 
     /// Ends QEMU, if there is one, and withdraws what served it.

@@ -151,6 +151,7 @@ impl Engine {
             next_key: AtomicU64::new(1),
             server: Mutex::default(),
         });
+        engine.remove_half_boot_files();
         engine.recover()?;
         engine.pool.fill(Arc::downgrade(&engine));
         Ok(engine)
@@ -276,7 +277,7 @@ impl Engine {
         Ok(machine)
     }
 
-    /// Changes a machine's record and keeps it.
+    /// Changes a machine's record and keeps it. What has happened is true also when it cannot be kept.
     pub(crate) fn update(
         &self,
         machine: &Machine,
@@ -288,6 +289,18 @@ impl Engine {
         self.state
             .put_machine(&record.id, &record, when)
             .told_as(format!("the record of machine {} cannot be written", record.name))
+    }
+
+    /// The same, durable at once; a change that cannot be kept is not made.
+    pub(crate) fn update_or_not(
+        &self,
+        machine: &Machine,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<(), Problem> {
+        let before = machine.record();
+        self.update(machine, When::Now, change).inspect_err(|_| {
+            self.repin(machine, &machine.change(|record| *record = before));
+        })
     }
 
     /// Pins what a machine needs of the store: garbage collection keeps it.

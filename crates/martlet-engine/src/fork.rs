@@ -238,8 +238,8 @@ impl Engine {
             Ok(()) => Ok(machine),
             Err(problem) => {
                 // Nothing of a clone that failed is left.
-                let _ = self.stop_live(&machine);
-                self.forget(&machine);
+                self.stop_live(&machine);
+                let _ = self.forget(&machine); // logged
                 Err(problem)
             }
         }

@@ -22,7 +22,7 @@ use martlet_agent_api as agent;
 use martlet_api::{Accel, InitKind, Problem, ProblemCode, Timeline};
 use martlet_disk::{CowDisk, DiskError};
 use martlet_fuse::{Placement, Prefetcher};
-use martlet_image::{BlobId, BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
+use martlet_image::{BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
 use martlet_pager::VmKey;
 use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::compat;
@@ -195,7 +195,7 @@ impl Engine {
         let prefetcher = self.prefetch(&launch, &spawned.files.memory);
         if let Some(agent) = &agent {
             self.confirm(&launch, agent, spawned.vm())
-                .map_err(|p| self.with_last_words(p, spawned.vm()))?;
+                .map_err(|p| problem::of_guest(spawned.vm(), self.with_last_words(p, spawned.vm())))?;
             first_exec(agent).or_else(|error| Err(error).told_as(never_executed(spawned.vm())))?;
             timeline.first_exec_ms = Some(since_ms(Instant::now()));
         }
@@ -438,21 +438,6 @@ impl Engine {
             gid: uid,
             groups: [Some(QEMU_GID), self.kvm_gid].into_iter().flatten().collect(),
         })
-    }
-
-    /// A kernel or initramfs as a file that QEMU can read.
-    fn boot_file(&self, id: &BlobId) -> Result<PathBuf, Problem> {
-        let path = self.dirs.boot().join(id.to_string());
-        if !path.exists() {
-            let bytes = self
-                .store
-                .blob(id)
-                .told_as("the guest's kernel cannot be read from the store")?;
-            let scratch = path.with_extension(identity::machine_id());
-            std::fs::write(&scratch, bytes).map_err(|error| problem::io("write", &scratch, &error))?;
-            std::fs::rename(&scratch, &path).map_err(|error| problem::io("make", &path, &error))?;
-        }
-        Ok(path)
     }
 
     fn has_agent(&self, launch: &Launch<'_>) -> bool {

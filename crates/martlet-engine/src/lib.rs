@@ -13,6 +13,7 @@
 
 mod bases;
 mod bind;
+mod boot;
 mod checkpoint;
 mod dirs;
 mod end;

@@ -3,6 +3,7 @@
 use crate::engine::lock;
 use crate::live::Live;
 use crate::phase::{Phase, Verb};
+use crate::problem::out_of_room;
 use martlet_api::{Accel, MachineInfo, PortForward, Problem, ProblemCode, Timeline};
 use martlet_image::SnapshotId;
 use martlet_store::Pin;
@@ -234,7 +235,7 @@ impl Machine {
     pub fn live_for(&self, verb: Verb) -> Result<Arc<Live>, Problem> {
         let record = self.record();
         record.phase.allow(verb, &record.name)?;
-        self.live().ok_or_else(|| {
+        let live = self.live().ok_or_else(|| {
             Problem::new(
                 ProblemCode::Busy,
                 format!("QEMU of machine {} has not answered yet", record.name),
@@ -244,7 +245,11 @@ impl Machine {
                 "try again in a moment; `martlet kill {}` ends it if it hangs",
                 record.name
             ))
-        })
+        })?;
+        match live.vm.is_out_of_room() {
+            true => Err(out_of_room(format!("machine {} stands still", record.name))),
+            false => Ok(live),
+        }
     }
 
     /// Claims the machine for a command; a second command is refused, naming the first.

@@ -7,8 +7,8 @@ use martlet_disk::DiskError;
 use martlet_fuse::{RegistryError, ServerError};
 use martlet_pager::SourceError;
 use martlet_store::StoreError;
-use martlet_vm::VmError;
 use martlet_vm::agent::AgentError;
+use martlet_vm::{RunningVm, VmError};
 use std::path::Path;
 
 const MAKE_ROOM: &str = "make room (`martlet gc` frees what nothing refers to, `martlet df` shows where the space goes) and try again; nothing that was saved is lost";
@@ -47,6 +47,25 @@ impl<T, E: Tell> Told<T> for Result<T, E> {
                 ..lower
             }
         })
+    }
+}
+
+/// A machine stands still, because a write of its guest found the disk full.
+pub fn out_of_room(message: impl Into<String>) -> Problem {
+    Problem::new(ProblemCode::NoSpace, message)
+        .cause("there was no space for a write of its guest, which stands still until there is")
+        .remediation(MAKE_ROOM)
+}
+
+/// Why a guest did not do what it was asked: perhaps it stands still because the disk is full.
+pub fn of_guest(vm: &RunningVm, problem: Problem) -> Problem {
+    let is_silent = matches!(
+        problem.code,
+        ProblemCode::GuestFailed | ProblemCode::HypervisorFailed
+    );
+    match is_silent && vm.is_alive() && vm.is_out_of_room() {
+        true => out_of_room(problem.message),
+        false => problem,
     }
 }
 

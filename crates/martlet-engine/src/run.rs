@@ -96,7 +96,7 @@ impl Engine {
         if let Err(problem) = self.first_start(&machine, &start, progress) {
             if machine.live().is_none() {
                 // A machine that never ran is nothing to keep.
-                self.forget(&machine);
+                let _ = self.forget(&machine); // logged
             }
             return Err(problem);
         }
@@ -226,7 +226,7 @@ impl Engine {
             .remediation(format!("start a machine from it: `martlet run {}`", request.to)));
         }
         progress(stage("restoring"));
-        self.stop_live(&machine)?;
+        self.stop_live(&machine);
         // The disk of the present is given up only when the past runs.
         let fallback = if matches!(record.phase, Phase::Suspended) {
             Phase::Suspended
@@ -248,7 +248,7 @@ impl Engine {
     ) -> Result<(), Problem> {
         let snapshot = self.store.snapshot(&id).told()?;
         let before = machine.record();
-        self.update(machine, When::Now, |record| {
+        let begun = self.update(machine, When::Now, |record| {
             record.undo = Some(Undo {
                 phase: fallback,
                 snapshot: before.snapshot,
@@ -260,8 +260,8 @@ impl Engine {
             record.disk_base = id;
             record.disk_number += 1;
             record.generation = snapshot.generation.max(record.generation) + 1;
-        })?;
-        let started = self.disk_of(&snapshot).and_then(|disk| {
+        });
+        let started = begun.and_then(|()| self.disk_of(&snapshot)).and_then(|disk| {
             let disk = DiskFrom::New(disk);
             self.launch_machine(machine, id, &snapshot, Who::Same, disk, requested)
         });
@@ -318,7 +318,7 @@ impl Engine {
         disk: DiskFrom,
         requested: Instant,
     ) -> Result<(), Problem> {
-        self.update(machine, When::Later, |record| record.phase = Phase::Starting)?;
+        let begun = self.update(machine, When::Later, |record| record.phase = Phase::Starting);
         let init = init_of(snapshot);
         let from = match (&snapshot.memory, &snapshot.boot) {
             (Some(_), _) => From::Snapshot(id, Box::new(snapshot.clone())),
@@ -335,14 +335,18 @@ impl Engine {
             init,
             requested,
         };
-        match self.launch(launch) {
-            Ok(launched) => self.enter(machine, launched),
+        let launched = begun.and_then(|()| self.launch(launch));
+        match launched.and_then(|launched| self.enter(machine, launched)) {
+            Ok(()) => Ok(()),
             Err(problem) => {
                 let why = match &problem.cause {
                     Some(cause) => format!("{}: {cause}", problem.message),
                     None => problem.message.clone(),
                 };
-                self.update(machine, When::Now, |record| record.phase = Phase::Failed { why })?;
+                self.update(machine, When::Now, |record| {
+                    record.phase = Phase::Failed { why };
+                    record.running = None;
+                })?;
                 Err(problem)
             }
         }
@@ -515,14 +519,23 @@ impl Engine {
     }
 
     /// Takes a machine out of everything.
-    pub(crate) fn forget(&self, machine: &Arc<Machine>) {
+    pub(crate) fn forget(&self, machine: &Arc<Machine>) -> Result<(), Problem> {
         let record = machine.record();
+        let forgotten = self.state.remove_machine(&record.id);
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, machine = record.name, "its record stays behind");
+            // It would be there again after the next start of a daemon, so it is now.
+            machine.change(|record| {
+                if record.phase.is_live() {
+                    record.phase = Phase::Stopped;
+                }
+            });
+            return Err(error).told_as(format!("machine {} cannot be forgotten", record.name));
+        }
         lock(&self.machines).remove(&record.name);
         machine.set_pins(Vec::new());
-        if let Err(error) = self.state.remove_machine(&record.id) {
-            tracing::warn!(%error, machine = record.name, "its record stays behind");
-        }
         let _ = std::fs::remove_dir_all(self.dirs.machine(&record.id));
+        Ok(())
     }
 
     /// Deletes the disks of a machine, but one.

@@ -185,6 +185,9 @@ impl Engine {
                 progress(items("collecting", done, total))
             })
             .told()?;
+        if !dry_run {
+            self.remove_unused_boot_files();
+        }
         Ok(GcReport {
             dry_run: report.dry_run,
             frames_freed: report.objects_freed,

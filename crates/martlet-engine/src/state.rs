@@ -3,11 +3,15 @@
 //!
 //! An embedded database (redb): every write is one transaction, so a crash leaves the old record or the new one.
 //! Snapshots are not here; they are in the store.
+//!
+//! A write that fails, as on a full disk, leaves the database closed: redb takes no other after it. The next access opens
+//! it anew, as after a crash.
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machines");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
@@ -56,20 +60,43 @@ pub enum When {
 
 /// The state database.
 pub struct State {
-    database: Database,
+    path: PathBuf,
+    /// None after a failed write.
+    database: Mutex<Option<Database>>,
+}
+
+fn open(path: &Path) -> Result<Database, StateError> {
+    let database = Database::create(path)?;
+    let transaction = database.begin_write()?;
+    transaction.open_table(MACHINES)?;
+    transaction.open_table(COUNTERS)?;
+    transaction.open_table(TRACES)?;
+    transaction.open_table(SETTINGS)?;
+    transaction.commit()?;
+    Ok(database)
 }
 
 impl State {
     /// Opens or creates the database.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        let database = Database::create(path)?;
-        let transaction = database.begin_write()?;
-        transaction.open_table(MACHINES)?;
-        transaction.open_table(COUNTERS)?;
-        transaction.open_table(TRACES)?;
-        transaction.open_table(SETTINGS)?;
-        transaction.commit()?;
-        Ok(Self { database })
+        Ok(Self {
+            path: path.to_owned(),
+            database: Mutex::new(Some(open(path)?)),
+        })
+    }
+
+    /// Works with the database, opened if need be.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, StateError>) -> Result<T, StateError> {
+        let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = match database.take() {
+            Some(opened) => opened,
+            None => open(&self.path)?,
+        };
+        let done = work(&opened);
+        if !matches!(done, Err(StateError::Database(redb::Error::Io(_)))) {
+            *database = Some(opened);
+        }
+        done
     }
 
     fn put(
@@ -79,28 +106,32 @@ impl State {
         value: Option<&[u8]>,
         when: When,
     ) -> Result<(), StateError> {
-        let mut transaction = self.database.begin_write()?;
-        if when == When::Later {
-            transaction
-                .set_durability(Durability::None)
-                .expect("no savepoint was taken in this transaction");
-        }
-        {
-            let mut table = transaction.open_table(table)?;
-            match value {
-                Some(value) => drop(table.insert(key, value)?),
-                None => drop(table.remove(key)?),
+        self.with(|database| {
+            let mut transaction = database.begin_write()?;
+            if when == When::Later {
+                transaction
+                    .set_durability(Durability::None)
+                    .expect("no savepoint was taken in this transaction");
             }
-        }
-        Ok(transaction.commit()?)
+            {
+                let mut table = transaction.open_table(table)?;
+                match value {
+                    Some(value) => drop(table.insert(key, value)?),
+                    None => drop(table.remove(key)?),
+                }
+            }
+            Ok(transaction.commit()?)
+        })
     }
 
     fn get(&self, table: TableDefinition<&str, &[u8]>, key: &str) -> Result<Option<Vec<u8>>, StateError> {
-        let transaction = self.database.begin_read()?;
-        Ok(transaction
-            .open_table(table)?
-            .get(key)?
-            .map(|value| value.value().to_vec()))
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            Ok(transaction
+                .open_table(table)?
+                .get(key)?
+                .map(|value| value.value().to_vec()))
+        })
     }
 
     /// Keeps a machine's record.
@@ -115,13 +146,15 @@ impl State {
 
     /// All machines.
     pub fn machines<T: DeserializeOwned>(&self) -> Result<Vec<T>, StateError> {
-        let transaction = self.database.begin_read()?;
-        let table = transaction.open_table(MACHINES)?;
-        let mut machines = Vec::new();
-        for entry in table.iter()? {
-            machines.push(serde_json::from_slice(entry?.1.value())?);
-        }
-        Ok(machines)
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            let table = transaction.open_table(MACHINES)?;
+            let mut machines = Vec::new();
+            for entry in table.iter()? {
+                machines.push(serde_json::from_slice(entry?.1.value())?);
+            }
+            Ok(machines)
+        })
     }
 
     /// The next value of a counter; never the same twice, also across crashes.
@@ -131,15 +164,17 @@ impl State {
 
     /// `count` consecutive values of a counter; the first one is returned.
     pub fn take(&self, counter: &str, count: u64) -> Result<u64, StateError> {
-        let transaction = self.database.begin_write()?;
-        let first = {
-            let mut table = transaction.open_table(COUNTERS)?;
-            let first = table.get(counter)?.map_or(1, |value| value.value());
-            table.insert(counter, first + count)?;
-            first
-        };
-        transaction.commit()?;
-        Ok(first)
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            let first = {
+                let mut table = transaction.open_table(COUNTERS)?;
+                let first = table.get(counter)?.map_or(1, |value| value.value());
+                table.insert(counter, first + count)?;
+                first
+            };
+            transaction.commit()?;
+            Ok(first)
+        })
     }
 
     /// Keeps the trace of a snapshot's first run.
@@ -206,5 +241,46 @@ mod tests {
         let path = dir.path().join("state.redb");
         let _first = State::open(&path).unwrap();
         assert!(matches!(State::open(&path), Err(StateError::Database(_))));
+    }
+
+    /// A file system of 1 MiB, gone at the end.
+    struct Small(tempfile::TempDir);
+
+    impl Small {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let mount = std::process::Command::new("mount")
+                .args(["-t", "tmpfs", "-o", "size=1M", "small"])
+                .arg(dir.path())
+                .status();
+            assert!(mount.unwrap().success());
+            Self(dir)
+        }
+    }
+
+    impl Drop for Small {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount")
+                .arg("-l")
+                .arg(self.0.path())
+                .status();
+        }
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_write_that_found_it_and_no_other() {
+        let small = Small::new();
+        let state = State::open(&small.0.path().join("state.redb")).unwrap();
+        state.put_machine("a", &"kept", When::Now).unwrap();
+        let large = "x".repeat(300 << 10);
+        let failed = (0..8).find_map(|n| state.put_machine(&format!("large-{n}"), &large, When::Now).err());
+        let failed = failed.expect("there is no room for all of them");
+        assert!(failed.is_no_space(), "{failed}");
+        for n in 0..8 {
+            // What no room was found for is not there, and is no harm to remove.
+            state.remove_machine(&format!("large-{n}")).unwrap();
+        }
+        state.put_machine("b", &"kept too", When::Now).unwrap();
+        assert_eq!(state.machines::<String>().unwrap(), ["kept", "kept too"]);
     }
 }

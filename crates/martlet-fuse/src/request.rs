@@ -4,6 +4,7 @@ use crate::device::Device;
 use crate::proto::{self, Args, Body, Header, IN_HEADER_BYTES, Opcode, Short, WRITE_IN_BYTES, fattr, fopen};
 use crate::registry::{Content, Registry};
 use martlet_pager::{MemoryImage, SourceError, VmKey};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 type Errno = i32;
@@ -59,7 +60,17 @@ impl Worker {
             return;
         };
         let device = self.device.clone();
-        match self.dispatch(header, args, message) {
+        // Whoever waits for an answer cannot even be killed, so there is one also to a request that breaks its server.
+        let dispatched = catch_unwind(AssertUnwindSafe(|| self.dispatch(header, args, message)));
+        let answer = dispatched.unwrap_or_else(|_| {
+            tracing::error!(
+                opcode = header.opcode,
+                node = header.node,
+                "a request broke its server"
+            );
+            Err(Failed(libc::EIO))
+        });
+        match answer {
             Ok(Answer::Body(body)) => device.answer(header.unique, Ok([&body.0, &[]])),
             Ok(Answer::Data(count)) => device.answer(header.unique, Ok([&self.data[..count], &[]])),
             Ok(Answer::Silence) => {}

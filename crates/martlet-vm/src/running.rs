@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 mod bind;
 mod descriptor_file;
 mod forward;
+mod room;
 
 use descriptor_file::DescriptorFile;
 
@@ -97,7 +98,7 @@ pub struct VmHandle {
 pub struct RunningVm {
     handle: VmHandle,
     spawner: Arc<dyn Spawner>,
-    qmp: QmpClient,
+    qmp: Arc<QmpClient>,
     seen: Arc<Seen>,
 }
 
@@ -106,6 +107,8 @@ pub struct RunningVm {
 struct Seen {
     facts: Mutex<Facts>,
     changed: Condvar,
+    /// Is the guest to run, as far as we say? Held while that changes.
+    meant_to_run: Mutex<bool>,
 }
 
 #[derive(Default)]
@@ -114,6 +117,7 @@ struct Facts {
     panicked: bool,
     shutdown: Option<EndReason>,
     resumed: Option<Instant>,
+    out_of_room: bool,
     migration: Option<String>,
     subscribers: Vec<Sender<VmEvent>>,
 }
@@ -121,6 +125,10 @@ struct Facts {
 impl Seen {
     fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn meant_to_run(&self) -> MutexGuard<'_, bool> {
+        self.meant_to_run.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn note(&self, message: Message) {
@@ -137,6 +145,10 @@ impl Seen {
                     Some(VmEvent::Resumed(now))
                 }
                 "STOP" => Some(VmEvent::Stopped(now)),
+                "BLOCK_IO_ERROR" => {
+                    facts.out_of_room |= data["nospace"] == true && data["action"] == "stop";
+                    None
+                }
                 "GUEST_PANICKED" => {
                     facts.panicked = true;
                     Some(VmEvent::Panicked)
@@ -245,12 +257,16 @@ impl RunningVm {
             noting.note(message)
         });
         match qmp {
-            Ok(qmp) => Ok(Self {
-                handle,
-                spawner,
-                qmp,
-                seen,
-            }),
+            Ok(qmp) => {
+                let qmp = Arc::new(qmp);
+                room::watch(seen.clone(), Arc::downgrade(&qmp)).map_err(VmError::io("watch a guest"))?;
+                Ok(Self {
+                    handle,
+                    spawner,
+                    qmp,
+                    seen,
+                })
+            }
             Err(source @ QmpError::Socket(_)) => Err(VmError::Qmp {
                 during: "connecting to QEMU",
                 source,
@@ -298,6 +314,8 @@ impl RunningVm {
 
     /// Lets the virtual CPUs run. Returns when they do.
     pub fn cont(&self) -> Result<Instant, VmError> {
+        let mut is_meant_to_run = self.seen.meant_to_run();
+        *is_meant_to_run = true;
         self.seen.facts().resumed = None;
         self.command("resuming the guest", "cont", Value::Null)?;
         // The event precedes the answer, when it comes at all (a guest that runs already is not resumed).
@@ -306,6 +324,8 @@ impl RunningVm {
 
     /// Stops the virtual CPUs. Returns when they stand still and all I/O is done.
     pub fn stop(&self) -> Result<(), VmError> {
+        let mut is_meant_to_run = self.seen.meant_to_run();
+        *is_meant_to_run = false;
         self.command("stopping the guest", "stop", Value::Null).map(drop)
     }
 

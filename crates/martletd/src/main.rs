@@ -74,6 +74,9 @@ fn start_log() {
     let filter = EnvFilter::try_from_env("MARTLET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A line that cannot be written, as on a full disk, is lost. To complain of it on standard error, where it was to
+        // go, would end the thread that had something to say.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match std::io::stderr().is_terminal() {
         true => log.init(),

@@ -1,6 +1,7 @@
 //! What a machine of ours may meet: damage, a full disk, bad names and sizes, a wrong QEMU, a guest that hangs, two commands at
 //! once. Each gets a clear error with a way out, and the old state stays whole.
 
+use crate::deadline::wait_for;
 use crate::{Daemon, Fixture};
 use serde_json::json;
 use std::fs;
@@ -16,6 +17,7 @@ const MISSING: i32 = 5;
 const DAMAGED: i32 = 6;
 const FULL: i32 = 7;
 const FAILED: i32 = 8;
+const EXEC_FAILED: i32 = 125;
 
 impl Daemon {
     /// Refused with this exit code, in words that name `what`, with a way out.
@@ -224,7 +226,50 @@ fn a_full_disk_leaves_the_old_state_whole() {
     daemon.ok(&["suspend", "a", "--tag", "full"]);
     daemon.ok(&["resume", "a"]);
     daemon.exec("a", "sha256sum -c /dev/shm/sum");
+
+    // A guest that writes to its disk stands still until there is space again, and its write is done then.
+    let free = free_bytes(daemon.state_dir());
+    let filled = Command::new("fallocate")
+        .args(["-l", &free.to_string()])
+        .arg(&ballast)
+        .status();
+    assert!(filled.unwrap().success());
+    let mut writing = daemon.command(&["exec", "a", "--", "sh", "-c", "cat /dev/shm/x > /x; sync"]);
+    let writing = writing.spawn().unwrap();
+    wait_for("the guest to stand still", || {
+        let output = daemon.call(&["exec", "a", "--", "true"]);
+        output.status.code() == Some(EXEC_FAILED)
+            && String::from_utf8_lossy(&output.stderr).contains("stands still")
+    });
+    daemon.refused_for(&["checkpoint", "a"], FULL, "stands still");
+    fs::remove_file(&ballast).unwrap();
+    assert!(writing.wait_with_output().unwrap().status.success());
+    wait_for("its going on to be noticed", || {
+        daemon.call(&["exec", "a", "--", "true"]).status.success()
+    });
+    daemon.exec("a", "echo 3 > /proc/sys/vm/drop_caches; cmp /x /dev/shm/x");
     daemon.assert_no_damage();
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_nobody() {
+    let daemon = Daemon::new(Fixture::Tiny);
+    let program = Path::new(env!("CARGO_BIN_EXE_martlet")).with_file_name("martletd");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut serving = Command::new(program)
+        .arg("--socket")
+        .arg(daemon.socket())
+        .arg("--state-dir")
+        .arg(daemon.state_dir())
+        .stderr(full)
+        .spawn()
+        .unwrap();
+    wait_for("the daemon", || daemon.socket().exists());
+    daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
+    assert_eq!(daemon.pid(), Some(serving.id()));
+    daemon.ok(&["suspend", "a"]);
+    daemon.ok(&["daemon", "stop"]);
+    assert!(serving.wait().unwrap().success());
 }
 
 fn free_bytes(dir: &Path) -> u64 {

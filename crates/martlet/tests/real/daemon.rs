@@ -59,19 +59,24 @@ impl Daemon {
     pub fn empty() -> Self {
         let turn = Turn::wait();
         let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        Self::in_new_dir(&test, Some(turn))
+        Self::in_new_dir(&test, TEST_LIMIT, Some(turn))
     }
 
     /// One for making a fixture, in the turn of the test that needs it.
     pub fn for_fixture(name: &str) -> Self {
-        Self::in_new_dir(&format!("making fixture {name}"), None)
+        Self::with_limit(&format!("making fixture {name}"), TEST_LIMIT)
     }
 
-    fn in_new_dir(what: &str, turn: Option<Turn>) -> Self {
+    /// One with nothing in its store, for something that takes its own time and no turns.
+    pub fn with_limit(what: &str, limit: Duration) -> Self {
+        Self::in_new_dir(what, limit, None)
+    }
+
+    fn in_new_dir(what: &str, limit: Duration, turn: Option<Turn>) -> Self {
         let state = tempfile::Builder::new().prefix("mt-").tempdir().unwrap();
         let logs = ["martletd.log", "keeper.log"].map(|log| state.path().join(log));
         Self {
-            _deadline: Deadline::new(what, TEST_LIMIT, logs.to_vec()),
+            _deadline: Deadline::new(what, limit, logs.to_vec()),
             state,
             env: Vec::new(),
             _turn: turn,
@@ -175,29 +180,38 @@ impl Daemon {
         fs::read_link(format!("/proc/{pid}/exe")).is_ok().then_some(pid)
     }
 
-    /// Ends what is left by force: every process that names the state directory, then its mounts.
-    fn sweep(&self) {
+    /// Other processes that name the state directory and these words.
+    pub fn processes(&self, words: &str) -> Vec<u64> {
         let own = self.state.path().to_string_lossy().into_owned();
-        let processes = || -> Vec<u32> {
-            let entries = fs::read_dir("/proc").unwrap();
-            let pids = entries
-                .flatten()
-                .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-            pids.filter(|pid| *pid != std::process::id())
-                .filter(|pid| {
-                    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                    String::from_utf8_lossy(&words).contains(&own)
-                })
-                .collect()
-        };
-        // By force, so that its connection ends: whoever waits for an answer to a page fault cannot even be killed. And
-        // without a look at it, which nobody would answer.
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| *pid != u64::from(std::process::id()))
+            .filter(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                line.contains(&own) && line.contains(words)
+            })
+            .collect()
+    }
+
+    /// What is mounted on the state directory and below it.
+    pub fn mounts(&self) -> Vec<String> {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-        for point in points.filter(|point| point.starts_with(&own)) {
-            let _ = Command::new("umount").args(["-f", "-l", "-c", point]).status();
+        points
+            .filter(|point| Path::new(point).starts_with(self.state.path()))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Ends what is left by force: every process that names the state directory, then its mounts.
+    fn sweep(&self) {
+        // By force, so that its connection ends: whoever waits for an answer to a page fault cannot even be killed. And
+        // without a look at it, which nobody would answer.
+        for point in self.mounts() {
+            let _ = Command::new("umount").args(["-f", "-l", "-c", &point]).status();
         }
-        for pid in processes() {
+        for pid in self.processes("") {
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
         }
     }

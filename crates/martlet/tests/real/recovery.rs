@@ -42,19 +42,6 @@ impl Daemon {
             .to_owned()
     }
 
-    /// Processes that name the state directory and these words.
-    pub fn processes(&self, words: &str) -> Vec<u64> {
-        let own = self.state_dir().to_string_lossy().into_owned();
-        let entries = std::fs::read_dir("/proc").unwrap().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter(|pid| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            line.contains(&own) && line.contains(words)
-        })
-        .collect()
-    }
-
     /// Starts a program in the guest that counts in its memory, without pause; how far it is.
     fn start_counter(&self, name: &str) -> u64 {
         let count = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count.new; mv /dev/shm/count.new /dev/shm/count; done";
