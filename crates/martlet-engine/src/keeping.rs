@@ -45,6 +45,7 @@ impl Engine {
         if let Some(connection) = &*lock(&self.connection) {
             self.keeper.put_fd(FUSE_FD, connection.as_fd())?;
         }
+        self.pool.adopted_by(&self.keeper);
         for machine in self.all() {
             let pid = machine.live().map(|live| live.vm.pid());
             let Some(pid) = pid.or(machine.starting_pid()) else {

@@ -393,10 +393,13 @@ impl Engine {
             run_dir,
             incoming: matches!(launch.from, From::Snapshot(..)),
         };
+        // From here on it is this machine's, also for a keeper that takes over.
+        launch.machine.set_starting_pid(ahead.as_ref().map(Ahead::pid));
         let bound = ahead.and_then(|ahead| match self.bind_ahead(ahead, &spec) {
             Ok(bound) => Some(bound),
             Err(problem) => {
                 tracing::warn!(%problem, machine = record.name, "a QEMU started ahead is of no use; another is started");
+                launch.machine.set_starting_pid(None);
                 None
             }
         });

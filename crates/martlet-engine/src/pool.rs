@@ -18,11 +18,11 @@ use crate::mapped::Mapped;
 use crate::problem::{self, Told};
 use martlet_api::{PoolUsage, Problem};
 use martlet_image::{Manifest, PAGE_SIZE};
-use martlet_vm::RunningVm;
 use martlet_vm::compat::{Accel, Hardware};
 use martlet_vm::process::own_directory;
 use martlet_vm::running::StartOptions;
 use martlet_vm::spec::{Boot, Disk, MachineSpec, Memory, UserNet};
+use martlet_vm::{KeeperClient, RunningVm};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -32,6 +32,8 @@ use std::time::Duration;
 /// Preference of the kernel's out-of-memory killer: rather one that runs nothing yet than a machine.
 const OOM_SCORE: i32 = 500;
 
+/// What a QEMU is called until it is a machine's.
+const NAME: &str = "ahead";
 /// How the directories of those begin that wait. No machine's id does.
 pub const AHEAD: &str = "ahead-";
 
@@ -79,6 +81,11 @@ pub struct Ahead {
 }
 
 impl Ahead {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.vm.as_ref().expect("it is there until it is taken").pid()
+    }
+
     /// The QEMU.
     pub fn vm(&mut self) -> &mut RunningVm {
         self.vm.as_mut().expect("it is there until it is taken")
@@ -177,6 +184,16 @@ impl Pool {
         }
     }
 
+    /// Another keeper is to know how those end that are ready.
+    pub fn adopted_by(&self, keeper: &KeeperClient) {
+        for ahead in &lock(&self.inner).ready {
+            let Some(vm) = &ahead.vm else { continue };
+            if let Err(error) = keeper.adopt(vm.pid(), NAME, &vm.handle().stderr_log) {
+                tracing::warn!(%error, pid = vm.pid(), "a QEMU started ahead is not kept any more");
+            }
+        }
+    }
+
     /// Starts filling it.
     pub fn fill(self: &Arc<Self>, engine: Weak<Engine>) {
         if self.size == 0 {
@@ -270,7 +287,7 @@ impl Engine {
             run_dir: run_dir.clone(),
         };
         let spec = MachineSpec {
-            name: "ahead".into(),
+            name: NAME.into(),
             hardware: Hardware {
                 machine_type: shape.machine_type.clone(),
                 cpu_model: shape.cpu_model.clone(),

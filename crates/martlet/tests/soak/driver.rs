@@ -209,7 +209,7 @@ impl Driver<'_> {
         }
     }
 
-    /// The keeper keeps every QEMU; else what it says.
+    /// The keeper keeps every QEMU, those that are started ahead, too; else what it says.
     fn keeper_lacks(&mut self) -> Result<Option<String>, Discrepancy> {
         let checks = call(self.daemon, &["doctor"]).json();
         let keeper = checks
@@ -227,7 +227,10 @@ impl Driver<'_> {
             .values()
             .filter(|seen| seen.pid.is_some())
             .count();
-        Ok((found != format!("keeps {running} processes")).then_some(found))
+        let ahead = call(self.daemon, &["df"]).json()["pool"]["ready"]
+            .as_u64()
+            .unwrap_or_default() as usize;
+        Ok((found != format!("keeps {} processes", running + ahead)).then_some(found))
     }
 
     /// The model is what it may be and what is listed; names of machines of which something is uncertain.

@@ -2,7 +2,7 @@
 
 use super::{Bench, Peer, failed};
 use crate::commands::understood;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use martlet_api::*;
 use martlet_bench::{BenchError, ProcessUse, Samples, Stock};
 use serde_json::json;
@@ -114,6 +114,6 @@ fn restore_many(peer: &Peer, count: u32) -> Outcome<f64> {
             .collect()
     });
     let took_ms = begun.elapsed().as_secs_f64() * 1e3;
-    drop(restored.map_err(failed).map_err(Failure::from)?);
+    drop(restored.map_err(failed)?);
     Ok(took_ms)
 }
