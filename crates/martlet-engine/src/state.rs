@@ -13,6 +13,9 @@ use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+/// Of the database's pages, this much is kept in memory.
+const CACHE_BYTES: usize = 4 << 20;
+
 const MACHINES: TableDefinition<&str, &[u8]> = TableDefinition::new("machines");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 const TRACES: TableDefinition<&str, &[u8]> = TableDefinition::new("traces");
@@ -66,7 +69,7 @@ pub struct State {
 }
 
 fn open(path: &Path) -> Result<Database, StateError> {
-    let database = Database::create(path)?;
+    let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
     let transaction = database.begin_write()?;
     transaction.open_table(MACHINES)?;
     transaction.open_table(COUNTERS)?;

@@ -56,6 +56,22 @@ impl Drop for UnderWay {
     }
 }
 
+/// Memory goes back to the system when nothing was under way for so long.
+const TIDY_AFTER: Duration = Duration::from_secs(2);
+
+/// Whenever something was under way and nothing is any more, gives back the memory that it took.
+pub async fn tidy(activity: Activity) {
+    let mut tidied = None;
+    loop {
+        tokio::time::sleep(TIDY_AFTER / 2).await;
+        let last = activity.state().last;
+        if activity.idle() >= TIDY_AFTER && tidied != Some(last) {
+            let _ = tokio::task::spawn_blocking(crate::allocator::give_back).await; // it has panicked, then
+            tidied = Some(last);
+        }
+    }
+}
+
 /// Waits for the time when there is nothing to do.
 pub struct Idle {
     /// What is under way.

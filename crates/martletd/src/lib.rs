@@ -9,6 +9,7 @@
 //! [`server::Service`] is the whole API, [`daemon::run`] a process that serves it. What a route takes and gives is said once, in
 //! `routes`, for the router and for the OpenAPI document alike.
 
+pub mod allocator;
 pub mod check;
 pub mod control;
 pub mod daemon;

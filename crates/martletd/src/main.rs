@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use martlet_api::Paths;
 use martletd::instance::Taken;
-use martletd::{daemon, server};
+use martletd::{allocator, daemon, server};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +49,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    allocator::limit_arenas();
     start_log();
     let done = match args.command {
         Some(Command::Keeper { ref socket }) => wiring::keeper(socket),

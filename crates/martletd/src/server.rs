@@ -109,6 +109,7 @@ impl Service {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> std::io::Result<()> {
         let closing = self.closing;
+        let _tidy = tokio::spawn(crate::idle::tidy(self.activity.clone()));
         let shutdown = async move {
             shutdown.await;
             closing.store(true, Ordering::Relaxed);
