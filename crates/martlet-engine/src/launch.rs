@@ -168,6 +168,7 @@ impl Engine {
         let since_ms = |at: Instant| at.saturating_duration_since(launch.requested).as_secs_f64() * 1e3;
         let hardware = self.hardware(&launch)?;
         let _launching = self.pool.launching();
+        self.check_memory(&launch)?;
         let ahead = self.take_ahead(&launch, &hardware);
         let files = self.files(&launch, ahead.as_ref())?;
         let spawned = self.spawn(&launch, &hardware, files, ahead)?;

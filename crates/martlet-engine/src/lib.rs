@@ -21,6 +21,7 @@ mod engine;
 mod facts;
 mod fork;
 mod guest;
+mod host_memory;
 mod identity;
 mod keeping;
 mod launch;

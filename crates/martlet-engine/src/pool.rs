@@ -12,6 +12,7 @@
 //! most likely one of the same. It is filled again when no start is under way: it must not compete with one.
 
 use crate::engine::{Engine, lock};
+use crate::host_memory::has_room_ahead;
 use crate::identity;
 use crate::machine::Config;
 use crate::mapped::Mapped;
@@ -238,12 +239,18 @@ impl Pool {
                     inner = lock(&self.inner);
                     continue;
                 }
-                if inner.ready.len() < self.size {
+                if inner.ready.len() < self.size && has_room_ahead() {
                     return Some(wanted);
                 }
             }
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Ends those that are ready: their memory is needed.
+    pub fn empty(&self) {
+        let ready = std::mem::take(&mut lock(&self.inner).ready);
+        drop(ready); // waits for their ends
     }
 
     /// Ends all of them, and filling.
@@ -253,8 +260,7 @@ impl Pool {
         if let Some(filler) = lock(&self.filler).take() {
             let _ = filler.join(); // it has panicked, then
         }
-        let ready = std::mem::take(&mut lock(&self.inner).ready);
-        drop(ready);
+        self.empty();
     }
 }
 

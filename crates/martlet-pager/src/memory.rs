@@ -15,6 +15,9 @@ use std::sync::{Arc, Mutex, Weak};
 /// How far from a page the rest of its frame is looked for. A frame's pages are near each other, with holes.
 const REACH_PAGES: u64 = 2 * FRAME_PAGES_MAX as u64;
 
+/// Handed over at once to who reads in order: each piece wakes two threads.
+const PIECE_PAGES: usize = 4 * FRAME_PAGES_MAX;
+
 /// Which VM: chosen by the engine, never used for two VMs during a daemon's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VmKey(pub u64);
@@ -165,8 +168,8 @@ impl MemoryImage {
             return;
         };
         let is_stored = |page: &u64| self.manifest.locate(*page) != PageLocation::Zero;
-        for begin in ahead.clone().step_by(FRAME_PAGES_MAX) {
-            let some = begin..(begin + FRAME_PAGES_MAX as u64).min(ahead.end);
+        for begin in ahead.clone().step_by(PIECE_PAGES) {
+            let some = begin..(begin + PIECE_PAGES as u64).min(ahead.end);
             let run = {
                 let mut record = lock(&self.record);
                 let is_missing = |page: &u64| again || !record.known.contains(*page);

@@ -337,7 +337,7 @@ fn disk_args(args: &mut Args, index: usize, disk: &Disk) {
     let node = match &disk.path {
         Some(path) => disk_node(index, path, disk.read_only),
         None => {
-            serde_json::json!({ "driver": "null-co", "node-name": empty_node(index), "read-zeroes": true })
+            serde_json::json!({ "driver": "null-co", "node-name": format!("empty{index}"), "read-zeroes": true })
         }
     };
     args.opt("-blockdev", node.to_string());
@@ -359,11 +359,6 @@ pub(crate) fn disk_node(index: usize, path: &Path, read_only: bool) -> serde_jso
         "discard": "unmap", "detect-zeroes": "off",
         "file": { "driver": "file", "filename": path.display().to_string(), "locking": "off", "discard": "unmap" },
     })
-}
-
-/// Name of the node that stands for a disk that is not known yet.
-pub(crate) fn empty_node(index: usize) -> String {
-    format!("empty{index}")
 }
 
 struct Args(Vec<String>);

@@ -44,7 +44,7 @@ pub fn local(context: &Context, args: &BenchLocalArgs) -> Outcome {
         many: args.clones,
         rounds: args.rounds as usize,
         reporter: Reporter::new("measuring", context.quiet, context.json),
-        steps: (0, u64::from(args.rounds) * 9 + 5),
+        steps: (0, u64::from(args.rounds) * 10 + 5),
         made: Vec::new(),
         conditions: String::new(),
         figures: Vec::new(),
@@ -130,7 +130,7 @@ impl Bench<'_> {
         let recipe = Recipe::of(pid).map_err(failed)?;
         let theirs = self.boot_stock(&recipe)?;
         self.step("touching memory in both");
-        let touched_mib = (self.memory_bytes.min(512 << 20) >> 20) * 5 / 16;
+        let touched_mib = self.touched_mib();
         let touch = format!(
             "mkdir -p /dev/shm && mount -t tmpfs -o size=90% bench /dev/shm 2>/dev/null; \
              dd if=/dev/urandom of=/dev/shm/load bs=1M count={touched_mib} 2>/dev/null; sync"
@@ -153,6 +153,11 @@ impl Bench<'_> {
         self.forks(&peer)?;
         self.boots(&peer)?;
         self.store(&peer)
+    }
+
+    /// What the guests touch before they are measured.
+    fn touched_mib(&self) -> u64 {
+        (self.memory_bytes.min(512 << 20) >> 20) * 5 / 16
     }
 
     /// A figure of these rounds.
@@ -184,14 +189,19 @@ impl Bench<'_> {
         self.client.post(path, request)
     }
 
-    /// A line of shell in our guest, by this very program.
+    /// A line of shell in the machine that is measured.
     fn guest(&self, line: &str) -> Outcome {
+        self.exec_in(&self.machine, line)
+    }
+
+    /// A line of shell in a guest of ours, by this very program.
+    fn exec_in(&self, machine: &str, line: &str) -> Outcome {
         let program =
             std::env::current_exe().map_err(|error| Failure::io("cannot find this program", error))?;
         let status = Command::new(program)
             .arg("--socket")
             .arg(&self.context.daemon.socket)
-            .args(["exec", &self.machine, "--", "sh", "-c", line])
+            .args(["exec", machine, "--", "sh", "-c", line])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .status()

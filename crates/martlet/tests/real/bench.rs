@@ -23,6 +23,7 @@ fn every_figure_has_a_value_beside_its_peers() {
             "resume_first_instruction",
             "resume_first_exec",
             "prefetch_first_exec",
+            "prefetch_mispredicted_first_exec",
             "fork8_all_exec",
             "clone_private",
             "clone_state_read",

@@ -17,6 +17,7 @@ mod imports;
 mod life;
 mod no_byte;
 mod pool;
+mod pressure;
 mod recovery;
 
 pub use daemon::Daemon;
