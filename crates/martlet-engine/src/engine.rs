@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 /// When a daemon starts, its and the keeper's logs lose their older part if they are larger.
 const SERVICE_LOG_BYTES: u64 = 8 << 20;
 /// Decoded frames kept in memory. Small: what guests map is in the kernel's page cache.
-const CACHE_BYTES: usize = 24 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 /// Threads that answer page faults.
 const FUSE_THREADS: usize = 4;
 /// Name under which the keeper holds the FUSE connection.

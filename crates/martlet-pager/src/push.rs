@@ -32,7 +32,10 @@ struct Shared {
     changed: Condvar,
 }
 
-/// A bounded queue of pushes and the one thread that makes them. What does not fit is dropped: a push is a favour.
+/// While one waits until its pages were taken, another decompresses the next.
+const PUSHERS: usize = 2;
+
+/// A bounded queue of pushes and the threads that make them. What does not fit is dropped: a push is a favour.
 pub struct PushQueue {
     shared: Arc<Shared>,
     depth: usize,
@@ -42,15 +45,12 @@ impl PushQueue {
     /// A queue of at most `depth` runs, each no longer than the pages around a fault.
     pub fn start(depth: usize) -> Arc<Self> {
         let shared = Arc::new(Shared::default());
-        let run = {
+        let start = |_| {
             let shared = shared.clone();
-            move || shared.run()
+            let run = move || shared.run();
+            std::thread::Builder::new().name("push".into()).spawn(run)
         };
-        if std::thread::Builder::new()
-            .name("push".into())
-            .spawn(run)
-            .is_err()
-        {
+        if (0..PUSHERS).map(start).filter(Result::is_ok).count() == 0 {
             tracing::warn!("no thread for pushes: pages come by faults alone");
             lock(&shared.waiting).closed = true;
         }

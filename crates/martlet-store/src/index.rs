@@ -28,7 +28,7 @@ const PAGES: TableDefinition<PageHash, [u8; 33]> = TableDefinition::new("pages")
 const PACKS: TableDefinition<u32, u64> = TableDefinition::new("packs");
 const META: TableDefinition<&str, Vec<u8>> = TableDefinition::new("meta");
 
-const CACHE_BYTES: usize = 16 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 
 /// Where an object's record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,6 @@
 
 use crate::VmError;
 use martlet_image::{PAGE_SIZE, PageSet, is_zero};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 mod buffer;
@@ -45,19 +44,15 @@ struct Segment {
 impl Mapping {
     /// Finds the private mapping of a file in a process.
     pub fn find(pid: u32, file: &Path) -> Result<Self, VmError> {
-        let metadata = std::fs::metadata(file).map_err(VmError::io(format!("look at {}", file.display())))?;
+        // By the end of its path, which is its own: to look at the file would be to ask whoever serves it, and a daemon that
+        // is killed while it waits for its own answer never ends.
+        let tail: std::path::PathBuf = match (file.parent().and_then(Path::file_name), file.file_name()) {
+            (Some(dir), Some(name)) => Path::new(dir).join(name),
+            _ => file.to_owned(),
+        };
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))
             .map_err(VmError::io(format!("read the mappings of process {pid}")))?;
-        let device = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
-        let found = parse_maps(&maps, |line| {
-            (line.device, line.inode) == (device, metadata.ino())
-        })
-        // Some file systems show one device number to stat and another one here.
-        .or_else(|| {
-            parse_maps(&maps, |line| {
-                line.inode == metadata.ino() && Path::new(line.path) == file
-            })
-        });
+        let found = parse_maps(&maps, |path| path.ends_with(&tail));
         found.ok_or_else(|| VmError::Memory {
             pid,
             reason: format!("{} is not mapped privately", file.display()),
@@ -84,13 +79,7 @@ impl Mapping {
     }
 }
 
-struct MapsLine<'a> {
-    device: (u32, u32),
-    inode: u64,
-    path: &'a str,
-}
-
-fn parse_maps(maps: &str, wanted: impl Fn(&MapsLine) -> bool) -> Option<Mapping> {
+fn parse_maps(maps: &str, wanted: impl Fn(&Path) -> bool) -> Option<Mapping> {
     let mut segments = Vec::new();
     for line in maps.lines() {
         let mut fields = line.split_ascii_whitespace();
@@ -98,9 +87,6 @@ fn parse_maps(maps: &str, wanted: impl Fn(&MapsLine) -> bool) -> Option<Mapping>
             let (start, end) = fields.next()?.split_once('-')?;
             let private = fields.next()?.ends_with('p');
             let offset = hex(fields.next()?)?;
-            let (major, minor) = fields.next()?.split_once(':')?;
-            let device = (hex(major)? as u32, hex(minor)? as u32);
-            let inode = fields.next()?.parse().ok()?;
             let path = line
                 .find('/')
                 .map(|at| line[at..].trim_end_matches(" (deleted)"))
@@ -111,10 +97,10 @@ fn parse_maps(maps: &str, wanted: impl Fn(&MapsLine) -> bool) -> Option<Mapping>
                 page_count: end.checked_sub(start)? / PAGE_SIZE as u64,
                 first_page: offset / PAGE_SIZE as u64,
             };
-            Some((segment, private, MapsLine { device, inode, path }))
+            Some((segment, private, path))
         })();
-        if let Some((segment, true, line)) = parsed
-            && wanted(&line)
+        if let Some((segment, true, path)) = parsed
+            && wanted(Path::new(path))
         {
             segments.push(segment);
         }
@@ -201,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mapping_is_found_in_parts_by_device_and_inode() {
+    fn a_mapping_is_found_in_parts_by_its_path() {
         let maps = "\
 7f0000000000-7f0000002000 rw-p 00000000 fd:01 42                 /m/mem with space (deleted)
 7f0000002000-7f0000003000 rw-p 00002000 fd:01 42                 /m/mem with space
@@ -210,7 +196,7 @@ mod tests {
 garbage
 7ffc00000000-7ffc00001000 rw-p 00000000 00:00 0                  [stack]
 ";
-        let mapping = parse_maps(maps, |l| l.device == (0xfd, 1) && l.inode == 42).unwrap();
+        let mapping = parse_maps(maps, |path| path.ends_with("m/mem with space")).unwrap();
         assert_eq!(mapping.page_count(), 3);
         assert_eq!(mapping.segments.len(), 2);
         assert_eq!(
@@ -221,8 +207,7 @@ garbage
                 first_page: 2
             }
         );
-        assert!(parse_maps(maps, |l| l.path == "/m/mem with space").is_some());
-        assert_eq!(parse_maps(maps, |l| l.inode == 7), None);
+        assert_eq!(parse_maps(maps, |path| path.ends_with("n/mem with space")), None);
         let absurd = "0-fffffffffffff000 rw-p 00000000 fd:01 42 /m\n";
         assert_eq!(parse_maps(absurd, |_| true), None);
     }

@@ -1,8 +1,8 @@
-//! Has another process put a file over a part of its memory.
+//! Has another process move a mapping of a file over another part of its memory.
 //!
 //! QEMU maps its guest's memory when it starts, and no command of its gives it another one later. So that a QEMU can be
 //! started before it is known what it will run, its main thread is stopped in the system call it waits in, made to call
-//! `mmap(MAP_FIXED)` once, and let go: the kernel then takes up again what it waited for, as after any stop (ptrace(2),
+//! `mremap(MREMAP_FIXED)` once, and let go: the kernel then takes up again what it waited for, as after any stop (ptrace(2),
 //! "Interaction with restarted system calls"). Nothing of QEMU is changed but what is at these addresses.
 
 use nix::errno::Errno;
@@ -20,14 +20,14 @@ const TRIES: usize = 50;
 /// The instruction `syscall`.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
-/// Puts the file that process `pid` has open as `fd`, from its begin on, over `addresses` of that process: privately,
-/// to be read and written. Only the process's own thread of the same number is stopped, for less than a millisecond.
-pub(crate) fn map_over(pid: u32, addresses: Range<u64>, fd: i32) -> io::Result<()> {
+/// Moves what process `pid` has at `addresses` to `to`, over what is there. Only the process's own thread of the same number
+/// is stopped, for less than a millisecond.
+pub(crate) fn move_over(pid: u32, addresses: Range<u64>, to: u64) -> io::Result<()> {
     let thread = Pid::from_raw(pid as i32);
     for _ in 0..TRIES {
         let stopped = Stopped::seize(thread)?;
         if let Some(at) = stopped.waits_at()? {
-            return stopped.map(at, &addresses, fd);
+            return stopped.move_over(at, &addresses, to);
         }
         drop(stopped);
         std::thread::sleep(Duration::from_millis(1));
@@ -68,17 +68,18 @@ impl Stopped {
         Ok((word[..2] == SYSCALL).then_some(at))
     }
 
-    fn map(&self, syscall_at: u64, addresses: &Range<u64>, fd: i32) -> io::Result<()> {
+    fn move_over(&self, syscall_at: u64, addresses: &Range<u64>, to: u64) -> io::Result<()> {
+        let size = addresses.end - addresses.start;
         let call = libc::user_regs_struct {
             rip: syscall_at,
-            rax: libc::SYS_mmap as u64,
+            rax: libc::SYS_mremap as u64,
             // Not in a system call any more, so that the kernel does not start the old one again before ours.
             orig_rax: u64::MAX,
             rdi: addresses.start,
-            rsi: addresses.end - addresses.start,
-            rdx: (libc::PROT_READ | libc::PROT_WRITE) as u64,
-            r10: (libc::MAP_PRIVATE | libc::MAP_FIXED) as u64,
-            r8: fd as u64,
+            rsi: size,
+            rdx: size,
+            r10: (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64,
+            r8: to,
             r9: 0,
             ..self.registers
         };
@@ -88,7 +89,7 @@ impl Stopped {
         let result = ptrace::getregs(self.thread)?.rax;
         match result as i64 {
             error @ -4095..=-1 => Err(io::Error::from_raw_os_error(-error as i32)),
-            _ if result == addresses.start => Ok(()),
+            _ if result == to => Ok(()),
             _ => Err(io::Error::other("it was at another call")),
         }
     }
@@ -114,38 +115,43 @@ fn wait_for_stop(thread: Pid) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::fs::File;
     use std::os::unix::fs::FileExt;
-    use std::process::{Command, Stdio};
+    use std::process::Command;
 
-    const SIZE: u64 = 64 << 10;
+    fn mapping(pid: u32, part: &str) -> Range<u64> {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let line = maps.lines().find(|line| line.ends_with(part)).unwrap();
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        u64::from_str_radix(start, 16).unwrap()..u64::from_str_radix(end, 16).unwrap()
+    }
+
     const FREE_ADDRESS: u64 = 0x10_0000_0000;
 
-    #[test]
-    fn a_waiting_process_gets_the_file_and_goes_on_waiting() {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&vec![7; SIZE as usize]).unwrap();
-        let begun = Instant::now();
-        let mut child = Command::new("sleep")
-            .arg("0.7")
-            .stdin(Stdio::from(file.try_clone().unwrap()))
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(200));
-
-        map_over(child.id(), FREE_ADDRESS..FREE_ADDRESS + SIZE, 0).unwrap();
-
-        let memory = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open(format!("/proc/{}/mem", child.id()))
-            .unwrap();
+    fn byte(pid: u32, at: u64) -> io::Result<u8> {
         let mut byte = [0];
-        memory.read_exact_at(&mut byte, FREE_ADDRESS + SIZE - 1).unwrap();
-        assert_eq!(byte, [7]);
-        memory.write_all_at(&[9], FREE_ADDRESS).unwrap();
-        file.read_exact_at(&mut byte, 0).unwrap();
-        assert_eq!(byte, [7], "what the process writes is its own");
+        File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut byte, at)?;
+        Ok(byte[0])
+    }
+
+    #[test]
+    fn a_waiting_process_has_it_elsewhere_and_goes_on_waiting() {
+        let begun = Instant::now();
+        let mut child = Command::new("sleep").arg("0.7").spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let heap = mapping(child.id(), "[heap]");
+        let first = byte(child.id(), heap.start + 8).unwrap();
+
+        move_over(child.id(), heap.clone(), FREE_ADDRESS).unwrap();
+        assert_eq!(byte(child.id(), FREE_ADDRESS + 8).unwrap(), first);
+        assert!(byte(child.id(), heap.start).is_err(), "it is not where it was");
+
+        move_over(
+            child.id(),
+            FREE_ADDRESS..FREE_ADDRESS + (heap.end - heap.start),
+            heap.start,
+        )
+        .unwrap();
         assert!(child.wait().unwrap().success(), "it has noticed nothing");
         assert!(
             begun.elapsed() >= Duration::from_millis(700),
@@ -155,16 +161,12 @@ mod tests {
 
     #[test]
     fn what_the_process_cannot_do_is_told_and_harms_it_not() {
-        let mut child = Command::new("sleep")
-            .arg("0.5")
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = Command::new("sleep").arg("0.5").spawn().unwrap();
         std::thread::sleep(Duration::from_millis(100));
 
-        let error = map_over(child.id(), FREE_ADDRESS..FREE_ADDRESS + SIZE, 77).unwrap_err();
+        let error = move_over(child.id(), FREE_ADDRESS..FREE_ADDRESS + 4096, 2 * FREE_ADDRESS).unwrap_err();
 
-        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
         assert!(child.wait().unwrap().success());
     }
 }

@@ -7,10 +7,9 @@
 
 use super::{RunningVm, VmError};
 use crate::capture::Mapping;
-use crate::process::remap::map_over;
+use crate::process::remap::move_over;
 use crate::spec::{self, MachineSpec};
 use serde_json::json;
-use std::os::fd::AsFd;
 use std::path::Path;
 
 const DURING: &str = "binding a machine that was started ahead";
@@ -27,17 +26,17 @@ impl RunningVm {
         let addresses = Mapping::find(self.pid(), placeholder)?
             .addresses()
             .ok_or_else(|| bad(format!("{} is mapped in pieces", placeholder.display())))?;
-        let opened = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open(file)
-            .map_err(VmError::io(format!("open {}", file.display())))?;
-        let added =
-            self.command_with_fds(DURING, "add-fd", json!({ "opaque": "memory" }), &[opened.as_fd()])?;
-        // It stays open, as a file that was mapped from the start does; to close it would be one more command.
-        let fd = added["fd"].as_i64().unwrap_or(-1);
-        let mapped = map_over(self.pid(), addresses, fd as i32);
-        mapped.map_err(|error| bad(format!("{} cannot be put over it: {error}", file.display())))
+        // QEMU opens it itself, as it does at its start: for us to open a file that we serve would be to wait for ourselves.
+        let backend = json!({
+            "qom-type": "memory-backend-file", "id": "image", "mem-path": file.display().to_string(),
+            "size": addresses.end - addresses.start, "share": false, "merge": false, "dump": false,
+        });
+        self.command(DURING, "object-add", backend)?;
+        let image = Mapping::find(self.pid(), file)?
+            .addresses()
+            .ok_or_else(|| bad(format!("{} is mapped in pieces", file.display())))?;
+        move_over(self.pid(), image, addresses.start)
+            .map_err(|error| bad(format!("{} cannot be put over it: {error}", file.display())))
     }
 
     /// Disk `index`, of which the machine knew nothing yet, is this file. The empty node in whose place it comes is left: it
