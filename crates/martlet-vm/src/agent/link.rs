@@ -24,6 +24,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A clone's stream begins with the rest of one frame that its parent was sending, so a few are normal.
 const DAMAGED_FRAMES_MAX: u64 = 256;
 
+/// An agent that lives says so within this time, or is slow.
+const LIFE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for an answer to Hello before it is sent again.
 const HELLO_RETRY_MAX: Duration = Duration::from_secs(2);
 
@@ -151,6 +153,12 @@ impl Link {
             disconnect(lost);
         }
         Ok(())
+    }
+
+    /// Asks for a sign of life. What is not answered is noted, and the agent greeted again the next time: if it is another
+    /// one then, everything that was begun with its predecessor is at its end.
+    pub(super) fn look_for_agent(&self) {
+        let _ = self.request(&Request::Ping, LIFE_TIMEOUT); // noted by itself
     }
 
     pub(super) fn request(&self, request: &Request, timeout: Duration) -> Result<Response, AgentError> {

@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// Writing waits this long for the guest to take what it already has.
 const CREDIT_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// After a command has said nothing for so long its agent is asked whether it is there.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
 /// What has arrived for one stream; holds at most a window of data.
 pub(super) struct Inbox {
     state: Mutex<InboxState>,
@@ -369,8 +372,18 @@ impl ExecInput {
 
 impl ExecOutput {
     /// The next event within `timeout`; `None` when there was none. Nothing follows [`ExecEvent::Exit`].
+    ///
+    /// A command may say nothing for as long as it likes. Whether its agent still lives is asked meanwhile: one that was
+    /// killed and started again knows nothing of the command, whose end nobody would hear of.
     pub fn next(&self, timeout: Duration) -> Result<Option<ExecEvent>, AgentError> {
-        self.stream.next(timeout)
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.stream.next(left.min(SILENCE_MAX))? {
+                None if left > SILENCE_MAX => self.stream.link.look_for_agent(),
+                event => return Ok(event),
+            }
+        }
     }
 }
 
