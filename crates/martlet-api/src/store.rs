@@ -35,7 +35,7 @@ pub struct PoolUsage {
     pub size: u64,
     /// As many there are now.
     pub ready: u64,
-    /// Host memory they take (a page that several processes share counts by its share).
+    /// Host memory that they alone take, and that their end would give back.
     pub memory_bytes: u64,
 }
 

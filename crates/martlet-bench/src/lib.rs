@@ -12,11 +12,10 @@ pub mod archive;
 mod error;
 mod figure;
 mod image_file;
-mod process;
 mod stock;
 
 pub use error::BenchError;
 pub use figure::{Figure, Figures, Samples};
 pub use image_file::ImageFile;
-pub use process::ProcessUse;
+pub use martlet_vm::usage;
 pub use stock::{Recipe, Restored, Stock};

@@ -7,6 +7,7 @@
 use crate::engine::Engine;
 use crate::launch::{From, Launch};
 use martlet_api::{Problem, ProblemCode};
+use martlet_vm::usage::kib_field;
 use std::path::{Path, PathBuf};
 
 /// What a QEMU takes for itself and for the first pages of its guest's own.
@@ -88,20 +89,10 @@ fn room() -> Option<Room> {
 }
 
 fn of_host(meminfo: &str) -> Option<Room> {
-    let bytes = |name: &str| {
-        let line = meminfo
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim()
-            .trim_end_matches("kB")
-            .trim()
-            .parse::<u64>()
-            .ok()
-            .map(|kib| kib << 10)
-    };
     Some(Room {
-        total_bytes: bytes("MemTotal")?,
-        available_bytes: bytes("MemAvailable")? + bytes("SwapFree").unwrap_or_default(),
+        total_bytes: kib_field(meminfo, "MemTotal:")?,
+        available_bytes: kib_field(meminfo, "MemAvailable:")?
+            + kib_field(meminfo, "SwapFree:").unwrap_or_default(),
     })
 }
 

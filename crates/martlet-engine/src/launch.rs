@@ -13,13 +13,13 @@
 use crate::engine::Engine;
 use crate::identity;
 use crate::live::Live;
-use crate::machine::{HardwareRecord, Machine, Record};
+use crate::machine::{HardwareRecord, Machine, Record, to_compat};
 use crate::mapped::{Mapped, QEMU_GID};
 use crate::pool::Ahead;
 use crate::problem::{self, Told};
 use crate::run_dir;
 use martlet_agent_api as agent;
-use martlet_api::{Accel, InitKind, Problem, ProblemCode, Timeline};
+use martlet_api::{Accel, InitKind, PortForward, Problem, ProblemCode, Timeline};
 use martlet_disk::{CowDisk, DiskError};
 use martlet_fuse::{Placement, Prefetcher};
 use martlet_image::{BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
@@ -240,10 +240,7 @@ impl Engine {
     /// The hardware of this start: the snapshot's, if this host can have it, else what new machines get here.
     fn hardware(&self, launch: &Launch<'_>) -> Result<compat::Hardware, Problem> {
         let qemu = self.qemu()?;
-        let asked = launch.record.config.accel.map(|accel| match accel {
-            Accel::Kvm => compat::Accel::Kvm,
-            Accel::Tcg => compat::Accel::Tcg,
-        });
+        let asked = launch.record.config.accel.map(to_compat);
         let From::Snapshot(id, snapshot) = &launch.from else {
             return Ok(qemu.new_hardware(asked));
         };
@@ -364,7 +361,6 @@ impl Engine {
             },
             From::Snapshot(..) | From::Firmware => Boot::Firmware,
         };
-        let forwards = record.config.ports.iter();
         let spec = MachineSpec {
             name: record.name.clone(),
             hardware: hardware.clone(),
@@ -379,17 +375,11 @@ impl Engine {
                 read_only: false,
             }],
             boot,
-            net: Some(UserNet {
-                address: Ipv4Addr::from(identity::address(record.number)),
-                mac: identity::mac_text(identity::mac(record.number)),
-                forwards: forwards
-                    .map(|p| Forward {
-                        host_port: p.host_port,
-                        guest_port: p.guest_port,
-                    })
-                    .collect(),
-                outbound: record.config.outbound,
-            }),
+            net: Some(user_net(
+                record.number,
+                record.config.outbound,
+                &record.config.ports,
+            )),
             generation_id: identity::uuid(),
             run_dir,
             incoming: matches!(launch.from, From::Snapshot(..)),
@@ -596,6 +586,22 @@ fn never_executed(vm: &RunningVm) -> &'static str {
         Some(EndReason::GuestReset) => "the guest rebooted before it executed anything",
         Some(EndReason::GuestShutdown) => "the guest shut itself down before it executed anything",
         _ => "the guest does not execute commands",
+    }
+}
+
+/// The network of the machine with this number.
+pub fn user_net(number: u64, outbound: bool, ports: &[PortForward]) -> UserNet {
+    UserNet {
+        address: Ipv4Addr::from(identity::address(number)),
+        mac: identity::mac_text(identity::mac(number)),
+        forwards: ports
+            .iter()
+            .map(|port| Forward {
+                host_port: port.host_port,
+                guest_port: port.guest_port,
+            })
+            .collect(),
+        outbound,
     }
 }
 

@@ -108,16 +108,21 @@ pub struct HardwareRecord {
     pub qemu_version: String,
 }
 
+/// An accelerator as the hypervisor is told.
+pub fn to_compat(accel: Accel) -> compat::Accel {
+    match accel {
+        Accel::Kvm => compat::Accel::Kvm,
+        Accel::Tcg => compat::Accel::Tcg,
+    }
+}
+
 impl HardwareRecord {
     /// As the hypervisor is told.
     pub fn to_compat(&self) -> compat::Hardware {
         compat::Hardware {
             machine_type: self.machine_type.clone(),
             cpu_model: self.cpu_model.clone(),
-            accel: match self.accel {
-                Accel::Kvm => compat::Accel::Kvm,
-                Accel::Tcg => compat::Accel::Tcg,
-            },
+            accel: to_compat(self.accel),
             qemu_version: self.qemu_version.clone(),
         }
     }

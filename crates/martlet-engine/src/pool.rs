@@ -1,7 +1,7 @@
 //! QEMUs started ahead: most of a restore's time is the start of its process, which needs not wait for the request.
 //!
 //! ```text
-//!   wanted ──► starting ──► ready ── take ──► bound to a machine (launch.rs)
+//!   wanted ──► starting ──► ready ── take ──► bound to a machine (bind.rs)
 //!   shape       (filler)      │
 //!                             └── another shape is wanted, or the daemon ends ──► killed
 //! ```
@@ -14,6 +14,7 @@
 use crate::engine::{Engine, lock};
 use crate::host_memory::has_room_ahead;
 use crate::identity;
+use crate::launch::user_net;
 use crate::machine::Config;
 use crate::mapped::Mapped;
 use crate::problem::{self, Told};
@@ -22,9 +23,8 @@ use martlet_image::{Manifest, PAGE_SIZE};
 use martlet_vm::compat::{Accel, Hardware};
 use martlet_vm::process::own_directory;
 use martlet_vm::running::StartOptions;
-use martlet_vm::spec::{Boot, Disk, MachineSpec, Memory, UserNet};
-use martlet_vm::{KeeperClient, RunningVm};
-use std::net::Ipv4Addr;
+use martlet_vm::spec::{Boot, Disk, MachineSpec, Memory};
+use martlet_vm::{KeeperClient, RunningVm, usage};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -85,6 +85,11 @@ impl Ahead {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.vm.as_ref().expect("it is there until it is taken").pid()
+    }
+
+    /// Is it of this shape, and alive?
+    fn fits(&self, shape: &Shape) -> bool {
+        self.shape == *shape && self.vm.as_ref().is_some_and(RunningVm::is_alive)
     }
 
     /// The QEMU.
@@ -152,10 +157,7 @@ impl Pool {
     pub fn take(&self, shape: &Shape) -> Option<Ahead> {
         let mut inner = lock(&self.inner);
         inner.wanted = Some(shape.clone());
-        let at = inner
-            .ready
-            .iter()
-            .position(|ahead| ahead.shape == *shape && ahead.vm.as_ref().is_some_and(RunningVm::is_alive))?;
+        let at = inner.ready.iter().position(|ahead| ahead.fits(shape))?;
         Some(inner.ready.swap_remove(at))
     }
 
@@ -181,7 +183,7 @@ impl Pool {
         PoolUsage {
             size: self.size as u64,
             ready: inner.ready.len() as u64,
-            memory_bytes: pids.filter_map(proportional_bytes).sum(),
+            memory_bytes: pids.filter_map(usage::of).map(|usage| usage.private_bytes).sum(),
         }
     }
 
@@ -228,10 +230,9 @@ impl Pool {
                 return None;
             }
             if let (Some(wanted), 0) = (inner.wanted.clone(), inner.launching) {
-                let (fit, other): (Vec<_>, Vec<_>) =
-                    std::mem::take(&mut inner.ready).into_iter().partition(|ahead| {
-                        ahead.shape == wanted && ahead.vm.as_ref().is_some_and(RunningVm::is_alive)
-                    });
+                let (fit, other): (Vec<_>, Vec<_>) = std::mem::take(&mut inner.ready)
+                    .into_iter()
+                    .partition(|ahead| ahead.fits(&wanted));
                 inner.ready = fit;
                 if !other.is_empty() {
                     drop(inner);
@@ -262,18 +263,6 @@ impl Pool {
         }
         self.empty();
     }
-}
-
-/// Memory of a process, pages that it shares with others by its share of them (`Pss` of proc_pid_smaps(5)).
-fn proportional_bytes(pid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    line.trim()
-        .trim_end_matches("kB")
-        .trim()
-        .parse::<u64>()
-        .ok()
-        .map(|kib| kib << 10)
 }
 
 impl Engine {
@@ -311,12 +300,7 @@ impl Engine {
                 read_only: false,
             }],
             boot: Boot::Firmware,
-            net: Some(UserNet {
-                address: Ipv4Addr::from(identity::address(number)),
-                mac: identity::mac_text(identity::mac(number)),
-                forwards: Vec::new(),
-                outbound: shape.outbound,
-            }),
+            net: Some(user_net(number, shape.outbound, &[])),
             generation_id: identity::uuid(),
             run_dir,
             incoming: true,

@@ -6,7 +6,7 @@
 use martlet_vm::process::{User, append_tail, own_directory};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::io;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::lchown;
 use std::path::Path;
 
 /// The logs in it, as `MachineSpec` names them.
@@ -23,7 +23,7 @@ pub fn renew(dir: &Path, user: Option<&User>) -> io::Result<()> {
     remove(&new)?;
     if let Some(user) = user {
         for log in LOGS.map(|log| dir.join(log)).iter().filter(|log| log.exists()) {
-            chown(log, Some(user.uid), Some(user.gid))?;
+            lchown(log, Some(user.uid), Some(user.gid))?;
         }
     }
     Ok(())

@@ -162,8 +162,12 @@ impl MemoryImage {
     /// have what follows either, although it was handed over before. Zeros cost the reader nothing but the way, and are
     /// left out.
     fn push_ahead(&self, pages: Range<u64>) {
-        let again = lock(&self.record).asked.contains(pages.start);
+        let first = pages.start;
         let ahead = lock(&self.sequence).note(pages, self.manifest.page_count());
+        if ahead.is_empty() {
+            return;
+        }
+        let again = lock(&self.record).asked.contains(first);
         let (Some(path), Some(image)) = (self.path(), self.me.upgrade()) else {
             return;
         };

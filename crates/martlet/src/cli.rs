@@ -468,10 +468,10 @@ pub enum DaemonCommand {
 /// What is measured.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
-    /// Checkpoint, resume, fork and boot on this host, beside QEMU's own way
+    /// Checkpoint, resume, fork, boot and the store on this host, beside QEMU's own way, casync and restic
     ///
-    /// Takes turns with a stock QEMU that has the same hardware and disk, and saves to and restores from a file. Leaves
-    /// nothing behind.
+    /// Takes turns with a stock QEMU that has the same hardware and disk, and saves to and restores from a file, and with
+    /// casync and restic, which must be installed. Leaves nothing behind.
     Local(BenchLocalArgs),
 }
 

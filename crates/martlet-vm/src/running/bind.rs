@@ -1,7 +1,7 @@
-//! A machine that was started ahead gets, late, what it is to run: its memory, its disk, its address.
+//! A machine that was started ahead gets, late, what it is to run: its place and address, its memory, its disks.
 //!
 //! ```text
-//!   started with a file of zeros ──► bind_memory ──► bind_disk (each) ──► bind_place ──► load_descriptor
+//!   started with a file of zeros ──► bind_place ──► bind_memory ──► bind_disk (each) ──► load_descriptor
 //!   as memory and with no disks
 //! ```
 

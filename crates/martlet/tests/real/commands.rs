@@ -84,6 +84,19 @@ fn a_command_has_its_streams_its_status_and_its_surroundings() {
 }
 
 #[test]
+fn a_command_whose_agent_is_killed_ends() {
+    let daemon = Daemon::new(Fixture::Tiny);
+    daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
+    let line = "agent=$PPID; (sleep 1; kill -9 $agent) & sleep 1000";
+    let output = daemon.call(&["exec", "a", "--", "sh", "-c", line]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(words.contains("agent"), "{words}");
+    // Its successor is heard.
+    assert_eq!(daemon.exec("a", "echo well"), "well");
+}
+
+#[test]
 fn signals_reach_the_command_and_hanging_up_ends_it() {
     let daemon = guest();
     let line = "trap 'echo told; exit 3' USR1; trap 'echo asked; exit 4' TERM; echo ready; while :; do sleep 0.1; done";

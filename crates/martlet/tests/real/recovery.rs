@@ -23,6 +23,26 @@ impl Daemon {
         wait_for("the daemon's end", || self.pid().is_none());
     }
 
+    /// Keepers that run for it.
+    pub fn keepers(&self) -> Vec<u64> {
+        self.processes("keeper --socket")
+    }
+
+    /// Kills the keeper and waits until another keeps all QEMUs: those of so many machines, and those started ahead.
+    pub fn replace_keeper(&self, machines: u64) {
+        let [old] = self.keepers()[..] else {
+            panic!("one keeper runs")
+        };
+        kill(old, "-9");
+        wait_for("another keeper that keeps QEMUs", || {
+            let checks = self.json(&["doctor"]);
+            let keeper = checks.as_array().unwrap().iter().find(|c| c["name"] == "keeper");
+            let ahead = self.json(&["df"])["pool"]["ready"].as_u64().unwrap();
+            let kept = format!("keeps {} processes", machines + ahead);
+            self.keepers().iter().any(|new| *new != old) && keeper.unwrap()["found"] == kept
+        });
+    }
+
     /// Process id of a machine's QEMU.
     pub fn qemu(&self, name: &str) -> u64 {
         self.json(&["inspect", name])["pid"].as_u64().expect("QEMU runs")
@@ -366,18 +386,7 @@ fn a_keeper_that_is_killed_is_replaced() {
     daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
     let before = daemon.start_counter("a");
     let qemu = daemon.qemu("a");
-    let keepers = || daemon.processes("keeper --socket");
-    let [old] = keepers()[..] else {
-        panic!("one keeper runs")
-    };
-    kill(old, "-9");
-    wait_for("another keeper that keeps QEMU", || {
-        let checks = daemon.json(&["doctor"]);
-        let keeper = checks.as_array().unwrap().iter().find(|c| c["name"] == "keeper");
-        let ahead = daemon.json(&["df"])["pool"]["ready"].as_u64().unwrap();
-        let kept = format!("keeps {} processes", 1 + ahead);
-        keepers().iter().any(|new| *new != old) && keeper.unwrap()["found"] == kept
-    });
+    daemon.replace_keeper(1);
     // It has all that the old one had: the next daemon finds the machine by it.
     daemon.kill_daemon();
     daemon.assert_counting("a", before);

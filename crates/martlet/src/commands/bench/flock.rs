@@ -4,7 +4,7 @@ use super::{Bench, Peer, failed};
 use crate::commands::understood;
 use crate::failure::Outcome;
 use martlet_api::*;
-use martlet_bench::{BenchError, ProcessUse, Samples, Stock};
+use martlet_bench::{BenchError, Samples, Stock, usage};
 use serde_json::json;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -51,10 +51,12 @@ impl Bench<'_> {
             std::thread::sleep(COMES_TO_REST);
             growth.add((self.store_bytes()? - before) / f64::from(many), 100e3);
             let version: VersionInfo = understood(self.client.get("/version")?)?;
-            let daemon = ProcessUse::begin(version.pid).map_err(failed)?;
+            let before = usage_of_daemon(version.pid)?;
             std::thread::sleep(IDLE);
-            cpu.add(daemon.cpu_percent().map_err(failed)?.max(0.01), 1.0);
-            memory.add(daemon.memory_bytes().map_err(failed)?, (64 << 20) as f64);
+            let now = usage_of_daemon(version.pid)?;
+            let used = now.cpu.saturating_sub(before.cpu);
+            cpu.add(100.0 * used.as_secs_f64() / IDLE.as_secs_f64(), 1.0);
+            memory.add(now.resident_bytes as f64, (64 << 20) as f64);
             self.remove_made();
             all.add(report.total_ms, restore_many(peer, many)?);
         }
@@ -85,6 +87,10 @@ impl Bench<'_> {
         let usage: StoreUsage = understood(self.client.get("/v1/store/usage")?)?;
         Ok((usage.pack_bytes + usage.index_bytes + usage.layer_bytes) as f64)
     }
+}
+
+fn usage_of_daemon(pid: u32) -> Outcome<usage::Usage> {
+    usage::of(pid).ok_or_else(|| failed(BenchError::Other("the daemon has ended".into())))
 }
 
 /// Milliseconds until each of `count` stock QEMUs has executed a command.
