@@ -25,6 +25,10 @@ pub enum Start {
     Clone,
 }
 
+/// Feature of an agent that says nothing of itself while it holds user code: after [`Response::Prepared`] the channel is
+/// empty until the host asks for something.
+pub const FEATURE_QUIET: &str = "quiet";
+
 /// The agent's answer to [`Hello`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HelloReply {

@@ -1,15 +1,25 @@
 //! Frames to the host. One lock, whole frames, and only those of the present epoch.
+//!
+//! While user code is held the agent is quiet: it answers what it is asked and says nothing of itself. So a host that has
+//! heard that user code is held, and asks nothing, finds the channel empty, and can go on with it over another process of
+//! the hypervisor.
 
 use martlet_agent_api::Kind;
 use martlet_agent_api::frame::{self, HEADER_BYTES};
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The way to the host.
 pub struct Outgoing {
     epoch: AtomicU64,
-    writer: Mutex<Box<dyn Write + Send>>,
+    channel: Mutex<Channel>,
+    changed: Condvar,
+}
+
+struct Channel {
+    writer: Box<dyn Write + Send>,
+    quiet: bool,
 }
 
 /// The frame was not sent: it is of a former life, or the channel is gone.
@@ -21,8 +31,19 @@ impl Outgoing {
     pub fn new(writer: Box<dyn Write + Send>) -> Self {
         Self {
             epoch: AtomicU64::new(0),
-            writer: Mutex::new(writer),
+            channel: Mutex::new(Channel { writer, quiet: false }),
+            changed: Condvar::new(),
         }
+    }
+
+    fn channel(&self) -> MutexGuard<'_, Channel> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on, or no longer, only answers are sent.
+    pub fn set_quiet(&self, quiet: bool) {
+        self.channel().quiet = quiet;
+        self.changed.notify_all();
     }
 
     /// The host's present epoch; 0 before it has greeted.
@@ -33,9 +54,24 @@ impl Outgoing {
     /// From now on frames of any other epoch are dropped.
     pub fn set_epoch(&self, epoch: u64) {
         self.epoch.store(epoch, Ordering::Release);
+        drop(self.channel()); // nobody is between its look at the epoch and its wait
+        self.changed.notify_all();
     }
 
-    /// Sends a frame, waiting while the host does not read.
+    /// Sends an answer, waiting while the host does not read.
+    pub fn answer(
+        &self,
+        epoch: u64,
+        kind: Kind,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> Result<(), NotSent> {
+        let channel = self.channel();
+        self.write(channel, epoch, kind, flags, stream, payload)
+    }
+
+    /// Sends a frame that the host did not just ask for, waiting while the agent is to be quiet.
     pub fn send(
         &self,
         epoch: u64,
@@ -44,12 +80,26 @@ impl Outgoing {
         stream: u32,
         payload: &[u8],
     ) -> Result<(), NotSent> {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
-        frame::encode(kind, flags, stream, epoch, payload, &mut bytes);
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |channel: &mut Channel| channel.quiet && self.epoch() == epoch;
+        let channel = self.changed.wait_while(self.channel(), waits);
+        let channel = channel.unwrap_or_else(PoisonError::into_inner);
+        self.write(channel, epoch, kind, flags, stream, payload)
+    }
+
+    fn write(
+        &self,
+        mut channel: MutexGuard<'_, Channel>,
+        epoch: u64,
+        kind: Kind,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> Result<(), NotSent> {
         if self.epoch() != epoch {
             return Err(NotSent);
         }
-        writer.write_all(&bytes).map_err(|_| NotSent)
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
+        frame::encode(kind, flags, stream, epoch, payload, &mut bytes);
+        channel.writer.write_all(&bytes).map_err(|_| NotSent)
     }
 }

@@ -14,8 +14,8 @@ use crate::stream::Stream;
 use crate::users::User;
 use crate::{copy, exec, metrics, syscalls};
 use martlet_agent_api::{
-    Command, Control, Decoder, Finished, Frame, Hello, HelloReply, Kind, PROTOCOL, PROTOCOL_OLDEST,
-    RemoteErrorKind, Reply, Request, Response, Start, from_payload, to_payload,
+    Command, Control, Decoder, FEATURE_QUIET, Finished, Frame, Hello, HelloReply, Kind, PROTOCOL,
+    PROTOCOL_OLDEST, RemoteErrorKind, Reply, Request, Response, Start, from_payload, to_payload,
 };
 use std::collections::HashMap;
 use std::fs;
@@ -183,7 +183,7 @@ impl Agent {
         let spoken = protocol >= hello.protocol_oldest.max(PROTOCOL_OLDEST);
         let mut features = vec!["exec".to_owned(), "tar".to_owned()];
         if self.hold.is_possible() {
-            features.push("hold".to_owned());
+            features.extend(["hold".to_owned(), FEATURE_QUIET.to_owned()]);
         }
         let reply = HelloReply {
             protocol: if spoken { protocol } else { 0 },
@@ -193,7 +193,7 @@ impl Agent {
             boot_id: identity::boot_id(),
             new_epoch,
         };
-        let _ = outgoing.send(frame.epoch, Kind::HelloReply, 0, 0, &to_payload(&reply)); // the host asks again
+        let _ = outgoing.answer(frame.epoch, Kind::HelloReply, 0, 0, &to_payload(&reply)); // the host asks again
     }
 
     fn request(self: &Arc<Self>, request: Request, id: u32, outgoing: &Arc<Outgoing>) {
@@ -208,13 +208,18 @@ impl Agent {
             | Request::GrowRoot
             | Request::Shutdown { .. } => {
                 let (agent, outgoing) = (Arc::clone(self), Arc::clone(outgoing));
+                // The identity is put on while user code is held; all else takes its time, and is quiet then.
+                let tell = match &request {
+                    Request::Identify(_) => answer,
+                    _ => report,
+                };
                 let started = thread::Builder::new().spawn({
                     let outgoing = Arc::clone(&outgoing);
                     move || {
                         let reply =
-                            agent.slow_request(request, || answer(&outgoing, epoch, id, &Ok(Response::Done)));
+                            agent.slow_request(request, || tell(&outgoing, epoch, id, &Ok(Response::Done)));
                         if let Some(reply) = reply {
-                            answer(&outgoing, epoch, id, &reply);
+                            tell(&outgoing, epoch, id, &reply);
                         }
                     }
                 });
@@ -227,9 +232,15 @@ impl Agent {
             Request::Metrics => Ok(Response::Metrics(metrics::collect())),
             Request::Prepare { timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms.into()).min(PREPARE_MAX);
-                self.hold.prepare(timeout).map(Response::Prepared)
+                let prepared = self.hold.prepare(timeout).map(Response::Prepared);
+                outgoing.set_quiet(prepared.is_ok());
+                prepared
             }
-            Request::Release { realtime_unix_ns } => self.release(realtime_unix_ns),
+            Request::Release { realtime_unix_ns } => {
+                let released = self.release(realtime_unix_ns);
+                outgoing.set_quiet(released.is_err());
+                released
+            }
             Request::FreezeFs { timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms.into());
                 self.freezer
@@ -297,7 +308,7 @@ impl Agent {
             move || {
                 if let Err(error) = agent.run_stream(request, id, &stream, &outgoing) {
                     agent.close_stream(id, &stream);
-                    answer(&outgoing, epoch, id, &Err(error));
+                    report(&outgoing, epoch, id, &Err(error));
                 }
             }
         });
@@ -339,7 +350,7 @@ impl Agent {
                 ));
             }
         };
-        answer(outgoing, epoch, id, &Ok(Response::Started));
+        report(outgoing, epoch, id, &Ok(Response::Started));
         let finished = work();
         self.close_stream(id, stream);
         stream.finish(&finished);
@@ -438,13 +449,23 @@ fn user_processes_left() -> bool {
         .any(crate::hold::is_user_process)
 }
 
+/// Answers what was just asked.
 fn answer(outgoing: &Outgoing, epoch: u64, stream: u32, reply: &Reply) {
-    let mut payload = to_payload(reply);
-    if payload.len() > martlet_agent_api::MAX_PAYLOAD_BYTES {
-        payload = to_payload(&Reply::Err(fault(
-            RemoteErrorKind::Failed,
-            "the answer is too long",
-        )));
+    let _ = outgoing.answer(epoch, Kind::Reply, 0, stream, &payload_of(reply)); // an old epoch's host is gone
+}
+
+/// Answers what was asked before, once the agent need not be quiet.
+fn report(outgoing: &Outgoing, epoch: u64, stream: u32, reply: &Reply) {
+    let _ = outgoing.send(epoch, Kind::Reply, 0, stream, &payload_of(reply)); // as above
+}
+
+fn payload_of(reply: &Reply) -> Vec<u8> {
+    let payload = to_payload(reply);
+    if payload.len() <= martlet_agent_api::MAX_PAYLOAD_BYTES {
+        return payload;
     }
-    let _ = outgoing.send(epoch, Kind::Reply, 0, stream, &payload); // an old epoch's host is gone
+    to_payload(&Reply::Err(fault(
+        RemoteErrorKind::Failed,
+        "the answer is too long",
+    )))
 }

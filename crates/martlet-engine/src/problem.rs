@@ -117,7 +117,9 @@ impl Tell for ServerError {
 impl Tell for SourceError {
     fn tell(self) -> Problem {
         let code = match &self {
-            SourceError::Missing { .. } | SourceError::Damaged { .. } => ProblemCode::Damaged,
+            SourceError::Missing { .. } | SourceError::Damaged { .. } | SourceError::Unsaved { .. } => {
+                ProblemCode::Damaged
+            }
             SourceError::Io { .. } => ProblemCode::Internal,
         };
         Problem {

@@ -1,12 +1,11 @@
 //! A guest's memory as any number of VMs map it.
 
 use crate::cache::lock;
+use crate::content::{Content, Where};
 use crate::push::{PagePush, Piece, PushQueue};
 use crate::sequence::Sequence;
-use crate::{Pager, SourceError};
-use martlet_image::{
-    FRAME_PAGES_MAX, FrameId, Manifest, PAGE_SIZE, PageLocation, PageSet, TRACE_PAGES_MAX, Trace,
-};
+use crate::{Pager, SourceError, Unsaved};
+use martlet_image::{FRAME_PAGES_MAX, Manifest, PAGE_SIZE, PageSet, TRACE_PAGES_MAX, Trace};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -63,7 +62,8 @@ pub(crate) struct PushPath {
 pub struct MemoryImage {
     me: Weak<MemoryImage>, // for what outlives a read: the queue
     pub(crate) pager: Arc<Pager>,
-    manifest: Arc<Manifest>,
+    content: Mutex<Content>,
+    page_count: u64,
     record: Mutex<Record>,
     sequence: Mutex<Sequence>,
     free: Mutex<HashMap<VmKey, PageSet>>,
@@ -90,7 +90,11 @@ impl MemoryImage {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             pager,
-            manifest,
+            page_count: manifest.page_count(),
+            content: Mutex::new(Content {
+                manifest,
+                unsaved: None,
+            }),
             record: Mutex::default(),
             sequence: Mutex::default(),
             free: Mutex::default(),
@@ -103,13 +107,41 @@ impl MemoryImage {
         })
     }
 
-    /// What the image is made of.
-    pub fn manifest(&self) -> &Arc<Manifest> {
-        &self.manifest
+    /// What the image is made of, as far as it is in a store.
+    pub fn manifest(&self) -> Arc<Manifest> {
+        self.content().manifest
+    }
+    /// What is in no store yet.
+    pub fn unsaved(&self) -> Option<Arc<Unsaved>> {
+        self.content().unsaved
+    }
+    /// Lays unsaved pages over the manifest. Refused once anything was read: an image does not change.
+    #[must_use]
+    pub fn lay(&self, unsaved: Unsaved) -> bool {
+        let mut content = lock(&self.content);
+        let is_unread = self.reads.load(Relaxed) == 0 && self.pushed_pages.load(Relaxed) == 0;
+        if is_unread {
+            content.unsaved = Some(Arc::new(unsaved));
+        }
+        is_unread
+    }
+    /// What was unsaved is in the store now: `manifest` describes the same bytes.
+    pub fn settle(&self, manifest: Arc<Manifest>) {
+        *lock(&self.content) = Content {
+            manifest,
+            unsaved: None,
+        };
+    }
+    pub(crate) fn content(&self) -> Content {
+        lock(&self.content).clone()
+    }
+    /// Pages in it.
+    pub fn page_count(&self) -> u64 {
+        self.page_count
     }
     /// Its size.
     pub fn size_bytes(&self) -> u64 {
-        self.manifest.page_count().saturating_mul(PAGE_SIZE as u64)
+        self.page_count.saturating_mul(PAGE_SIZE as u64)
     }
 
     /// From now on pages are pushed to `target` by way of `queue`; `None` ends it.
@@ -126,25 +158,36 @@ impl MemoryImage {
         self.reading.fetch_add(1, Relaxed);
         let _reading = Reading(&self.reading);
         self.reads.fetch_add(1, Relaxed);
-        if let Err(error) = self.pager.read(&self.manifest, offset, buf) {
+        if let Err(error) = self.fill(offset, buf) {
             self.failures.fetch_add(1, Relaxed);
             return Err(error);
         }
         let end = offset.saturating_add(buf.len() as u64).div_ceil(PAGE_SIZE as u64);
-        let pages = offset / PAGE_SIZE as u64..end.min(self.manifest.page_count());
+        let pages = offset / PAGE_SIZE as u64..end.min(self.page_count);
         if !pages.is_empty() {
-            self.push_ahead(pages.clone());
+            let content = self.content();
+            self.push_ahead(&content, pages.clone());
             self.note_access(pages.clone());
-            self.push_around(pages);
+            self.push_around(&content, pages);
         }
         Ok(())
+    }
+
+    fn fill(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
+        match self.content().read(&self.pager, offset, buf) {
+            // Its place may have gone just when it was no longer needed.
+            Err(SourceError::Unsaved { .. }) if self.unsaved().is_none() => {
+                self.content().read(&self.pager, offset, buf)
+            }
+            read => read,
+        }
     }
 
     /// Records that these pages were asked for.
     pub fn note_access(&self, pages: Range<u64>) {
         self.latest_page.store(pages.start, Relaxed);
         let mut record = lock(&self.record);
-        for page in pages.start..pages.end.min(self.manifest.page_count()) {
+        for page in pages.start..pages.end.min(self.page_count) {
             record.asked.insert(page);
             if !record.known.insert(page) {
                 continue;
@@ -161,9 +204,9 @@ impl MemoryImage {
     /// Queues what a reader that goes through the image in order will ask for next. Who asks for the same again does not
     /// have what follows either, although it was handed over before. Zeros cost the reader nothing but the way, and are
     /// left out.
-    fn push_ahead(&self, pages: Range<u64>) {
+    fn push_ahead(&self, content: &Content, pages: Range<u64>) {
         let first = pages.start;
-        let ahead = lock(&self.sequence).note(pages, self.manifest.page_count());
+        let ahead = lock(&self.sequence).note(pages, self.page_count);
         if ahead.is_empty() {
             return;
         }
@@ -171,7 +214,7 @@ impl MemoryImage {
         let (Some(path), Some(image)) = (self.path(), self.me.upgrade()) else {
             return;
         };
-        let is_stored = |page: &u64| self.manifest.locate(*page) != PageLocation::Zero;
+        let is_stored = |page: &u64| content.locate(*page) != Where::Zero;
         for begin in ahead.clone().step_by(PIECE_PAGES) {
             let some = begin..(begin + PIECE_PAGES as u64).min(ahead.end);
             let run = {
@@ -200,18 +243,14 @@ impl MemoryImage {
     }
 
     /// Queues the rest of the frames at both ends of `pages`, which are decoded already, with the zeros between.
-    fn push_around(&self, pages: Range<u64>) {
+    fn push_around(&self, content: &Content, pages: Range<u64>) {
         let (Some(path), Some(image)) = (self.path(), self.me.upgrade()) else {
             return;
         };
         let before = pages.start.saturating_sub(REACH_PAGES)..pages.start;
-        let after = pages.end
-            ..pages
-                .end
-                .saturating_add(REACH_PAGES)
-                .min(self.manifest.page_count());
+        let after = pages.end..pages.end.saturating_add(REACH_PAGES).min(self.page_count);
         for (asked, around) in [(pages.start, before), (pages.end - 1, after)] {
-            for run in self.take_mates(asked, around) {
+            for run in self.take_mates(content, asked, around) {
                 let piece = Piece {
                     image: image.clone(),
                     target: path.target.clone(),
@@ -226,24 +265,28 @@ impl MemoryImage {
 
     /// Runs of pages in `around` that nobody has and that are likely to be asked for after `asked`. They count as handed
     /// over now.
-    fn take_mates(&self, asked: u64, around: Range<u64>) -> Vec<Range<u64>> {
+    fn take_mates(&self, content: &Content, asked: u64, around: Range<u64>) -> Vec<Range<u64>> {
         let mut record = lock(&self.record);
-        let (hull, frame) = match self.manifest.locate(asked) {
-            PageLocation::Frame { frame, .. } => (self.frame_hull(asked, around, frame), Some(frame)),
-            // A guest that goes through free memory in order: zeros cost nothing but the way here.
-            PageLocation::Zero if around.start > asked && asked > 0 && record.known.contains(asked - 1) => {
-                let is_zero = |page: &u64| self.manifest.locate(*page) == PageLocation::Zero;
-                let zeros = around.clone().take(FRAME_PAGES_MAX).take_while(is_zero).count() as u64;
-                (around.start..around.start + zeros, None)
+        let place = content.locate(asked);
+        let is_like = |page: &u64| content.locate(*page) == place;
+        let hull = match place {
+            Where::Frame(_) => hull(asked, around, is_like),
+            // What its guest wrote near each other, as far as nothing else is between.
+            Where::Unsaved if around.start > asked => {
+                let run = around.clone().take(FRAME_PAGES_MAX).take_while(is_like).count() as u64;
+                around.start..around.start + run
             }
-            PageLocation::Zero => return Vec::new(),
+            // A guest that goes through free memory in order: zeros cost nothing but the way here.
+            Where::Zero if around.start > asked && asked > 0 && record.known.contains(asked - 1) => {
+                let zeros = around.clone().take(FRAME_PAGES_MAX).take_while(is_like).count() as u64;
+                around.start..around.start + zeros
+            }
+            Where::Zero | Where::Unsaved => return Vec::new(),
         };
         let mut runs: Vec<Range<u64>> = Vec::new();
         for page in hull {
-            let wanted = match self.manifest.locate(page) {
-                PageLocation::Zero => true,
-                PageLocation::Frame { frame: here, .. } => Some(here) == frame,
-            };
+            let here = content.locate(page);
+            let wanted = here == Where::Zero || here == place;
             if !wanted || !record.known.insert(page) {
                 continue;
             }
@@ -255,26 +298,12 @@ impl MemoryImage {
         runs
     }
 
-    /// The part of `around`, which lies on one side of `asked`, up to the farthest page of `frame`.
-    fn frame_hull(&self, asked: u64, around: Range<u64>, frame: FrameId) -> Range<u64> {
-        let is_mate = |page: &u64| matches!(self.manifest.locate(*page), PageLocation::Frame { frame: here, .. } if here == frame);
-        if around.start > asked {
-            around.start
-                ..around
-                    .clone()
-                    .rfind(is_mate)
-                    .map_or(around.start, |last| last + 1)
-        } else {
-            around.clone().find(is_mate).unwrap_or(around.end)..around.end
-        }
-    }
-
     /// Pushes a run of pages that were taken; what was not pushed is given back.
     pub(crate) fn hand_over(&self, target: &dyn PagePush, pages: Range<u64>) -> Handed {
         let count = pages.end - pages.start;
         let mut bytes = vec![0; count as usize * PAGE_SIZE];
         let offset_bytes = pages.start * PAGE_SIZE as u64;
-        let handed = match self.pager.read(&self.manifest, offset_bytes, &mut bytes) {
+        let handed = match self.fill(offset_bytes, &mut bytes) {
             Err(_) => Handed::Failed,
             Ok(()) if target.push(offset_bytes, &bytes) => Handed::Pushed,
             Ok(()) => Handed::Refused,
@@ -316,7 +345,7 @@ impl MemoryImage {
     /// `vm`'s guest reports the bytes of `range` as free: whole pages within it count, until the VM's pages are cleared.
     pub fn note_free(&self, vm: VmKey, range: Range<u64>) {
         let page = PAGE_SIZE as u64;
-        let pages = range.start.div_ceil(page)..(range.end / page).min(self.manifest.page_count());
+        let pages = range.start.div_ceil(page)..(range.end / page).min(self.page_count);
         lock(&self.free).entry(vm).or_default().insert_range(pages);
     }
     /// The pages `vm`'s guest reported as free. What it touched since is private to it again: the caller takes the
@@ -340,11 +369,21 @@ impl MemoryImage {
     }
 }
 
+/// The part of `around`, which lies on one side of `asked`, up to the farthest page that is like it.
+fn hull(asked: u64, around: Range<u64>, is_like: impl Fn(&u64) -> bool) -> Range<u64> {
+    if around.start > asked {
+        let last = around.clone().rfind(is_like);
+        around.start..last.map_or(around.start, |last| last + 1)
+    } else {
+        around.clone().find(is_like).unwrap_or(around.end)..around.end
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::{Caught, image};
-    use martlet_image::ZERO_PAGE;
+    use martlet_image::{PageLocation, ZERO_PAGE};
 
     fn image_of(pages: u64, seed: u64) -> (Arc<MemoryImage>, Vec<u8>, Arc<Caught>, Arc<PushQueue>) {
         let (shelf, manifest, content) = image(pages, seed);

@@ -7,8 +7,9 @@
 //! spends no more than its budget, and ends when it is cancelled.
 
 use crate::MemoryImage;
+use crate::content::Where;
 use crate::memory::Handed;
-use martlet_image::{PAGE_SIZE, PageLocation, Trace};
+use martlet_image::{PAGE_SIZE, Trace};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -96,7 +97,7 @@ impl MemoryImage {
         let wanted = window
             .iter()
             .map(|&page| u64::from(page))
-            .filter(|&page| page < self.manifest().page_count());
+            .filter(|&page| page < self.page_count());
         let mut pages = self.take_pages(wanted.take(left));
         report.known_pages += (window.len().min(left) - pages.len()) as u64;
         pages.sort_unstable();
@@ -131,8 +132,9 @@ impl MemoryImage {
 
     /// Brings the frames of a run into the cache, one at a time, faults first.
     fn fetch_run(&self, run: &[u64], cancel: &Cancel) {
+        let content = self.content();
         for &page in run {
-            if let PageLocation::Frame { frame, .. } = self.manifest().locate(page)
+            if let Where::Frame(frame) = content.locate(page)
                 && self.pager.cached(&frame).is_none()
             {
                 self.yield_to_faults(cancel);

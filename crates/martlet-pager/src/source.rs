@@ -43,6 +43,14 @@ pub enum SourceError {
         /// Its words.
         reason: String,
     },
+    /// A page that is in no store yet cannot be had.
+    #[error("page {page} cannot be read where it is: {reason}")]
+    Unsaved {
+        /// Which page of the image.
+        page: u64,
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 impl SourceError {
@@ -65,6 +73,7 @@ impl From<SourceError> for io::Error {
             SourceError::Missing { .. } => io::ErrorKind::NotFound,
             SourceError::Damaged { .. } => io::ErrorKind::InvalidData,
             SourceError::Io { kind, .. } => *kind,
+            SourceError::Unsaved { .. } => io::ErrorKind::UnexpectedEof,
         };
         io::Error::new(kind, error)
     }

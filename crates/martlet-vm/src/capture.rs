@@ -5,7 +5,8 @@
 //!
 //! 1. [`Mapping::find`] finds the file's mapping in `/proc/PID/maps`.
 //! 2. [`private_pages`] asks for the pages that are present or swapped out, *and not the file's*.
-//! 3. [`capture`] copies exactly these with `process_vm_readv`.
+//! 3. [`capture`] copies exactly these with `process_vm_readv`; or they stay where they are, and [`PausedMemory`] reads
+//!    them there.
 //!
 //! **Only private pages are ever touched.** Any other page of the mapping would fault into our own file server, which
 //! may be waiting for whoever captures.
@@ -16,9 +17,13 @@ use std::path::Path;
 
 mod buffer;
 mod copy;
+mod paused;
 mod scan;
+#[cfg(test)]
+mod testing;
 
 pub use buffer::CaptureBuffer;
+pub use paused::PausedMemory;
 
 /// Most pages of a mapping we take care of: 16 TiB would be a lie.
 const PAGES_MAX: u64 = 1 << 32;

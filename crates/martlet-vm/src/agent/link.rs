@@ -1,4 +1,8 @@
 //! The socket: one reader thread, many writers, and the table of who waits for which stream.
+//!
+//! The guest may go on in another process of the hypervisor. For that all writers but one are held up ([`Hush`]), the
+//! agent is asked to be quiet, and then, with nothing under way in either direction, the socket is exchanged. Every
+//! stream goes on.
 
 use super::AgentError;
 use super::stream::Inbox;
@@ -15,7 +19,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// A guest that has not taken a frame for this long is not going to.
@@ -46,15 +50,58 @@ enum Waiter {
 struct Table {
     waiters: HashMap<u32, Waiter>,
     hello: Option<SyncSender<HelloReply>>,
+    features: Vec<String>,
     next_stream: u32,
     closed: Option<String>,
+}
+
+struct Writer {
+    socket: Arc<UnixStream>,
+    hushed: bool,
+}
+
+/// Who writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Anybody,
+    Husher,
+}
+
+/// Nobody else writes while it lives.
+pub(super) struct Hush {
+    link: Arc<Link>,
+}
+
+impl Hush {
+    /// Asks for something.
+    pub(super) fn request(&self, request: &Request, timeout: Duration) -> Result<Response, AgentError> {
+        self.link.request_by(By::Husher, request, timeout)
+    }
+
+    /// The agent is heard and spoken to over another socket from now on. What still comes over the former one is heard, too.
+    pub(super) fn move_to(&self, socket: UnixStream) -> Result<(), AgentError> {
+        let socket = Arc::new(socket);
+        set_write_timeout(&socket)?;
+        *lock(&self.link.socket) = socket.clone();
+        lock(&self.link.writer).socket = socket.clone();
+        start_reader(socket, Arc::downgrade(&self.link))
+    }
+}
+
+impl Drop for Hush {
+    fn drop(&mut self) {
+        lock(&self.link.writer).hushed = false;
+        self.link.unhushed.notify_all();
+    }
 }
 
 /// The connection that the handles of one client share.
 pub(super) struct Link {
     epoch: u64,
-    writer: Mutex<UnixStream>,
-    socket: UnixStream,
+    writer: Mutex<Writer>,
+    unhushed: Condvar,
+    /// The present socket, for what must not wait for a writer.
+    socket: Mutex<Arc<UnixStream>>,
     table: Mutex<Table>,
     /// A request was not answered in time, and nothing has been heard since: the guest is slow, or its agent is a new
     /// one that does not know this epoch.
@@ -75,31 +122,44 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Link {
     pub(super) fn start(socket: UnixStream, epoch: u64) -> Result<Arc<Self>, AgentError> {
-        let writer = socket.try_clone().map_err(AgentError::Connect)?;
-        writer
-            .set_write_timeout(Some(WRITE_TIMEOUT))
-            .map_err(AgentError::Connect)?;
-        let reader = socket.try_clone().map_err(AgentError::Connect)?;
+        let socket = Arc::new(socket);
+        set_write_timeout(&socket)?;
         let table = Table {
             waiters: HashMap::new(),
             hello: None,
+            features: Vec::new(),
             next_stream: 1,
             closed: None,
         };
         let link = Arc::new(Self {
             epoch,
-            writer: Mutex::new(writer),
-            socket,
+            writer: Mutex::new(Writer {
+                socket: socket.clone(),
+                hushed: false,
+            }),
+            unhushed: Condvar::new(),
+            socket: Mutex::new(socket.clone()),
             table: Mutex::new(table),
             silent: AtomicBool::new(false),
             greeting: Mutex::new(()),
         });
-        let weak = Arc::downgrade(&link);
-        std::thread::Builder::new()
-            .name("agent-reader".into())
-            .spawn(move || read_frames(reader, &weak))
-            .map_err(AgentError::Connect)?;
+        start_reader(socket, Arc::downgrade(&link))?;
         Ok(link)
+    }
+
+    /// Holds up all who write, until it is dropped.
+    pub(super) fn hush(self: &Arc<Self>, timeout: Duration) -> Result<Hush, AgentError> {
+        self.greet_again_if_silent(timeout)?;
+        let writer = self
+            .unhushed
+            .wait_while(lock(&self.writer), |writer| writer.hushed);
+        writer.unwrap_or_else(PoisonError::into_inner).hushed = true;
+        Ok(Hush { link: self.clone() })
+    }
+
+    /// Can the agent do this?
+    pub(super) fn has_feature(&self, feature: &str) -> bool {
+        lock(&self.table).features.iter().any(|known| known == feature)
     }
 
     /// Sends Hello until it is answered.
@@ -136,7 +196,7 @@ impl Link {
                 continue; // it boots yet and finds the greeting later; more of them would fill the socket
             }
             // Perhaps the guest still waits for the rest of a frame of its former life.
-            self.write(&vec![0; PREAMBLE_BYTES])?;
+            self.write(By::Anybody, &vec![0; PREAMBLE_BYTES])?;
             self.send(Kind::Hello, 0, 0, &hello)?;
         }
     }
@@ -172,9 +232,13 @@ impl Link {
         request: &Request,
         timeout: Duration,
     ) -> Result<Response, AgentError> {
+        self.request_by(By::Anybody, request, timeout)
+    }
+
+    fn request_by(&self, by: By, request: &Request, timeout: Duration) -> Result<Response, AgentError> {
         let (sender, receiver) = sync_channel(1);
         let stream = self.register(Waiter::Reply(sender))?;
-        let sent = self.send_request(stream, request);
+        let sent = self.send_request(by, stream, request);
         let answer = sent.and_then(|()| self.await_reply(&receiver, timeout));
         self.forget(stream);
         answer
@@ -186,7 +250,7 @@ impl Link {
         let (sender, receiver) = sync_channel(1);
         let inbox = Arc::new(Inbox::new(sender));
         let stream = self.register(Waiter::Stream(Arc::clone(&inbox)))?;
-        let sent = self.send_request(stream, request);
+        let sent = self.send_request(By::Anybody, stream, request);
         match sent.and_then(|()| self.await_reply(&receiver, timeout)) {
             Ok(Response::Started) => Ok((stream, inbox)),
             Ok(_) => {
@@ -204,7 +268,7 @@ impl Link {
         }
     }
 
-    fn send_request(&self, stream: u32, request: &Request) -> Result<(), AgentError> {
+    fn send_request(&self, by: By, stream: u32, request: &Request) -> Result<(), AgentError> {
         let payload = to_payload(request);
         if payload.len() > frame::MAX_PAYLOAD_BYTES {
             return Err(AgentError::Remote(martlet_agent_api::RemoteError {
@@ -215,7 +279,7 @@ impl Link {
                 ),
             }));
         }
-        self.send(Kind::Request, 0, stream, &payload)
+        self.send_by(by, Kind::Request, 0, stream, &payload)
     }
 
     fn await_reply(&self, receiver: &Receiver<Reply>, timeout: Duration) -> Result<Response, AgentError> {
@@ -249,14 +313,20 @@ impl Link {
     }
 
     pub(super) fn send(&self, kind: Kind, flags: u8, stream: u32, payload: &[u8]) -> Result<(), AgentError> {
-        let mut bytes = Vec::with_capacity(frame::HEADER_BYTES + payload.len());
-        frame::encode(kind, flags, stream, self.epoch, payload, &mut bytes);
-        self.write(&bytes)
+        self.send_by(By::Anybody, kind, flags, stream, payload)
     }
 
-    fn write(&self, bytes: &[u8]) -> Result<(), AgentError> {
-        let mut writer = lock(&self.writer);
-        writer.write_all(bytes).map_err(|error| {
+    fn send_by(&self, by: By, kind: Kind, flags: u8, stream: u32, payload: &[u8]) -> Result<(), AgentError> {
+        let mut bytes = Vec::with_capacity(frame::HEADER_BYTES + payload.len());
+        frame::encode(kind, flags, stream, self.epoch, payload, &mut bytes);
+        self.write(by, &bytes)
+    }
+
+    fn write(&self, by: By, bytes: &[u8]) -> Result<(), AgentError> {
+        let waits = |writer: &mut Writer| by == By::Anybody && writer.hushed;
+        let writer = self.unhushed.wait_while(lock(&self.writer), waits);
+        let writer = writer.unwrap_or_else(PoisonError::into_inner);
+        (&*writer.socket).write_all(bytes).map_err(|error| {
             // Half a frame may have gone out: this connection is of no more use.
             self.close(None);
             match error.kind() {
@@ -270,7 +340,8 @@ impl Link {
 
     /// The other side takes what it is sent: Linux calls a unix socket writable while most of its buffer is free.
     fn is_read(&self) -> bool {
-        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+        let socket = lock(&self.socket).clone();
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
@@ -296,7 +367,7 @@ impl Link {
         };
         disconnect(waiters);
         // Already closed by the other side is just as well.
-        let _ = self.socket.shutdown(Shutdown::Both);
+        let _ = lock(&self.socket).shutdown(Shutdown::Both);
     }
 
     fn dispatch(&self, frame: Frame) -> Result<(), String> {
@@ -306,8 +377,11 @@ impl Link {
         self.silent.store(false, Ordering::SeqCst);
         match frame.kind {
             Kind::HelloReply => {
-                let reply = from_payload(&frame.payload, "HelloReply").map_err(|e| e.to_string())?;
-                if let Some(sender) = lock(&self.table).hello.take() {
+                let reply: HelloReply =
+                    from_payload(&frame.payload, "HelloReply").map_err(|e| e.to_string())?;
+                let mut table = lock(&self.table);
+                table.features.clone_from(&reply.features);
+                if let Some(sender) = table.hello.take() {
                     let _ = sender.try_send(reply); // the caller may have given up
                 }
                 Ok(())
@@ -343,15 +417,29 @@ fn disconnect(waiters: HashMap<u32, Waiter>) {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let _ = self.socket.shutdown(Shutdown::Both); // wakes the reader
+        let _ = lock(&self.socket).shutdown(Shutdown::Both); // wakes the reader
     }
 }
 
-fn read_frames(mut reader: UnixStream, link: &std::sync::Weak<Link>) {
+fn set_write_timeout(socket: &UnixStream) -> Result<(), AgentError> {
+    socket
+        .set_write_timeout(Some(WRITE_TIMEOUT))
+        .map_err(AgentError::Connect)
+}
+
+fn start_reader(socket: Arc<UnixStream>, link: Weak<Link>) -> Result<(), AgentError> {
+    std::thread::Builder::new()
+        .name("agent-reader".into())
+        .spawn(move || read_frames(&socket, &link))
+        .map_err(AgentError::Connect)
+        .map(drop)
+}
+
+fn read_frames(socket: &Arc<UnixStream>, link: &Weak<Link>) {
     let mut decoder = Decoder::new();
     let mut buffer = vec![0; 64 * 1024];
     let reason = loop {
-        let count = match reader.read(&mut buffer) {
+        let count = match (&**socket).read(&mut buffer) {
             Ok(0) => break None,
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
@@ -374,6 +462,10 @@ fn read_frames(mut reader: UnixStream, link: &std::sync::Weak<Link>) {
         }
     };
     if let Some(link) = link.upgrade() {
-        link.close(reason);
+        let is_present = Arc::ptr_eq(&lock(&link.socket), socket);
+        // The end of a socket that the agent is not spoken to over any more means nothing.
+        if is_present || reason.is_some() {
+            link.close(reason);
+        }
     }
 }

@@ -117,66 +117,18 @@ fn read(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
-
-    /// A private mapping of a file, in this process.
-    struct Mapped(*mut u8, usize);
-
-    impl Mapped {
-        fn new(file: &File, size: usize) -> Self {
-            let fd = file.as_fd().as_raw_fd();
-            // SAFETY: a new mapping.
-            let at = unsafe {
-                libc::mmap(
-                    std::ptr::null_mut(),
-                    size,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_PRIVATE,
-                    fd,
-                    0,
-                )
-            };
-            assert_ne!(at, libc::MAP_FAILED);
-            Self(at.cast(), size)
-        }
-
-        fn write(&self, page: usize) {
-            // SAFETY: within the mapping.
-            unsafe { self.0.add(page * PAGE_SIZE).write_volatile(1) };
-        }
-
-        fn read(&self, page: usize) {
-            // SAFETY: within the mapping.
-            unsafe { self.0.add(page * PAGE_SIZE).read_volatile() };
-        }
-    }
-
-    impl Drop for Mapped {
-        fn drop(&mut self) {
-            // SAFETY: our mapping.
-            unsafe { libc::munmap(self.0.cast(), self.1) };
-        }
-    }
+    use crate::capture::testing::Mapped;
 
     /// More regions than the vector holds, so that the scan has to go on several times.
     #[test]
     fn both_ways_find_exactly_what_was_written() {
         let page_count = REGIONS * 5;
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("mem");
-        let file = File::options()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .unwrap();
-        file.set_len((page_count * PAGE_SIZE) as u64).unwrap();
-        let mapped = Mapped::new(&file, page_count * PAGE_SIZE);
+        let mapped = Mapped::new(page_count);
         let mut expected = PageSet::new();
         for page in 0..page_count {
             match page % 7 {
                 0 | 3 => {
-                    mapped.write(page);
+                    mapped.write(page, 1);
                     expected.insert(page as u64);
                 }
                 1 => mapped.read(page),
@@ -184,7 +136,7 @@ mod tests {
             }
         }
         let pid = std::process::id();
-        let mapping = Mapping::find(pid, &path).unwrap();
+        let mapping = Mapping::find(pid, &mapped.path).unwrap();
         assert_eq!(private_pages(pid, &mapping).unwrap(), expected);
         let mut plain = PageSet::new();
         let pagemap = File::open("/proc/self/pagemap").unwrap();
