@@ -13,6 +13,30 @@ pub struct CheckpointRequest {
     /// A note kept with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// What becomes of the machine's memory while it is written.
+    #[serde(default, skip_serializing_if = "CheckpointMethod::is_auto")]
+    pub method: CheckpointMethod,
+}
+
+/// How a machine that goes on leaves its memory to a checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckpointMethod {
+    /// Whichever pauses it less.
+    #[default]
+    Auto,
+    /// What it has written is copied while it stands still.
+    Copy,
+    /// It goes on in a fresh process, and the old one keeps the pages until they are written. The pause does not grow with
+    /// memory. Connections through user-mode networking end; forwards are bound again.
+    Handover,
+}
+
+impl CheckpointMethod {
+    /// Was nothing asked for?
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
 /// What a checkpoint took and what it avoided.
@@ -29,6 +53,9 @@ pub struct CheckpointReport {
     pub stop_ms: f64,
     /// From request to durable.
     pub total_ms: f64,
+    /// How its memory was left to it.
+    #[serde(default)]
+    pub method: CheckpointMethod,
     /// Guest memory.
     pub memory_bytes: u64,
     /// Private memory looked at.
@@ -85,6 +112,9 @@ pub struct ForkRequest {
     /// Fork even though the guest has no agent: clones keep the parent's identity and entropy.
     #[serde(default)]
     pub allow_agentless: bool,
+    /// What becomes of the parent's memory while it is written.
+    #[serde(default, skip_serializing_if = "CheckpointMethod::is_auto")]
+    pub method: CheckpointMethod,
     /// Ask a service in each clone until it answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,

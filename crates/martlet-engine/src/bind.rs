@@ -37,7 +37,10 @@ impl Engine {
         run_dir::replace(&spec.run_dir, &ahead.run_dir)
             .map_err(|error| problem::io("move", &ahead.run_dir, &error))?;
         let vm = ahead.vm();
-        vm.bind_place(spec).told()?;
+        vm.bind_place(&spec.run_dir, spec.net.as_ref().map(|net| net.address));
+        for forward in spec.net.iter().flat_map(|net| &net.forwards) {
+            vm.add_forward(*forward).told()?;
+        }
         vm.bind_memory(&self.dirs.memory_file(&placeholder.name), &spec.memory.path)
             .told()?;
         for (index, disk) in spec.disks.iter().enumerate() {

@@ -11,36 +11,48 @@
 //! The guest stands still from `Held` to its release. Hashing, compressing and writing come after. Memory and disk
 //! are of one instant: both are frozen between the stop and the go.
 //!
+//! Where copying would take longer than that, pages are not copied at all: the machine is handed over to another process
+//! (`handover.rs`), and the old one keeps them until they are written. So it is with a machine that does not go on.
+//!
 //! User code is held *inside* the snapshot too. Whoever starts from it finds a guest in which nothing but the agent
 //! runs, and the agent waits to be told who it is: that is why a clone cannot run user code under its parent's
 //! identity (invariant 5).
 
 use crate::engine::Engine;
 use crate::guest::not_connected;
+use crate::handover::Successor;
+use crate::host_memory::has_room_ahead;
 use crate::launch::{now_unix_ms, now_unix_ns};
 use crate::live::Live;
 use crate::machine::{Machine, Operation, Record};
 use crate::phase::{Phase, Verb};
+use crate::pool::Launching;
+use crate::predecessor::InPlace;
 use crate::problem::{Told, of_guest};
 use crate::state::When;
 use martlet_api::{
-    Accel, Avoided, AvoidedMeans, CheckpointReport, CheckpointRequest, Problem, ProblemCode, Progress,
-    ProgressSink, ProgressUnit,
+    Accel, Avoided, AvoidedMeans, CheckpointMethod, CheckpointReport, CheckpointRequest, Problem,
+    ProblemCode, Progress, ProgressSink, ProgressUnit,
 };
 use martlet_disk::{BlockChange, FrozenLayer};
 use martlet_image::{
     DiskRecord, Hardware, Manifest, MemoryRecord, PAGE_SIZE, PageLocation, PageSet, SnapshotId,
     SnapshotRecord,
 };
+use martlet_pager::{Layer, Unsaved};
 use martlet_store::{Batch, Pin, RefName};
-use martlet_vm::agent::AgentError;
-use martlet_vm::capture::{self, CaptureBuffer, CapturedMemory, Mapping};
+use martlet_vm::agent::{AgentError, Movable};
+use martlet_vm::capture::{self, CaptureBuffer, CapturedMemory, Mapping, PausedMemory};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// User code is held within this time, or the checkpoint is refused. A process that waits for its disk cannot be held, and
 /// the disk may be as slow as a host's that is busy writing.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
+/// From here on the machine is handed over rather than its memory copied: copying would pause it longer. It is slower for a
+/// while after a handover, its pages and translated code having stayed behind, so a tie goes to the copy.
+const HANDOVER_MIN_BYTES: u64 = 256 << 20;
 /// Pages handed to the store at a time.
 const PAGES_AT_ONCE: usize = 4096;
 
@@ -49,19 +61,27 @@ struct Held<'a> {
     live: &'a Live,
     /// Does an agent hold it? One that connects meanwhile does not, and no clone of what is saved could be trusted.
     by_agent: bool,
+    /// Its channel, when the guest is to go on in another process.
+    movable: Option<Movable>,
     since: Instant,
     released: bool,
 }
 
 impl<'a> Held<'a> {
-    fn hold(live: &'a Live, record: &Record) -> Result<Self, Problem> {
+    fn hold(live: &'a Live, record: &Record, to_move: bool) -> Result<Self, Problem> {
         let since = Instant::now();
         let agent = live.agent();
         if agent.is_none() && record.agent {
             return Err(not_connected(&record.name));
         }
+        let mut movable = None;
         if let Some(agent) = &agent {
-            let held = agent.prepare(HOLD_TIMEOUT);
+            let held = match to_move {
+                true => agent
+                    .prepare_to_move(HOLD_TIMEOUT)
+                    .map(|held| movable = Some(held)),
+                false => agent.prepare(HOLD_TIMEOUT).map(drop),
+            };
             if let Err(AgentError::Timeout { .. }) = held {
                 // It may come about yet, when the guest is only slow. Nobody waits for that, and no time goes along: it
                 // would be past by then.
@@ -72,13 +92,26 @@ impl<'a> Held<'a> {
         Ok(Self {
             live,
             by_agent: agent.is_some(),
+            movable,
             since,
             released: false,
         })
     }
 
+    /// The guest goes on in another process, and its agent is there.
+    fn move_to(&mut self, socket: UnixStream) {
+        let Some(movable) = self.movable.take() else {
+            return;
+        };
+        if let (Err(error), Some(agent)) = (movable.move_to(socket), self.live.agent()) {
+            tracing::warn!(%error, "the agent of a guest that was handed over cannot be heard");
+            agent.close();
+        }
+    }
+
     fn release(mut self) -> Result<Duration, Problem> {
         self.released = true;
+        self.movable = None;
         if let Some(agent) = self.live.agent() {
             agent
                 .release(Some(now_unix_ns()))
@@ -90,6 +123,7 @@ impl<'a> Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
+        self.movable = None; // others may speak again
         if let (false, Some(agent)) = (self.released, self.live.agent())
             && let Err(error) = agent.release(Some(now_unix_ns()))
         {
@@ -125,6 +159,14 @@ impl<'a> Still<'a> {
         Ok((stopped, held.release()?))
     }
 
+    /// The guest has gone on in another process, at this instant.
+    fn gone(mut self, agent: UnixStream) -> Result<(Duration, Duration), Problem> {
+        let stopped = self.since.elapsed();
+        let mut held = self.held.take().expect("taken only when it goes on");
+        held.move_to(agent);
+        Ok((stopped, held.release()?))
+    }
+
     /// How long it has stood still.
     fn so_far(&self) -> Pause {
         let stop = self.since.elapsed();
@@ -152,10 +194,26 @@ impl Drop for Still<'_> {
     }
 }
 
+/// The guest's own pages, at one instant.
+enum Own {
+    /// A copy, and the pages that hold nothing any more.
+    Copied { memory: CapturedMemory, free: PageSet },
+    /// Where they are, with what was in no store before.
+    InPlace { unsaved: Arc<Unsaved>, size_bytes: u64 },
+}
+
+impl Own {
+    fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Copied { memory, .. } => memory.size_bytes(),
+            Self::InPlace { size_bytes, .. } => *size_bytes,
+        }
+    }
+}
+
 /// Everything that a snapshot is made of, at one instant.
 struct Captured {
-    memory: CapturedMemory,
-    free: PageSet,
+    own: Own,
     descriptor: Vec<u8>,
     disk: FrozenLayer,
     /// Was user code held by an agent?
@@ -163,18 +221,34 @@ struct Captured {
 }
 
 impl Captured {
-    fn take(still: &Still<'_>, mapping: &Mapping, buffer: CaptureBuffer) -> Result<Self, Problem> {
+    fn take(still: &Still<'_>, room: Room<'_>) -> Result<Self, Problem> {
         let live = still.live();
         let disk = live.disk.freeze().told_as("the disk could not be frozen")?;
         let descriptor = live.vm.save_descriptor().told()?;
-        let memory = capture::capture(live.vm.pid(), mapping, buffer).told()?;
-        let mut free = live.reported().image.free_pages(live.key);
-        for page in memory.pages().iter() {
-            free.remove(page);
-        }
+        let free = |own: &PageSet| {
+            let mut free = live.reported().image.free_pages(live.key);
+            free.and_not(own);
+            free
+        };
+        let own = match room {
+            Room::Copy(mapping, buffer) => {
+                let memory = capture::capture(live.vm.pid(), mapping, buffer).told()?;
+                let free = free(memory.pages());
+                Own::Copied { memory, free }
+            }
+            Room::InPlace(mut memory) => {
+                memory.find_pages(live.vm.pid()).told()?;
+                let size_bytes = memory.size_bytes();
+                let (below, free) = (live.memory.image.unsaved(), free(memory.pages()));
+                let unsaved = Arc::new(InPlace(memory)).over(below.as_deref(), &free);
+                Own::InPlace {
+                    unsaved: Arc::new(unsaved),
+                    size_bytes,
+                }
+            }
+        };
         Ok(Self {
-            memory,
-            free,
+            own,
             descriptor,
             disk,
             agent: still.held.as_ref().is_some_and(|held| held.by_agent),
@@ -182,10 +256,20 @@ impl Captured {
     }
 }
 
+/// Where the guest's own pages will be while they are written.
+enum Room<'a> {
+    /// In this buffer, for which memory was taken before the pause. Given back after it: idle, the daemon is small.
+    Copy(&'a Mapping, CaptureBuffer),
+    /// In its process.
+    InPlace(PausedMemory),
+}
+
 /// What happens to the machine after its state was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Afterwards {
+    /// It goes on in its process.
     GoesOn,
+    /// It goes on in this one.
+    HandedOver(Successor),
     Ends,
 }
 
@@ -196,9 +280,7 @@ struct Saving<'a> {
     record: &'a Record,
     reference: RefName,
     note: Option<String>,
-    mapping: &'a Mapping,
-    /// Room for what is copied in the pause. Given back right after it: idle, the daemon is small.
-    buffer: CaptureBuffer,
+    room: Room<'a>,
     afterwards: Afterwards,
     requested: Instant,
 }
@@ -231,7 +313,7 @@ impl Engine {
         request: CheckpointRequest,
         progress: ProgressSink<'_>,
     ) -> Result<CheckpointReport, Problem> {
-        self.save(machine, request, Afterwards::GoesOn, progress)
+        self.save(machine, request, false, progress)
     }
 
     /// Takes a checkpoint and ends the machine. Until the snapshot is durable the machine can go on, and does if it
@@ -244,14 +326,14 @@ impl Engine {
     ) -> Result<CheckpointReport, Problem> {
         let machine = self.find(name)?;
         let _operation = machine.begin("suspend")?;
-        self.save(&machine, request, Afterwards::Ends, progress)
+        self.save(&machine, request, true, progress)
     }
 
     fn save(
         self: &Arc<Self>,
         machine: &Arc<Machine>,
         request: CheckpointRequest,
-        afterwards: Afterwards,
+        ends: bool,
         progress: ProgressSink<'_>,
     ) -> Result<CheckpointReport, Problem> {
         let requested = Instant::now();
@@ -259,8 +341,11 @@ impl Engine {
         let record = machine.record();
         let reference = self.new_reference(&record, request.tag.as_deref())?;
         let mapping = Mapping::find(live.vm.pid(), &live.memory_path).told()?;
-        let mut buffer = CaptureBuffer::default();
-        capture::prepare(live.vm.pid(), &mapping, &mut buffer).told()?;
+        let launching = self.pool.launching();
+        let (room, afterwards) = match ends {
+            true => (self.in_place(&live, &mapping)?, Afterwards::Ends),
+            false => self.room(&request, &record, &live, &mapping)?,
+        };
         live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
         // From here on a daemon that finds this phase knows that the guest may stand still.
         self.update_or_not(machine, |record| record.phase = Phase::Pausing)?;
@@ -270,20 +355,65 @@ impl Engine {
             record: &record,
             reference,
             note: request.note,
-            mapping: &mapping,
-            buffer,
+            room,
             afterwards,
             requested,
         };
-        self.save_pausing(saving, progress).or_else(|problem| {
+        self.save_pausing(saving, launching, progress).or_else(|problem| {
             self.update(machine, When::Now, goes_on)?;
             Err(of_guest(&live.vm, problem))
         })
     }
 
+    fn in_place<'a>(&self, live: &Live, mapping: &Mapping) -> Result<Room<'a>, Problem> {
+        let memory = PausedMemory::open(live.vm.pid(), mapping.clone()).told()?;
+        Ok(Room::InPlace(memory))
+    }
+
+    /// Copies the pages where that is quick, and hands the machine over where it is not.
+    fn room<'a>(
+        &self,
+        request: &CheckpointRequest,
+        record: &Record,
+        live: &Live,
+        mapping: &'a Mapping,
+    ) -> Result<(Room<'a>, Afterwards), Problem> {
+        let handed_over = || {
+            let successor = self.successor(record, live)?;
+            Ok((self.in_place(live, mapping)?, Afterwards::HandedOver(successor)))
+        };
+        let can_move = live.agent().is_some_and(|agent| agent.can_move());
+        let must_move = live.memory.image.unsaved().is_some();
+        let private = capture::private_pages(live.vm.pid(), mapping).told()?;
+        let is_large = private.len() * PAGE_SIZE as u64 >= HANDOVER_MIN_BYTES;
+        match request.method {
+            _ if must_move => return handed_over(),
+            CheckpointMethod::Handover if !can_move => {
+                return Err(Problem::new(
+                    ProblemCode::InvalidArgument,
+                    format!("machine {} cannot be handed over", record.name),
+                )
+                .cause("its guest has no agent that can change its channel while commands run")
+                .remediation("leave the method out, and its memory is copied"));
+            }
+            CheckpointMethod::Handover => return handed_over(),
+            CheckpointMethod::Auto if can_move && is_large && has_room_ahead() => match handed_over() {
+                Ok(handed_over) => return Ok(handed_over),
+                Err(problem) => {
+                    tracing::warn!(%problem, machine = record.name, "not handed over; its memory is copied");
+                }
+            },
+            CheckpointMethod::Auto | CheckpointMethod::Copy => {}
+        }
+        let mut buffer = CaptureBuffer::default();
+        capture::prepare(&private, &mut buffer).told()?;
+        Ok((Room::Copy(mapping, buffer), Afterwards::GoesOn))
+    }
+
     fn save_pausing(
         self: &Arc<Self>,
         saving: Saving<'_>,
+        launching: Launching<'_>,
         progress: ProgressSink<'_>,
     ) -> Result<CheckpointReport, Problem> {
         let Saving {
@@ -292,8 +422,7 @@ impl Engine {
             record,
             reference,
             note,
-            mapping,
-            buffer,
+            room,
             afterwards,
             requested,
         } = saving;
@@ -303,34 +432,59 @@ impl Engine {
             total: None,
             unit: ProgressUnit::None,
         });
-        let still = Still::stop(Held::hold(live, record)?)?;
-        let captured = Captured::take(&still, mapping, buffer)?;
-        let (pause, still) = match afterwards {
-            Afterwards::GoesOn => {
-                let (stop, pause) = still.go()?;
-                (Some(Pause { pause, stop }), None)
-            }
-            Afterwards::Ends => (None, Some(still)),
+        let to_move = matches!(afterwards, Afterwards::HandedOver(_));
+        let still = Still::stop(Held::hold(live, record, to_move)?)?;
+        let captured = Captured::take(&still, room)?;
+        let method = match to_move {
+            true => CheckpointMethod::Handover,
+            false => CheckpointMethod::Copy,
         };
-        let (committed, mut report) = self.put(live, record, &captured, &reference, note, progress)?;
+        let (live, gone, still) = match afterwards {
+            Afterwards::GoesOn => (live.clone(), Some(still.go()?), None),
+            Afterwards::HandedOver(successor) => {
+                let Own::InPlace { unsaved, .. } = &captured.own else {
+                    unreachable!("a machine that is handed over leaves its pages in place")
+                };
+                let unsaved = Unsaved::clone(unsaved);
+                let (live, agent) =
+                    self.hand_over(machine, live, successor, unsaved, &captured.descriptor)?;
+                (live, Some(still.gone(agent)?), None)
+            }
+            Afterwards::Ends => (live.clone(), None, Some(still)),
+        };
+        drop(launching);
+        if still.is_none() {
+            // It can be used. That its record says so has time until there is something else to say.
+            machine.change(goes_on);
+        }
+        let (committed, mut report) = self.put(&live, record, &captured, &reference, note, progress)?;
         // The pin lasts until the machine has its own.
         let id = committed.id();
         // A machine that does not go on stands still until there is nothing left of it that could.
-        let pause = pause
-            .or_else(|| still.as_ref().map(Still::so_far))
-            .unwrap_or_default();
+        let pause = match (gone, &still) {
+            (Some((stop, pause)), _) => Pause { pause, stop },
+            (None, still) => still.as_ref().map(Still::so_far).unwrap_or_default(),
+        };
         report.pause_ms = ms(pause.pause);
         report.stop_ms = ms(pause.stop);
-        let Captured { memory, disk, .. } = captured;
-        drop(memory);
+        report.method = method;
+        let Captured { own, disk, .. } = captured;
+        drop(own);
         match still {
             None => {
                 self.update_or_not(machine, |record| {
                     goes_on(record);
                     record.snapshot = Some(id);
                     record.disk_base = id;
+                    if let (true, Some(running)) = (to_move, &mut record.running) {
+                        running.mapped = Some(id);
+                        running.predecessors.clear();
+                    }
                 })?;
-                self.rebase(live, &disk, &id);
+                self.rebase(&live, &disk, &id);
+                if to_move {
+                    self.settle(&live, id)?;
+                }
             }
             Some(still) => {
                 drop(disk);
@@ -366,9 +520,7 @@ impl Engine {
             None => None,
         };
         let mut batch = self.store.begin().told_as(full)?;
-        let memory = self
-            .put_memory(&mut batch, live, captured, progress)
-            .told_as(full)?;
+        let memory = self.put_memory(&mut batch, live, captured, full, progress)?;
         let disk = put_disk(&mut batch, &captured.disk)?;
         let parent_memory = parent
             .as_ref()
@@ -411,7 +563,7 @@ impl Engine {
         let id = batch.put_snapshot(&snapshot).told_as(full)?;
         let committed = batch.commit(&[(reference.clone(), id)]).told_as(full)?;
         let stats = committed.stats;
-        let private_bytes = captured.memory.size_bytes();
+        let private_bytes = captured.own.size_bytes();
         let clean = record
             .config
             .memory_bytes
@@ -432,6 +584,7 @@ impl Engine {
             pause_ms: 0.0,
             stop_ms: 0.0,
             total_ms: 0.0,
+            method: CheckpointMethod::Auto,
             memory_bytes: record.config.memory_bytes,
             private_bytes,
             stored_bytes: stats.stored_bytes,
@@ -450,26 +603,44 @@ impl Engine {
         batch: &mut Batch,
         live: &Live,
         captured: &Captured,
+        full: &'static str,
         progress: ProgressSink<'_>,
-    ) -> martlet_store::Result<PutImage> {
-        let mut manifest = (**live.memory.image.manifest()).clone();
-        let total = captured.memory.size_bytes();
+    ) -> Result<PutImage, Problem> {
+        let mut manifest = Manifest::clone(&live.memory.image.manifest());
+        let total = Some(captured.own.size_bytes());
         let mut done = 0;
-        let mut pages = captured.memory.iter().peekable();
-        while pages.peek().is_some() {
-            let some: Vec<_> = pages.by_ref().take(PAGES_AT_ONCE).collect();
+        let mut put = |batch: &mut Batch, manifest: &mut Manifest, some: &[(u64, &[u8; PAGE_SIZE])]| {
+            put_pages(batch, some, manifest)?;
             done += (some.len() * PAGE_SIZE) as u64;
-            put_pages(batch, &some, &mut manifest)?;
             progress(Progress {
                 stage: "storing memory".into(),
                 done,
-                total: Some(total),
+                total,
                 unit: ProgressUnit::Bytes,
             });
-        }
+            Ok::<_, martlet_store::StoreError>(())
+        };
+        let free = match &captured.own {
+            Own::Copied { memory, free } => {
+                let mut pages = memory.iter().peekable();
+                while pages.peek().is_some() {
+                    let some: Vec<_> = pages.by_ref().take(PAGES_AT_ONCE).collect();
+                    put(batch, &mut manifest, &some).told_as(full)?;
+                }
+                free
+            }
+            Own::InPlace { unsaved, .. } => {
+                for layer in unsaved.layers() {
+                    let read =
+                        |some: &[(u64, &[u8; PAGE_SIZE])]| put(batch, &mut manifest, some).told_as(full);
+                    read_layer(layer, read)?;
+                }
+                unsaved.zeros()
+            }
+        };
         // What the guest reported free and has not touched since: it does not care what is there, and zero is free.
         let mut free_pages = 0;
-        for range in captured.free.iter_ranges() {
+        for range in free.iter_ranges() {
             free_pages += range.end - range.start;
             manifest.set_zero(range);
         }
@@ -527,6 +698,35 @@ struct PutImage {
     manifest: Manifest,
     /// Pages given up by the guest: reported free, or discarded.
     unstored_pages: u64,
+}
+
+/// Hands over all pages of a layer, some at a time.
+fn read_layer(
+    layer: &Layer,
+    mut put: impl FnMut(&[(u64, &[u8; PAGE_SIZE])]) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    let mut buffer = vec![0; PAGES_AT_ONCE * PAGE_SIZE];
+    let mut numbers: Vec<u64> = Vec::with_capacity(PAGES_AT_ONCE);
+    let mut flush = |numbers: &mut Vec<u64>, buffer: &[u8]| {
+        let pages = buffer.as_chunks::<PAGE_SIZE>().0;
+        let some: Vec<_> = numbers.drain(..).zip(pages).collect();
+        put(&some)
+    };
+    for range in layer.pages.iter_ranges() {
+        let mut start = range.start;
+        while start < range.end {
+            let end = range.end.min(start + (PAGES_AT_ONCE - numbers.len()) as u64);
+            let bytes = numbers.len() * PAGE_SIZE..(numbers.len() + (end - start) as usize) * PAGE_SIZE;
+            let read = layer.source.read(start..end, &mut buffer[bytes]);
+            read.told_as("the guest's memory could not be read")?;
+            numbers.extend(start..end);
+            if numbers.len() == PAGES_AT_ONCE {
+                flush(&mut numbers, &buffer)?;
+            }
+            start = end;
+        }
+    }
+    flush(&mut numbers, &buffer)
 }
 
 /// Puts pages and writes their places into the manifest.

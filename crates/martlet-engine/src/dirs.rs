@@ -117,8 +117,11 @@ impl Dirs {
         self.machines().join(id)
     }
     /// Sockets and logs of a machine.
-    pub fn run(&self, id: &str) -> PathBuf {
-        self.machine(id).join("run")
+    pub fn run(&self, id: &str, number: u64) -> PathBuf {
+        self.machine(id).join(match number {
+            0 => "run".to_owned(),
+            number => format!("run-{number}"),
+        })
     }
     /// A disk of a machine.
     pub fn disk(&self, id: &str, number: u64) -> PathBuf {

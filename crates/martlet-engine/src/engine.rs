@@ -240,6 +240,11 @@ impl Engine {
         }
     }
 
+    /// Sockets and logs of a machine.
+    pub(crate) fn run_dir(&self, record: &Record) -> PathBuf {
+        self.dirs.run(&record.id, record.run_number)
+    }
+
     pub(crate) fn next_key(&self) -> u64 {
         self.next_key.fetch_add(1, Ordering::Relaxed)
     }

@@ -59,6 +59,7 @@ impl Engine {
                 let checkpoint = CheckpointRequest {
                     tag: Some(tag),
                     note: Some(format!("forked into {} clones", request.count)),
+                    method: request.method,
                 };
                 let report = self.checkpoint_held(&machine, &operation, checkpoint, progress)?;
                 let id = report.snapshot.parse().expect("the engine's own snapshot id");
@@ -209,6 +210,7 @@ impl Engine {
             snapshot: Some(family.id),
             disk_base: family.id,
             disk_number: 1,
+            run_number: 0,
             running: None,
             agent: false,
             timeline: Timeline::default(),

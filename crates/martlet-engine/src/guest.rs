@@ -9,6 +9,7 @@ use martlet_api::{ExecRequest, GuestUsage, MachineUsage, Problem, ProblemCode};
 use martlet_image::PAGE_SIZE;
 use martlet_vm::agent::{AgentClient, AgentError, AgentExec};
 use martlet_vm::capture::{Mapping, private_pages};
+use martlet_vm::spec::{CONSOLE_LOG, CONSOLE_SOCKET};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -99,14 +100,14 @@ impl Engine {
 
     /// Where the console log of a machine is kept.
     pub fn console_log(&self, name: &str) -> Result<PathBuf, Problem> {
-        Ok(self.dirs.run(&self.find(name)?.record().id).join("console.log"))
+        Ok(self.run_dir(&self.find(name)?.record()).join(CONSOLE_LOG))
     }
 
     /// Connects to the serial console.
     pub fn console(&self, name: &str) -> Result<UnixStream, Problem> {
         let machine = self.find(name)?;
         machine.live_for(Verb::Exec)?;
-        let socket = self.dirs.run(&machine.record().id).join("console.sock");
+        let socket = self.run_dir(&machine.record()).join(CONSOLE_SOCKET);
         UnixStream::connect(&socket).map_err(|error| problem::io("connect to", &socket, &error))
     }
 

@@ -9,6 +9,7 @@
 
 use crate::engine::{Engine, FUSE_FD, lock};
 use martlet_vm::SpawnError;
+use martlet_vm::spec::STDERR_LOG;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,14 +48,16 @@ impl Engine {
         }
         self.pool.adopted_by(&self.keeper);
         for machine in self.all() {
-            let pid = machine.live().map(|live| live.vm.pid());
-            let Some(pid) = pid.or(machine.starting_pid()) else {
-                continue;
-            };
+            let mut pids: Vec<u32> = machine.starting_pid().into_iter().collect();
+            if let Some(live) = machine.live() {
+                pids.extend(live.to_record().pids());
+            }
             let record = machine.record();
-            let log = self.dirs.run(&record.id).join("qemu.log");
-            if let Err(error) = self.keeper.adopt(pid, &record.name, &log) {
-                tracing::warn!(%error, machine = record.name, pid, "QEMU is not kept any more");
+            let log = self.run_dir(&record).join(STDERR_LOG);
+            for pid in pids {
+                if let Err(error) = self.keeper.adopt(pid, &record.name, &log) {
+                    tracing::warn!(%error, machine = record.name, pid, "QEMU is not kept any more");
+                }
             }
         }
         Ok(())

@@ -28,7 +28,7 @@ use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::compat;
 use martlet_vm::process::User;
 use martlet_vm::running::StartOptions;
-use martlet_vm::spec::{Boot, Disk, Forward, MachineSpec, Memory, UserNet};
+use martlet_vm::spec::{AGENT_SOCKET, Boot, Disk, Forward, MachineSpec, Memory, UserNet};
 use martlet_vm::{EndReason, RunningVm};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -219,6 +219,7 @@ impl Engine {
             _prefetcher: prefetcher,
             registry: self.registry.clone(),
             disk_name: spawned.files.disk_name.clone(),
+            predecessors: Mutex::default(),
             vm,
         };
         let hardware = HardwareRecord {
@@ -305,7 +306,7 @@ impl Engine {
         let (uid, gid) = user
             .as_ref()
             .map_or_else(current_ids, |user| (user.uid, user.gid));
-        let disk_name = format!("{}-{}", record.id, record.disk_number);
+        let disk_name = record.disk_name();
         let placement = Placement {
             ino: None,
             uid,
@@ -352,7 +353,7 @@ impl Engine {
     ) -> Result<Spawned<'a>, Problem> {
         let record = launch.record;
         let user = self.qemu_user(files.user_number.unwrap_or(record.number));
-        let run_dir = self.dirs.run(&record.id);
+        let run_dir = self.run_dir(record);
         let boot = match &launch.from {
             From::Boot(boot) => Boot::Kernel {
                 kernel: self.boot_file(&boot.kernel)?,
@@ -453,7 +454,7 @@ impl Engine {
     /// Connects to the agent's channel, before the guest is there: a restored one then finds its host connected, as it
     /// was when it was saved, and does not have to open its end anew.
     fn connect(&self, launch: &Launch<'_>) -> Result<AgentClient, Problem> {
-        let socket = self.dirs.run(&launch.record.id).join("agent.sock");
+        let socket = self.run_dir(launch.record).join(AGENT_SOCKET);
         let epoch = u64::from_le_bytes(identity::random());
         AgentClient::connect(&socket, epoch, CONFIRM_TIMEOUT).told()
     }
@@ -605,7 +606,8 @@ pub fn user_net(number: u64, outbound: bool, ports: &[PortForward]) -> UserNet {
     }
 }
 
-fn length(log: &Path) -> u64 {
+/// Of a log that may not be there.
+pub fn length(log: &Path) -> u64 {
     std::fs::symlink_metadata(log).map_or(0, |meta| meta.len())
 }
 

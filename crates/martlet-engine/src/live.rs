@@ -1,7 +1,9 @@
 //! What is alive of a machine: its QEMU, its agent, its disk and the memory image it maps.
 
 use crate::engine::lock;
+use crate::machine::RunningRecord;
 use crate::mapped::Mapped;
+use crate::predecessor::Predecessor;
 use martlet_disk::CowDisk;
 use martlet_fuse::{Prefetcher, Registry};
 use martlet_pager::VmKey;
@@ -47,6 +49,8 @@ pub struct Live {
     pub user_number: Option<u64>,
     /// Name of its disk file.
     pub disk_name: String,
+    /// Processes that it was handed over from and that hold pages of its memory image which are in no store yet.
+    pub predecessors: Mutex<Vec<Predecessor>>,
 }
 
 impl Live {
@@ -58,6 +62,27 @@ impl Live {
     /// The file that QEMU punches its guest's free pages out of.
     pub fn reported(&self) -> &Mapped {
         self.placeholder.as_ref().unwrap_or(&self.memory)
+    }
+
+    /// What it takes to find it again.
+    pub fn to_record(&self) -> RunningRecord {
+        RunningRecord {
+            pid: self.vm.pid(),
+            mapped: self.memory.below(),
+            memory_name: self.memory.name.clone(),
+            memory_inode: self.memory.inode,
+            placeholder: self
+                .placeholder
+                .as_ref()
+                .map(|file| (file.inode, file.name.clone())),
+            user_number: self.user_number,
+            disk_inode: self.disk_inode,
+            console_begin_bytes: self.console_begin_bytes,
+            predecessors: lock(&self.predecessors)
+                .iter()
+                .map(Predecessor::to_record)
+                .collect(),
+        }
     }
 
     /// From here on the end of QEMU is expected. Was it not before?

@@ -40,6 +40,9 @@ pub struct Record {
     pub disk_base: SnapshotId,
     /// Number of its newest disk directory: each restore makes a new one.
     pub disk_number: u64,
+    /// Number of the directory of its sockets and logs: each process that it is handed over to has a new one.
+    #[serde(default)]
+    pub run_number: u64,
     /// What it takes to find the running VM again.
     pub running: Option<RunningRecord>,
     /// Does its guest have an agent?
@@ -51,6 +54,13 @@ pub struct Record {
     /// While a restore is under way: what the machine is again if it does not succeed.
     #[serde(default)]
     pub undo: Option<Undo>,
+}
+
+impl Record {
+    /// Name of its disk's file.
+    pub fn disk_name(&self) -> String {
+        format!("{}-{}-{}", self.id, self.disk_number, self.run_number)
+    }
 }
 
 /// What a machine was before a restore.
@@ -133,7 +143,7 @@ impl HardwareRecord {
 pub struct RunningRecord {
     /// QEMU's process.
     pub pid: u32,
-    /// The snapshot whose memory it maps; `None`: booted on zeros.
+    /// The snapshot whose memory it maps, below the pages of `predecessors`; `None`: zeros.
     pub mapped: Option<SnapshotId>,
     /// Name of the memory image's file.
     pub memory_name: String,
@@ -150,6 +160,28 @@ pub struct RunningRecord {
     /// Length of the console's log when it was started.
     #[serde(default)]
     pub console_begin_bytes: u64,
+    /// Processes that it was handed over from and that hold pages which are in no store yet, oldest first.
+    #[serde(default)]
+    pub predecessors: Vec<PredecessorRecord>,
+}
+
+impl RunningRecord {
+    /// Its process, and those that it was handed over from.
+    pub fn pids(&self) -> Vec<u32> {
+        let before = self.predecessors.iter().map(|predecessor| predecessor.pid);
+        before.chain([self.pid]).collect()
+    }
+}
+
+/// What it takes to find a predecessor's pages again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PredecessorRecord {
+    /// QEMU's process.
+    pub pid: u32,
+    /// Name of the memory image's file that it maps.
+    pub memory_name: String,
+    /// Number of the directory of its sockets and logs.
+    pub run_number: u64,
 }
 
 /// A machine.

@@ -1,13 +1,14 @@
 //! Memory images as VMs map them: one file for each image, however many VMs share it, there as long as one of them
 //! lives.
 
+use crate::engine::lock;
 use crate::problem::Told;
 use martlet_api::Problem;
 use martlet_fuse::{Placement, Registry};
 use martlet_image::{Manifest, SnapshotId};
 use martlet_pager::{MemoryImage, Pager};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Group of every QEMU of ours: only they may open memory images.
 pub const QEMU_GID: u32 = 0x4d40_ffff;
@@ -16,13 +17,24 @@ pub const QEMU_GID: u32 = 0x4d40_ffff;
 pub struct Mapped {
     /// The image.
     pub image: Arc<MemoryImage>,
-    /// The snapshot it belongs to; `None`: zeros, for a first boot.
-    pub snapshot: Option<SnapshotId>,
     /// Its name below `mem/`.
     pub name: String,
     /// Its inode.
     pub inode: u64,
+    below: Mutex<Option<SnapshotId>>,
     registry: Arc<Registry>,
+}
+
+impl Mapped {
+    /// The snapshot whose memory it shows, below what is in no store yet; `None`: zeros.
+    pub fn below(&self) -> Option<SnapshotId> {
+        *lock(&self.below)
+    }
+
+    /// The snapshot whose memory it is.
+    pub fn snapshot(&self) -> Option<SnapshotId> {
+        self.below().filter(|_| self.image.unsaved().is_none())
+    }
 }
 
 impl Drop for Mapped {
@@ -35,7 +47,7 @@ impl Drop for Mapped {
 pub struct Images {
     registry: Arc<Registry>,
     pager: Arc<Pager>,
-    mapped: Mutex<HashMap<String, Weak<Mapped>>>,
+    shared: Mutex<HashMap<SnapshotId, Weak<Mapped>>>,
 }
 
 impl Images {
@@ -44,7 +56,7 @@ impl Images {
         Self {
             registry,
             pager,
-            mapped: Mutex::default(),
+            shared: Mutex::default(),
         }
     }
 
@@ -57,19 +69,52 @@ impl Images {
     ) -> Result<Arc<Mapped>, Problem> {
         // Each boot from zeros has an image of its own: a guest's free-page reports drop pages of the file's cache,
         // and nothing is gained by sharing zeros.
-        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
-        mapped.retain(|_, image| image.strong_count() > 0);
-        if let Some(there) = snapshot
-            .and_then(|id| mapped.get(&id.to_string()))
-            .and_then(Weak::upgrade)
-        {
+        let Some(id) = snapshot else {
+            return self.map_alone(None, manifest, shown);
+        };
+        let mut shared = lock(&self.shared);
+        // The kernel knows a file by its number, and there may have been two of one image.
+        let is_it = |there: &Arc<Mapped>| shown.as_ref().is_none_or(|(inode, _)| *inode == there.inode);
+        if let Some(there) = shared.get(&id).and_then(Weak::upgrade).filter(is_it) {
             return Ok(there);
         }
-        let (inode, name) = match (shown, snapshot) {
+        let shown = match shown {
+            Some((inode, name)) => (Some(inode), name),
+            None => (None, id.to_string()),
+        };
+        let new = self.show(Some(id), manifest, shown)?;
+        share(&mut shared, id, &new);
+        Ok(new)
+    }
+
+    /// An image that one VM alone maps: that of `below`, or zeros, below what will be laid over it.
+    pub fn map_alone(
+        &self,
+        below: Option<SnapshotId>,
+        manifest: Arc<Manifest>,
+        shown: Option<(u64, String)>,
+    ) -> Result<Arc<Mapped>, Problem> {
+        let shown = match (shown, below) {
             (Some((inode, name)), _) => (Some(inode), name),
-            (None, Some(id)) => (None, id.to_string()),
+            (None, Some(_)) => (None, format!("over-{}", crate::identity::uuid())),
             (None, None) => (None, format!("zero-{}", crate::identity::uuid())),
         };
+        self.show(below, manifest, shown)
+    }
+
+    /// What lay over an image is in the store now, as the memory of this snapshot: others may share it.
+    pub fn settle(&self, mapped: &Arc<Mapped>, id: SnapshotId, manifest: Arc<Manifest>) {
+        *lock(&mapped.below) = Some(id);
+        mapped.image.settle(manifest);
+        share(&mut lock(&self.shared), id, mapped);
+    }
+
+    fn show(
+        &self,
+        below: Option<SnapshotId>,
+        manifest: Arc<Manifest>,
+        (ino, name): (Option<u64>, String),
+    ) -> Result<Arc<Mapped>, Problem> {
         let image = MemoryImage::new(self.pager.clone(), manifest);
         // An ordinary user's QEMU runs as that user.
         let (uid, gid) = match crate::launch::current_ids() {
@@ -77,20 +122,24 @@ impl Images {
             own => own,
         };
         let placement = Placement {
-            ino: inode,
+            ino,
             uid,
             gid,
             mode: 0o660,
         };
         let inode = self.registry.add_memory(&name, image.clone(), placement).told()?;
-        let new = Arc::new(Mapped {
+        Ok(Arc::new(Mapped {
             image,
-            snapshot,
-            name: name.clone(),
+            name,
             inode,
+            below: Mutex::new(below),
             registry: self.registry.clone(),
-        });
-        mapped.insert(name, Arc::downgrade(&new));
-        Ok(new)
+        }))
     }
+}
+
+/// Whoever wants this snapshot's image has this one, unless there is another already.
+fn share(shared: &mut HashMap<SnapshotId, Weak<Mapped>>, id: SnapshotId, mapped: &Arc<Mapped>) {
+    shared.retain(|_, image| image.strong_count() > 0);
+    shared.entry(id).or_insert_with(|| Arc::downgrade(mapped));
 }

@@ -266,12 +266,13 @@ impl Pool {
 }
 
 impl Engine {
-    fn start_ahead(&self, shape: &Shape) -> Result<Ahead, Problem> {
+    /// Starts one.
+    pub(crate) fn start_ahead(&self, shape: &Shape) -> Result<Ahead, Problem> {
         let number = self.state.take("machine", 1).told()?;
         let user = self.qemu_user(number);
         let home = format!("{AHEAD}{}", &identity::machine_id()[AHEAD.len()..]);
         self.dirs.create_machine(&home)?;
-        let run_dir = self.dirs.run(&home);
+        let run_dir = self.dirs.run(&home, 0);
         own_directory(&run_dir, user.as_ref()).map_err(|error| problem::io("make", &run_dir, &error))?;
         let zeros = Manifest::zero(shape.memory_bytes / PAGE_SIZE as u64);
         let mut ahead = Ahead {

@@ -15,19 +15,22 @@
 use crate::engine::{Engine, lock};
 use crate::identity;
 use crate::live::Live;
-use crate::machine::{Machine, Record, RunningRecord};
+use crate::machine::{Machine, PredecessorRecord, Record, RunningRecord};
+use crate::mapped::Mapped;
 use crate::phase::Phase;
 use crate::pool::Shape;
+use crate::predecessor::Predecessor;
 use crate::problem::Told;
 use crate::state::When;
 use martlet_agent_api::Start;
 use martlet_api::{Problem, ProblemCode};
 use martlet_disk::CowDisk;
 use martlet_fuse::Placement;
-use martlet_image::{Manifest, PAGE_SIZE};
-use martlet_pager::VmKey;
+use martlet_image::{Manifest, PAGE_SIZE, PageSet};
+use martlet_pager::{Unsaved, VmKey};
 use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::running::VmHandle;
+use martlet_vm::spec::{AGENT_SOCKET, STDERR_LOG};
 use martlet_vm::{ChildState, RunningVm};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -44,8 +47,9 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(8);
 struct Refiled {
     disk: Arc<CowDisk>,
     disk_name: String,
-    memory: Arc<crate::mapped::Mapped>,
-    placeholder: Option<Arc<crate::mapped::Mapped>>,
+    memory: Arc<Mapped>,
+    placeholder: Option<Arc<Mapped>>,
+    predecessors: Vec<Predecessor>,
 }
 
 /// A machine whose QEMU lives and whose files are served again.
@@ -92,12 +96,11 @@ impl Engine {
 
     /// QEMUs that no record knows: starts that the daemon's death cut short.
     fn end_strays(&self) {
-        let known: Vec<u32> = self
+        let running = self
             .all()
-            .iter()
-            .filter_map(|machine| machine.record().running)
-            .map(|r| r.pid)
-            .collect();
+            .into_iter()
+            .filter_map(|machine| machine.record().running);
+        let known: Vec<u32> = running.flat_map(|running| running.pids()).collect();
         for child in self.keeper.children().unwrap_or_default() {
             if !known.contains(&child.pid) {
                 let _ = self.spawner.signal(child.pid, libc::SIGKILL);
@@ -108,10 +111,10 @@ impl Engine {
     /// A machine cannot go on: it is what it was before the restore that was under way, else it has failed.
     fn lost(&self, machine: &Arc<Machine>, problem: &Problem) {
         let record = machine.record();
-        if let Some(running) = &record.running {
-            let _ = self.spawner.signal(running.pid, libc::SIGKILL);
+        for pid in record.running.iter().flat_map(RunningRecord::pids) {
+            let _ = self.spawner.signal(pid, libc::SIGKILL);
         }
-        let words = martlet_vm::process::tail(&self.dirs.run(&record.id).join("qemu.log"), 1000);
+        let words = martlet_vm::process::tail(&self.run_dir(&record).join(STDERR_LOG), 1000);
         let why = match (&problem.cause, words.trim()) {
             (Some(cause), _) => format!("{}: {cause}", problem.message),
             (None, "") => problem.message.clone(),
@@ -140,11 +143,15 @@ impl Engine {
             }
             None => zeros(),
         };
-        let memory = self.images.map(
-            running.mapped,
-            manifest,
-            Some((running.memory_inode, running.memory_name.clone())),
-        )?;
+        let shown = Some((running.memory_inode, running.memory_name.clone()));
+        let (memory, predecessors) = match running.predecessors.is_empty() {
+            true => (self.images.map(running.mapped, manifest, shown)?, Vec::new()),
+            false => {
+                let memory = self.images.map_alone(running.mapped, manifest, shown)?;
+                let predecessors = self.lay_again(record, &running.predecessors, &memory)?;
+                (memory, predecessors)
+            }
+        };
         let placeholder = running.placeholder.clone();
         let placeholder = placeholder
             .map(|shown| self.images.map(None, zeros(), Some(shown)))
@@ -158,7 +165,7 @@ impl Engine {
         .told()?;
         let user = self.qemu_user(running.user_number.unwrap_or(record.number));
         let (uid, gid) = user.map_or_else(crate::launch::current_ids, |user| (user.uid, user.gid));
-        let disk_name = format!("{}-{}", record.id, record.disk_number);
+        let disk_name = record.disk_name();
         let placement = Placement {
             ino: Some(running.disk_inode),
             uid,
@@ -173,7 +180,31 @@ impl Engine {
             disk_name,
             memory,
             placeholder,
+            predecessors,
         })
+    }
+
+    /// Finds the pages again that are in no store yet. What the guest had reported free is not remembered: what is there
+    /// is as good as zeros to it.
+    fn lay_again(
+        &self,
+        record: &Record,
+        predecessors: &[PredecessorRecord],
+        memory: &Mapped,
+    ) -> Result<Vec<Predecessor>, Problem> {
+        let mut unsaved: Option<Unsaved> = None;
+        let mut found = Vec::new();
+        for predecessor in predecessors {
+            let run_dir = self.dirs.run(&record.id, predecessor.run_number);
+            let file = self.dirs.memory_file(&predecessor.memory_name);
+            let (predecessor, pages) =
+                Predecessor::find_again(predecessor, run_dir, &file, self.spawner.clone())?;
+            unsaved = Some(pages.over(unsaved.as_ref(), &PageSet::new()));
+            found.push(predecessor);
+        }
+        // Nothing is served yet.
+        assert!(memory.image.lay(unsaved.unwrap_or_default()));
+        Ok(found)
     }
 
     /// With the images served again, machines can answer: QEMU and agents are connected to. All at once, and those that
@@ -231,8 +262,13 @@ impl Engine {
             _prefetcher: None,
             registry: self.registry.clone(),
             disk_name: files.disk_name,
+            predecessors: Mutex::new(files.predecessors),
         });
         machine.set_live(Some(live.clone()));
+        if matches!(record.phase, Phase::Pausing) {
+            // They may have been on their way to another process.
+            self.forward_again(&live.vm, &record);
+        }
         self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
         self.watch(machine, &live);
         tracing::info!(machine = record.name, pid = live.vm.pid(), "found again");
@@ -253,13 +289,8 @@ impl Engine {
     /// Connects to a QEMU and lets its guest go on, however long it takes: as long as its process lives it may come to
     /// it yet.
     fn reconnect_qemu(&self, record: &Record, pid: u32) -> Result<RunningVm, Problem> {
-        let run = self.dirs.run(&record.id);
-        let handle = VmHandle {
-            pid,
-            qmp_socket: run.join("qmp.sock"),
-            stderr_log: run.join("qemu.log"),
-            address: Some(Ipv4Addr::from(identity::address(record.number))),
-        };
+        let address = Ipv4Addr::from(identity::address(record.number));
+        let handle = VmHandle::in_dir(pid, &self.run_dir(record), Some(address));
         loop {
             let connected = RunningVm::adopt(handle.clone(), self.spawner.clone());
             match connected.and_then(|vm| vm.cont().map(|_| vm)) {
@@ -273,7 +304,7 @@ impl Engine {
 
     /// Connects to a machine's agent. What it held for a checkpoint that nobody will finish goes on.
     pub(crate) fn connect_agent(&self, record: &Record) -> Result<AgentClient, AgentError> {
-        let socket = self.dirs.run(&record.id).join("agent.sock");
+        let socket = self.run_dir(record).join(AGENT_SOCKET);
         let agent = AgentClient::connect(&socket, u64::from_le_bytes(identity::random()), AGENT_TIMEOUT)?;
         let reply = agent.hello(Start::Same, AGENT_TIMEOUT)?;
         if reply.held {

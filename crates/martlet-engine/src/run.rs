@@ -3,7 +3,7 @@
 use crate::engine::{Engine, lock};
 use crate::identity;
 use crate::launch::{DiskFrom, From, Launch, Launched, Who, no_memory, now_unix_ms};
-use crate::machine::{Config, HardwareRecord, Machine, Operation, Record, RunningRecord, Undo};
+use crate::machine::{Config, HardwareRecord, Machine, Operation, Record, Undo};
 use crate::phase::{Phase, Verb};
 use crate::problem::Told;
 use crate::state::When;
@@ -67,6 +67,7 @@ impl Engine {
             snapshot: restored.then_some(id),
             disk_base: id,
             disk_number: 1,
+            run_number: 0,
             running: None,
             agent: false,
             timeline: Timeline::default(),
@@ -366,19 +367,7 @@ impl Engine {
             record.agent = live.agent().is_some();
             record.timeline = timeline;
             record.hardware = hardware;
-            record.running = Some(RunningRecord {
-                pid: live.vm.pid(),
-                mapped: live.memory.snapshot,
-                memory_name: live.memory.name.clone(),
-                memory_inode: live.memory.inode,
-                placeholder: live
-                    .placeholder
-                    .as_ref()
-                    .map(|file| (file.inode, file.name.clone())),
-                user_number: live.user_number,
-                disk_inode: live.disk_inode,
-                console_begin_bytes: live.console_begin_bytes,
-            });
+            record.running = Some(live.to_record());
         });
         if let Err(problem) = entered {
             // A machine that a crash would forget must not run.

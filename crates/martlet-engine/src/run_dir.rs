@@ -4,13 +4,14 @@
 //! it begin with the end of what the machine's earlier runs said.
 
 use martlet_vm::process::{User, append_tail, own_directory};
+use martlet_vm::spec::{CONSOLE_LOG, STDERR_LOG};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::io;
 use std::os::unix::fs::lchown;
 use std::path::Path;
 
 /// The logs in it, as `MachineSpec` names them.
-const LOGS: [&str; 2] = ["console.log", "qemu.log"];
+const LOGS: [&str; 2] = [CONSOLE_LOG, STDERR_LOG];
 /// Of a log of earlier runs, this much is continued.
 const LOG_BYTES: usize = 1 << 20;
 
@@ -31,13 +32,25 @@ pub fn renew(dir: &Path, user: Option<&User>) -> io::Result<()> {
 
 /// Puts `new` in the place of `old`, which is at `new` afterwards if there was one.
 pub fn replace(old: &Path, new: &Path) -> io::Result<()> {
-    for log in LOGS {
-        append_tail(&old.join(log), LOG_BYTES, &new.join(log))?;
-    }
+    carry_logs(old, new)?;
     match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
         Err(rustix::io::Errno::NOENT) => std::fs::rename(new, old),
         exchanged => Ok(exchanged?),
     }
+}
+
+/// Puts `new` where nothing is in use.
+pub fn take(dir: &Path, new: &Path) -> io::Result<()> {
+    remove(dir)?;
+    std::fs::rename(new, dir)
+}
+
+/// The logs in `new` go on where those in `old` end.
+pub fn carry_logs(old: &Path, new: &Path) -> io::Result<()> {
+    for log in LOGS {
+        append_tail(&old.join(log), LOG_BYTES, &new.join(log))?;
+    }
+    Ok(())
 }
 
 fn remove(dir: &Path) -> io::Result<()> {

@@ -1,12 +1,13 @@
 //! Watching over running machines: QEMU's end is seen at once, and what a run touched is kept as its snapshot's trace.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, lock};
 use crate::live::Live;
 use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::state::When;
 use martlet_image::Trace;
 use martlet_vm::process::{tail_since, trim};
+use martlet_vm::spec::{CONSOLE_LOG, STDERR_LOG};
 use martlet_vm::{ChildState, EndReason, VmEvent};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -70,7 +71,7 @@ impl Engine {
 
     /// Adds what a run touched to the trace of the snapshot it started from.
     pub(crate) fn keep_trace(&self, live: &Live) {
-        let Some(id) = live.memory.snapshot else { return };
+        let Some(id) = live.memory.snapshot() else { return };
         let mut pages = self
             .trace(&id)
             .map(|trace| trace.pages().to_vec())
@@ -93,8 +94,8 @@ impl Engine {
     }
 
     fn trim_logs(&self, machine: &Machine) {
-        let run = self.dirs.run(&machine.record().id);
-        for log in ["console.log", "qemu.log"] {
+        let run = self.run_dir(&machine.record());
+        for log in [CONSOLE_LOG, STDERR_LOG] {
             // One that cannot be trimmed grows on: the machine's run is worth more.
             if let Err(error) = trim(&run.join(log), LOG_BYTES)
                 && error.kind() != std::io::ErrorKind::NotFound
@@ -112,7 +113,7 @@ impl Engine {
             Ok(ChildState::Ended { status, .. }) => status.to_string(),
             _ => "ended".into(),
         };
-        let log = self.dirs.run(&record.id).join("console.log");
+        let log = self.run_dir(&record).join(CONSOLE_LOG);
         let console = tail_since(&log, live.console_begin_bytes, PANIC_BYTES);
         let panic = console
             .lines()
@@ -142,18 +143,46 @@ impl Engine {
                 },
             },
         };
-        tracing::warn!(machine = record.name, ?phase, "a machine has ended");
         let how = match &phase {
             Phase::Starting => Some(Restart::Boot),
             Phase::Failed { .. } if record.config.restart && again => Some(Restart::Checkpoint),
             _ => None,
         };
+        self.after_end(machine, live, phase, how);
+    }
+
+    /// A process has ended that `live` was handed over from and whose pages were not in the store yet. Sooner or later its
+    /// guest would touch one of them: it is at its end now, and is told why.
+    fn ended_with_predecessor(self: &Arc<Self>, machine: &Arc<Machine>, live: Arc<Live>, before: &Live) {
+        let status = match before.vm.wait(Duration::from_secs(5)) {
+            Ok(ChildState::Ended { status, .. }) => status.to_string(),
+            _ => "ended".into(),
+        };
+        let again = machine.count_end(live.since.elapsed() < SOON) < ENDS_MAX;
+        let _ = live.vm.kill(); // it is waited for below
+        self.end_live(machine);
+        let why = format!(
+            "the process that it was handed over from held pages which were not in the store yet, and {status}"
+        );
+        let how = (machine.record().config.restart && again).then_some(Restart::Checkpoint);
+        self.after_end(machine, live, Phase::Failed { why }, how);
+    }
+
+    fn after_end(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        live: Arc<Live>,
+        phase: Phase,
+        how: Option<Restart>,
+    ) {
+        let name = machine.record().name;
+        tracing::warn!(machine = name, ?phase, "a machine has ended");
         let ended = phase.clone();
         if let Err(problem) = self.update(machine, When::Now, |record| {
             record.phase = phase;
             record.running = None;
         }) {
-            tracing::error!(%problem, machine = record.name, "its end could not be recorded");
+            tracing::error!(%problem, machine = name, "its end could not be recorded");
         }
         // With it goes the hold on the disk, which a restart takes again.
         drop(live);
@@ -213,7 +242,16 @@ fn ended(engine: &Weak<Engine>, machine: &Weak<Machine>, live: &Weak<Live>) {
     else {
         return;
     };
-    if live.expect_end() {
-        engine.ended_by_itself(&machine, live);
+    if !live.expect_end() {
+        return;
+    }
+    let was_before = |present: &Arc<Live>| {
+        let predecessors = lock(&present.predecessors);
+        predecessors.iter().any(|predecessor| predecessor.was(&live))
+    };
+    match machine.live().filter(was_before) {
+        None => engine.ended_by_itself(&machine, live),
+        Some(present) if present.expect_end() => engine.ended_with_predecessor(&machine, present, &live),
+        Some(_) => {}
     }
 }

@@ -125,9 +125,10 @@ pub fn private_pages(pid: u32, mapping: &Mapping) -> Result<PageSet, VmError> {
 }
 
 /// Makes room for a capture before the guest is stopped: the kernel clears the buffer's memory now, not during the
-/// pause. An eighth more than what is private at this moment.
-pub fn prepare(pid: u32, mapping: &Mapping, buffer: &mut CaptureBuffer) -> Result<(), VmError> {
-    let size_bytes = private_pages(pid, mapping)?.len() as usize * PAGE_SIZE;
+/// pause. An eighth more than `private`,
+/// which is what it has at this moment.
+pub fn prepare(private: &PageSet, buffer: &mut CaptureBuffer) -> Result<(), VmError> {
+    let size_bytes = private.len() as usize * PAGE_SIZE;
     buffer
         .reserve(size_bytes + size_bytes / 8)
         .map_err(VmError::io("make room for guest memory"))

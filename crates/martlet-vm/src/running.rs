@@ -17,10 +17,11 @@ use crate::VmError;
 use crate::hypervisor::Qemu;
 use crate::process::{ChildState, LAST_WORDS_MAX, Limits, SpawnRequest, Spawner, User, tail};
 use crate::qmp::{Message, QmpClient, QmpError};
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, QMP_SOCKET, STDERR_LOG};
 use serde_json::{Value, json};
+use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -91,7 +92,19 @@ pub struct VmHandle {
     /// What QEMU said.
     pub stderr_log: PathBuf,
     /// The guest's address, which forwards lead to.
-    pub address: Option<std::net::Ipv4Addr>,
+    pub address: Option<Ipv4Addr>,
+}
+
+impl VmHandle {
+    /// Of a QEMU whose sockets and logs are in `run_dir`, as [`MachineSpec`] names them.
+    pub fn in_dir(pid: u32, run_dir: &Path, address: Option<Ipv4Addr>) -> Self {
+        Self {
+            pid,
+            qmp_socket: run_dir.join(QMP_SOCKET),
+            stderr_log: run_dir.join(STDERR_LOG),
+            address,
+        }
+    }
 }
 
 /// A QEMU that answers. Dropping it leaves QEMU running.
@@ -204,12 +217,7 @@ impl RunningVm {
             }
         }
         let pid = spawner.spawn(&request(qemu, spec, options), Vec::new())?;
-        let handle = VmHandle {
-            pid,
-            qmp_socket: spec.qmp_socket(),
-            stderr_log: spec.stderr_log(),
-            address: spec.net.as_ref().map(|net| net.address),
-        };
+        let handle = VmHandle::in_dir(pid, &spec.run_dir, spec.net.as_ref().map(|net| net.address));
         let connected = Self::connect_to_new(handle, spawner.clone());
         if connected.is_err() {
             // Half a machine is of no use to anybody.

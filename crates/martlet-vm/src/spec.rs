@@ -133,30 +133,41 @@ impl UserNet {
     }
 }
 
+/// Name of the QMP socket in a machine's run directory.
+pub const QMP_SOCKET: &str = "qmp.sock";
+/// The agent's channel.
+pub const AGENT_SOCKET: &str = "agent.sock";
+/// The serial console.
+pub const CONSOLE_SOCKET: &str = "console.sock";
+/// What the serial console said.
+pub const CONSOLE_LOG: &str = "console.log";
+/// What QEMU itself said.
+pub const STDERR_LOG: &str = "qemu.log";
+
 impl MachineSpec {
     /// QMP socket.
     pub fn qmp_socket(&self) -> PathBuf {
-        self.run_dir.join("qmp.sock")
+        self.run_dir.join(QMP_SOCKET)
     }
 
     /// The agent's channel.
     pub fn agent_socket(&self) -> PathBuf {
-        self.run_dir.join("agent.sock")
+        self.run_dir.join(AGENT_SOCKET)
     }
 
     /// The serial console.
     pub fn console_socket(&self) -> PathBuf {
-        self.run_dir.join("console.sock")
+        self.run_dir.join(CONSOLE_SOCKET)
     }
 
     /// What the serial console said. Opened for appending, so it may be truncated at any time.
     pub fn console_log(&self) -> PathBuf {
-        self.run_dir.join("console.log")
+        self.run_dir.join(CONSOLE_LOG)
     }
 
     /// What QEMU itself said. Opened for appending, so it may be truncated at any time.
     pub fn stderr_log(&self) -> PathBuf {
-        self.run_dir.join("qemu.log")
+        self.run_dir.join(STDERR_LOG)
     }
 
     /// Refuses what no QEMU could run, before one is started.

@@ -221,7 +221,7 @@ fn checkpoint(guest: &Guest) -> Saved {
     let mapping = Mapping::find(pid, &guest.spec.memory.path).unwrap();
     assert_eq!(mapping.page_count() * PAGE_SIZE as u64, MEMORY_BYTES);
     let mut buffer = CaptureBuffer::new();
-    capture::prepare(pid, &mapping, &mut buffer).unwrap();
+    capture::prepare(&capture::private_pages(pid, &mapping).unwrap(), &mut buffer).unwrap();
     let begun = Instant::now();
     guest.vm.stop().unwrap();
     let stopped = begun.elapsed();

@@ -3,7 +3,7 @@
 use crate::values::{env_pair, name, new_reference, port, probe, reference, size, tag};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
-use martlet_api::{Accel, InitKind, PortForward, Probe};
+use martlet_api::{Accel, CheckpointMethod, InitKind, PortForward, Probe};
 use std::path::PathBuf;
 
 /// What the exit status means; in the long help and in the man page.
@@ -137,7 +137,13 @@ pub enum Command {
         once: bool,
     },
     /// Save a running machine's state as a snapshot; it goes on
-    Checkpoint(CheckpointArgs),
+    Checkpoint {
+        #[command(flatten)]
+        args: CheckpointArgs,
+        /// What becomes of its memory while it is written
+        #[arg(long, value_enum, default_value_t)]
+        method: Method,
+    },
     /// Save a running machine's state as a snapshot, and leave nothing running
     Suspend(CheckpointArgs),
     /// Let a suspended machine go on where it was
@@ -159,6 +165,9 @@ pub enum Command {
         /// Fork even though no agent is in the guest: clones keep the parent's identity and entropy
         #[arg(long)]
         allow_agentless: bool,
+        /// What becomes of the machine's memory while it is written
+        #[arg(long, value_enum, default_value_t)]
+        method: Method,
         #[command(flatten)]
         probe: ProbeArg,
         /// Machine, or snapshot (NAME:TAG or id)
@@ -439,6 +448,29 @@ pub struct CheckpointArgs {
     /// Machine
     #[arg(value_parser = name)]
     pub name: String,
+}
+
+/// How a machine that goes on leaves its memory to a checkpoint.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum Method {
+    /// Whichever pauses it less
+    #[default]
+    Auto,
+    /// It is copied while the machine stands still
+    Copy,
+    /// The machine goes on in a fresh process: the pause does not grow with memory, connections through user-mode
+    /// networking end
+    Handover,
+}
+
+impl From<Method> for CheckpointMethod {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Auto => Self::Auto,
+            Method::Copy => Self::Copy,
+            Method::Handover => Self::Handover,
+        }
+    }
 }
 
 /// `martlet images …`

@@ -14,7 +14,7 @@ use crate::daemon::Daemon;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Reporter;
 use crate::{console, exec, files, show, terminal};
-use martlet_api::{ExecRequest, Problem, ProblemCode};
+use martlet_api::{CheckpointMethod, ExecRequest, Problem, ProblemCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -42,12 +42,14 @@ pub fn run(cli: Cli) -> Outcome<u8> {
             count,
             prefix,
             allow_agentless,
+            method,
             probe,
         } => {
             let request = martlet_api::ForkRequest {
                 count,
                 prefix,
                 allow_agentless,
+                method: method.into(),
                 probe: probe.probe,
             };
             return snapshot::fork(&context, &source, &request);
@@ -67,8 +69,10 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Rm { force, names } => machine::remove(&context, &names, force),
         Command::Rename { name, new } => machine::rename(&context, &name, &new),
         Command::Top { once } => machine::top(&context, once),
-        Command::Checkpoint(args) => snapshot::checkpoint(&context, args, "checkpoint"),
-        Command::Suspend(args) => snapshot::checkpoint(&context, args, "suspend"),
+        Command::Checkpoint { args, method } => {
+            snapshot::checkpoint(&context, args, method.into(), "checkpoint")
+        }
+        Command::Suspend(args) => snapshot::checkpoint(&context, args, CheckpointMethod::Auto, "suspend"),
         Command::Resume { probe, name } => machine::resume(&context, &name, probe.probe),
         Command::Rollback { name, to } => machine::rollback(&context, &name, to),
         Command::Images {

@@ -256,6 +256,7 @@ mod tests {
                 count,
                 prefix: prefix.map(Into::into),
                 allow_agentless: false,
+                method: martlet_api::CheckpointMethod::Auto,
                 probe: None,
             })
         };

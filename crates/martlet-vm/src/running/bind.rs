@@ -5,11 +5,12 @@
 //!   as memory and with no disks
 //! ```
 
-use super::{RunningVm, VmError};
+use super::{RunningVm, VmError, VmHandle};
 use crate::capture::Mapping;
 use crate::process::remap::move_over;
-use crate::spec::{self, MachineSpec};
+use crate::spec;
 use serde_json::json;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 const DURING: &str = "binding a machine that was started ahead";
@@ -54,15 +55,8 @@ impl RunningVm {
         Ok(())
     }
 
-    /// Its sockets and logs are those of `spec` now, its directory having been renamed, and its guest has the address
-    /// of `net`, to which its ports are forwarded.
-    pub fn bind_place(&mut self, spec: &MachineSpec) -> Result<(), VmError> {
-        self.handle.qmp_socket = spec.qmp_socket();
-        self.handle.stderr_log = spec.stderr_log();
-        self.handle.address = spec.net.as_ref().map(|net| net.address);
-        for forward in spec.net.iter().flat_map(|net| &net.forwards) {
-            self.add_forward(*forward)?;
-        }
-        Ok(())
+    /// Its sockets and logs are in `run_dir` now, its directory having been renamed, and its guest has this address.
+    pub fn bind_place(&mut self, run_dir: &Path, address: Option<Ipv4Addr>) {
+        self.handle = VmHandle::in_dir(self.pid(), run_dir, address);
     }
 }

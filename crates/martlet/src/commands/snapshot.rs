@@ -10,11 +10,12 @@ use martlet_api::*;
 /// Exit status of a fork of which some clones did not start.
 const PARTIAL: u8 = 8;
 
-pub fn checkpoint(context: &Context, args: CheckpointArgs, verb: &str) -> Outcome {
+pub fn checkpoint(context: &Context, args: CheckpointArgs, method: CheckpointMethod, verb: &str) -> Outcome {
     let CheckpointArgs { tag, note, name } = args;
     let path = format!("/v1/machines/{name}/{verb}");
     let what = format!("{verb} of {name}");
-    context.long(&path, &CheckpointRequest { tag, note }, &what, report)
+    let request = CheckpointRequest { tag, note, method };
+    context.long(&path, &request, &what, report)
 }
 
 fn report(report: CheckpointReport) -> String {
@@ -27,9 +28,13 @@ fn report(report: CheckpointReport) -> String {
         (
             "paused",
             format!(
-                "{} (virtual CPUs {})",
+                "{} (virtual CPUs {}){}",
                 show::duration(report.pause_ms),
-                show::duration(report.stop_ms)
+                show::duration(report.stop_ms),
+                match report.method {
+                    CheckpointMethod::Handover => ", handed over to a fresh process",
+                    CheckpointMethod::Auto | CheckpointMethod::Copy => "",
+                }
             ),
         ),
         ("durable after", show::duration(report.total_ms)),
