@@ -65,6 +65,9 @@ pub enum Request {
         /// Step the clock to this first.
         #[serde(default)]
         realtime_unix_ns: Option<u64>,
+        /// Answer with [`Response::Released`], not with [`Response::Done`]. (An agent that does not know this does not.)
+        #[serde(default)]
+        tell: bool,
     },
     /// Become somebody else (or, at first boot, somebody).
     Identify(Box<Identity>),
@@ -144,6 +147,11 @@ pub enum Response {
     Done,
     /// User code is held.
     Prepared(Prepared),
+    /// User code goes on.
+    Released {
+        /// It was held this long, by the guest's clock, which stands still while its processors do.
+        held_ms: f64,
+    },
     /// The identity was put on, or not: see [`Identified::complete`].
     Identified(Identified),
     /// The stream is open.

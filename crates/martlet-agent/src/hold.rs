@@ -48,6 +48,8 @@ type Gate = Box<dyn FnOnce() + Send>;
 
 struct State {
     phase: Phase,
+    /// When it began to be held, by a clock that goes on in a clone where it stopped.
+    since: Instant,
     /// What waits for the first release: the image's init, the machine's command.
     gates: Vec<Gate>,
 }
@@ -92,6 +94,7 @@ impl Hold {
             own,
             state: Mutex::new(State {
                 phase,
+                since: Instant::now(),
                 gates: Vec::new(),
             }),
         };
@@ -174,7 +177,7 @@ impl Hold {
         };
         match self.freeze_all(root, started + timeout) {
             Ok(groups) => {
-                state.phase = Phase::Held;
+                (state.phase, state.since) = (Phase::Held, started);
                 Ok(Prepared {
                     hold_ms: started.elapsed().as_secs_f64() * 1e3,
                     groups,
@@ -187,8 +190,8 @@ impl Hold {
         }
     }
 
-    /// Lets user code go on after `before` has run; refused to a clone without its identity.
-    pub fn release(&self, before: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Lets user code go on after `before` has run; refused to a clone without its identity. How long it was held.
+    pub fn release(&self, before: impl FnOnce() -> Result<()>) -> Result<Duration> {
         let mut state = self.lock();
         if state.phase == Phase::AwaitingIdentity {
             return Err(fault(
@@ -197,18 +200,20 @@ impl Hold {
             ));
         }
         before()?;
+        let mut held = Duration::ZERO;
         if state.phase == Phase::Held {
             if let Some(root) = &self.cgroups {
                 self.thaw_all(root);
             }
             state.phase = Phase::Running;
+            held = state.since.elapsed();
         }
         let gates = std::mem::take(&mut state.gates);
         drop(state);
         for gate in gates {
             gate();
         }
-        Ok(())
+        Ok(held)
     }
 
     fn join_own_group(&self, root: &Path) -> io::Result<()> {

@@ -236,8 +236,11 @@ impl Agent {
                 outgoing.set_quiet(prepared.is_ok());
                 prepared
             }
-            Request::Release { realtime_unix_ns } => {
-                let released = self.release(realtime_unix_ns);
+            Request::Release {
+                realtime_unix_ns,
+                tell,
+            } => {
+                let released = self.release(realtime_unix_ns, tell);
                 outgoing.set_quiet(released.is_err());
                 released
             }
@@ -290,12 +293,17 @@ impl Agent {
         })
     }
 
-    fn release(&self, realtime_unix_ns: Option<u64>) -> Reply {
-        self.hold.release(|| match realtime_unix_ns {
+    fn release(&self, realtime_unix_ns: Option<u64>, tell: bool) -> Reply {
+        let held = self.hold.release(|| match realtime_unix_ns {
             Some(time) => syscalls::set_realtime(time).map_err(|error| failed("cannot set the clock", error)),
             None => Ok(()),
         })?;
-        Ok(Response::Done)
+        Ok(match tell {
+            true => Response::Released {
+                held_ms: held.as_secs_f64() * 1e3,
+            },
+            false => Response::Done,
+        })
     }
 
     fn open_stream(self: &Arc<Self>, request: Request, id: u32, outgoing: &Arc<Outgoing>) {

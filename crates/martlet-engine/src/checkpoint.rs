@@ -42,7 +42,7 @@ use martlet_image::{
 use martlet_pager::{Layer, Unsaved};
 use martlet_store::{Batch, Pin, RefName};
 use martlet_vm::agent::{AgentError, Movable};
-use martlet_vm::capture::{self, CaptureBuffer, CapturedMemory, Mapping, PausedMemory};
+use martlet_vm::capture::{self, Capture, CapturedMemory, Mapping, PausedMemory};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -109,15 +109,18 @@ impl<'a> Held<'a> {
         }
     }
 
-    fn release(mut self) -> Result<Duration, Problem> {
+    /// How long user code was held, besides the time that the vCPUs stood still: the guest knows best, and its answer comes
+    /// later than its release.
+    fn release(mut self, stopped: Duration) -> Result<Duration, Problem> {
         self.released = true;
         self.movable = None;
+        let mut held = None;
         if let Some(agent) = self.live.agent() {
-            agent
+            held = agent
                 .release(Some(now_unix_ns()))
                 .told_as("the guest did not go on after its checkpoint")?;
         }
-        Ok(self.since.elapsed())
+        Ok(held.map_or_else(|| self.since.elapsed(), |held| held + stopped))
     }
 }
 
@@ -156,7 +159,7 @@ impl<'a> Still<'a> {
         let held = self.held.take().expect("taken only here");
         held.live.vm.cont().told()?;
         let stopped = self.since.elapsed();
-        Ok((stopped, held.release()?))
+        Ok((stopped, held.release(stopped)?))
     }
 
     /// The guest has gone on in another process, at this instant.
@@ -164,7 +167,7 @@ impl<'a> Still<'a> {
         let stopped = self.since.elapsed();
         let mut held = self.held.take().expect("taken only when it goes on");
         held.move_to(agent);
-        Ok((stopped, held.release()?))
+        Ok((stopped, held.release(stopped)?))
     }
 
     /// How long it has stood still.
@@ -221,7 +224,7 @@ struct Captured {
 }
 
 impl Captured {
-    fn take(still: &Still<'_>, room: Room<'_>) -> Result<Self, Problem> {
+    fn take(still: &Still<'_>, room: Room) -> Result<Self, Problem> {
         let live = still.live();
         let disk = live.disk.freeze().told_as("the disk could not be frozen")?;
         let descriptor = live.vm.save_descriptor().told()?;
@@ -231,8 +234,8 @@ impl Captured {
             free
         };
         let own = match room {
-            Room::Copy(mapping, buffer) => {
-                let memory = capture::capture(live.vm.pid(), mapping, buffer).told()?;
+            Room::Copy(capture) => {
+                let memory = capture.finish().told()?;
                 let free = free(memory.pages());
                 Own::Copied { memory, free }
             }
@@ -257,9 +260,9 @@ impl Captured {
 }
 
 /// Where the guest's own pages will be while they are written.
-enum Room<'a> {
-    /// In this buffer, for which memory was taken before the pause. Given back after it: idle, the daemon is small.
-    Copy(&'a Mapping, CaptureBuffer),
+enum Room {
+    /// In a copy, most of which is made before the pause.
+    Copy(Capture),
     /// In its process.
     InPlace(PausedMemory),
 }
@@ -280,7 +283,7 @@ struct Saving<'a> {
     record: &'a Record,
     reference: RefName,
     note: Option<String>,
-    room: Room<'a>,
+    room: Room,
     afterwards: Afterwards,
     requested: Instant,
 }
@@ -365,19 +368,19 @@ impl Engine {
         })
     }
 
-    fn in_place<'a>(&self, live: &Live, mapping: &Mapping) -> Result<Room<'a>, Problem> {
+    fn in_place(&self, live: &Live, mapping: &Mapping) -> Result<Room, Problem> {
         let memory = PausedMemory::open(live.vm.pid(), mapping.clone()).told()?;
         Ok(Room::InPlace(memory))
     }
 
     /// Copies the pages where that is quick, and hands the machine over where it is not.
-    fn room<'a>(
+    fn room(
         &self,
         request: &CheckpointRequest,
         record: &Record,
         live: &Live,
-        mapping: &'a Mapping,
-    ) -> Result<(Room<'a>, Afterwards), Problem> {
+        mapping: &Mapping,
+    ) -> Result<(Room, Afterwards), Problem> {
         let handed_over = || {
             let successor = self.successor(record, live)?;
             Ok((self.in_place(live, mapping)?, Afterwards::HandedOver(successor)))
@@ -405,9 +408,8 @@ impl Engine {
             },
             CheckpointMethod::Auto | CheckpointMethod::Copy => {}
         }
-        let mut buffer = CaptureBuffer::default();
-        capture::prepare(&private, &mut buffer).told()?;
-        Ok((Room::Copy(mapping, buffer), Afterwards::GoesOn))
+        let capture = Capture::prepare(live.vm.pid(), mapping).told()?;
+        Ok((Room::Copy(capture), Afterwards::GoesOn))
     }
 
     fn save_pausing(
@@ -434,7 +436,7 @@ impl Engine {
         });
         let to_move = matches!(afterwards, Afterwards::HandedOver(_));
         let still = Still::stop(Held::hold(live, record, to_move)?)?;
-        let captured = Captured::take(&still, room)?;
+        let mut captured = Captured::take(&still, room)?;
         let method = match to_move {
             true => CheckpointMethod::Handover,
             false => CheckpointMethod::Copy,
@@ -453,6 +455,9 @@ impl Engine {
             Afterwards::Ends => (live.clone(), None, Some(still)),
         };
         drop(launching);
+        if let Own::Copied { memory, .. } = &mut captured.own {
+            memory.unwatch();
+        }
         if still.is_none() {
             // It can be used. That its record says so has time until there is something else to say.
             machine.change(goes_on);

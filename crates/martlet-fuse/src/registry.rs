@@ -1,7 +1,7 @@
 //! Which files there are.
 //!
 //! A node is a file's content under a number that the kernel keeps; a name leads to a node, and several names may lead
-//! to one memory image. A node without a name lives on until the kernel forgets it, so who has it open goes on.
+//! to one memory image, and several nodes to one disk. A node without a name lives on until the kernel forgets it, so who has it open goes on.
 
 use crate::attr::Attr;
 use crate::device::StorePush;
@@ -27,10 +27,11 @@ pub enum Content {
 }
 
 impl Content {
+    /// Is it the same file? A memory image is one however often it is shown, so that all share its pages in the cache;
+    /// a disk is one file for each that it is shown to.
     fn same(&self, other: &Content) -> bool {
         match (self, other) {
             (Self::Memory(one), Self::Memory(other)) => Arc::ptr_eq(one, other),
-            (Self::Disk(one), Self::Disk(other)) => Arc::ptr_eq(one, other),
             _ => false,
         }
     }
@@ -179,7 +180,7 @@ impl Registry {
         self.add(MEMORY_DIR, name, Content::Memory(image), placement)
     }
 
-    /// Shows `disk` as `disk/NAME`; yields its number.
+    /// Shows `disk` as `disk/NAME`; yields its number. Under another name it is another file, with a placement of its own.
     pub fn add_disk(
         &self,
         name: &str,

@@ -127,9 +127,20 @@ impl AgentClient {
         Ok(Movable { hush })
     }
 
-    /// Lets user code go on, with the clock stepped first when a time is given.
-    pub fn release(&self, realtime_unix_ns: Option<u64>) -> Result<(), AgentError> {
-        self.done(Request::Release { realtime_unix_ns }, REPLY_TIMEOUT)
+    /// Lets user code go on, with the clock stepped first when a time is given. How long it was held, by the guest's clock,
+    /// if the agent can tell.
+    pub fn release(&self, realtime_unix_ns: Option<u64>) -> Result<Option<Duration>, AgentError> {
+        let request = Request::Release {
+            realtime_unix_ns,
+            tell: true,
+        };
+        match self.link.request(&request, REPLY_TIMEOUT)? {
+            Response::Released { held_ms } if (0.0..1e12).contains(&held_ms) => {
+                Ok(Some(Duration::from_secs_f64(held_ms / 1e3)))
+            }
+            Response::Released { .. } | Response::Done => Ok(None),
+            _ => Err(AgentError::protocol("Release was not answered by Released")),
+        }
     }
 
     /// Tells user code to go on without waiting for the answer: a guest that does not answer now may hold it later.
@@ -137,6 +148,7 @@ impl AgentClient {
         let unheard = self.link.request_unchecked(
             &Request::Release {
                 realtime_unix_ns: None,
+                tell: false,
             },
             Duration::ZERO,
         );

@@ -5,24 +5,29 @@
 //!
 //! 1. [`Mapping::find`] finds the file's mapping in `/proc/PID/maps`.
 //! 2. [`private_pages`] asks for the pages that are present or swapped out, *and not the file's*.
-//! 3. [`capture`] copies exactly these with `process_vm_readv`; or they stay where they are, and [`PausedMemory`] reads
-//!    them there.
+//! 3. [`Capture`] copies exactly these with `process_vm_readv`, nearly all of them before the guest stands still; or they
+//!    stay where they are, and [`PausedMemory`] reads them there.
 //!
-//! **Only private pages are ever touched.** Any other page of the mapping would fault into our own file server, which
-//! may be waiting for whoever captures.
+//! **Only private pages are touched.** Any other page of the mapping would fault into our own file server. (A page that its
+//! guest gives up in the instant between being found and being copied does so, and is served by another thread.)
 
 use crate::VmError;
 use martlet_image::{PAGE_SIZE, PageSet, is_zero};
 use std::path::Path;
 
+mod ahead;
 mod buffer;
 mod copy;
 mod paused;
 mod scan;
 #[cfg(test)]
 mod testing;
+mod written;
 
-pub use buffer::CaptureBuffer;
+use buffer::CaptureBuffer;
+use written::WriteWatch;
+
+pub use ahead::Capture;
 pub use paused::PausedMemory;
 
 /// Most pages of a mapping we take care of: 16 TiB would be a lie.
@@ -124,18 +129,8 @@ pub fn private_pages(pid: u32, mapping: &Mapping) -> Result<PageSet, VmError> {
         .map_err(VmError::io(format!("ask for the private pages of process {pid}")))
 }
 
-/// Makes room for a capture before the guest is stopped: the kernel clears the buffer's memory now, not during the
-/// pause. An eighth more than `private`,
-/// which is what it has at this moment.
-pub fn prepare(private: &PageSet, buffer: &mut CaptureBuffer) -> Result<(), VmError> {
-    let size_bytes = private.len() as usize * PAGE_SIZE;
-    buffer
-        .reserve(size_bytes + size_bytes / 8)
-        .map_err(VmError::io("make room for guest memory"))
-}
-
-/// Copies these pages, in order, into the buffer. All of them must be private.
-pub fn read_pages(
+/// Copies these pages, in order, into the buffer. All of them should be private.
+fn read_pages(
     pid: u32,
     mapping: &Mapping,
     pages: &PageSet,
@@ -150,16 +145,18 @@ pub fn read_pages(
     })
 }
 
-/// Finds and copies all private pages. The guest must stand still.
-pub fn capture(pid: u32, mapping: &Mapping, mut buffer: CaptureBuffer) -> Result<CapturedMemory, VmError> {
-    let pages = private_pages(pid, mapping)?;
-    read_pages(pid, mapping, &pages, &mut buffer)?;
-    Ok(CapturedMemory { pages, buffer })
-}
-
 /// A machine's own pages at one instant.
 #[derive(Debug)]
 pub struct CapturedMemory {
+    pages: PageSet,
+    /// Copies, oldest first: of a page that is in several the newest counts.
+    copies: Vec<Copied>,
+    watch: Option<WriteWatch>,
+}
+
+/// Pages, and their bytes in the same order.
+#[derive(Debug)]
+struct Copied {
     pages: PageSet,
     buffer: CaptureBuffer,
 }
@@ -175,11 +172,31 @@ impl CapturedMemory {
         self.pages.len() * PAGE_SIZE as u64
     }
 
+    /// The guest goes on: its writes are not noted any more, which they cost something for. (Not earlier: that takes time.)
+    pub fn unwatch(&mut self) {
+        self.watch = None;
+    }
+
     /// Every page with its index, ascending.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &[u8; PAGE_SIZE])> {
-        self.pages
-            .iter()
-            .zip(self.buffer.as_slice().as_chunks::<PAGE_SIZE>().0)
+        let mut wanted = self.pages.clone();
+        let mut pages = Vec::with_capacity(wanted.len() as usize);
+        for Copied {
+            pages: copied,
+            buffer,
+        } in self.copies.iter().rev()
+        {
+            let bytes = buffer.as_slice().as_chunks::<PAGE_SIZE>().0;
+            pages.extend(
+                copied
+                    .iter()
+                    .zip(bytes)
+                    .filter(|(page, _)| wanted.contains(*page)),
+            );
+            wanted.and_not(copied);
+        }
+        pages.sort_unstable_by_key(|(page, _)| *page);
+        pages.into_iter()
     }
 
     /// Every page that is not zero, ascending. Telling zeros apart is left to the time after the pause.

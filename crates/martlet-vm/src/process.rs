@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 mod huge_pages;
+pub(crate) mod inject;
 mod launch;
 mod log;
 pub(crate) mod remap;

@@ -4,7 +4,7 @@
 //! checking the bytes' digest at each step; any wrong byte would show on its console.
 
 use martlet_image::PAGE_SIZE;
-use martlet_vm::capture::{self, CaptureBuffer, CapturedMemory, Mapping};
+use martlet_vm::capture::{Capture, CapturedMemory, Mapping};
 use martlet_vm::process::{ChildState, ExitStatus, User, own_directory};
 use martlet_vm::running::{EndReason, StartOptions};
 use martlet_vm::spec::{Boot, Forward, Memory, UserNet};
@@ -220,14 +220,13 @@ fn checkpoint(guest: &Guest) -> Saved {
     let pid = guest.vm.pid();
     let mapping = Mapping::find(pid, &guest.spec.memory.path).unwrap();
     assert_eq!(mapping.page_count() * PAGE_SIZE as u64, MEMORY_BYTES);
-    let mut buffer = CaptureBuffer::new();
-    capture::prepare(&capture::private_pages(pid, &mapping).unwrap(), &mut buffer).unwrap();
+    let capture = Capture::prepare(pid, &mapping).unwrap();
     let begun = Instant::now();
     guest.vm.stop().unwrap();
     let stopped = begun.elapsed();
     let descriptor = guest.vm.save_descriptor().unwrap();
     let saved = begun.elapsed();
-    let memory = capture::capture(pid, &mapping, buffer).unwrap();
+    let memory = capture.finish().unwrap();
     let captured = begun.elapsed();
     assert_eq!(guest.vm.status().unwrap(), "paused");
     let count = guest.count();

@@ -27,11 +27,6 @@ impl CaptureBuffer {
         }
     }
 
-    /// How much it holds.
-    pub fn capacity_bytes(&self) -> usize {
-        self.capacity_bytes
-    }
-
     /// Makes sure that it holds this much. What it held is lost if it has to grow.
     pub fn reserve(&mut self, size_bytes: usize) -> io::Result<()> {
         if size_bytes <= self.capacity_bytes {

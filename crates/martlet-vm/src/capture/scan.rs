@@ -2,19 +2,25 @@
 //! that.
 #![allow(unsafe_code)] // the ioctl has no safe interface
 
+use super::written::Seen;
 use super::{Mapping, Segment};
 use martlet_image::{PAGE_SIZE, PageSet};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+/// Protects what is found, and what is found must be under a userfaultfd's asynchronous protection.
+const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
+const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 const REGIONS: usize = 4096;
 
 #[repr(C)]
@@ -56,15 +62,42 @@ pub fn private_pages(pid: u32, mapping: &Mapping) -> io::Result<PageSet> {
     Ok(pages)
 }
 
-/// When the vector is full, the kernel may step back and report the last regions again: adding them to a set a second
-/// time does no harm, counting them would.
+/// What is private, and what of that was written since it was last protected; with `protect`, protects it again.
+pub fn written_pages(pagemap: &File, segment: &Segment, protect: bool, seen: &mut Seen) -> io::Result<()> {
+    let flags = match protect {
+        true => PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+        false => PM_SCAN_CHECK_WPASYNC,
+    };
+    scan_regions(pagemap, segment, flags, PAGE_IS_WRITTEN, |pages, categories| {
+        if categories & PAGE_IS_WRITTEN != 0 {
+            seen.written.insert_range(pages.clone());
+        }
+        seen.private.insert_range(pages);
+    })
+}
+
 fn scan(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()> {
+    scan_regions(pagemap, segment, 0, PAGE_IS_FILE, |region, _| {
+        pages.insert_range(region)
+    })
+}
+
+/// Goes through the private pages. When the vector is full, the kernel may step back and report the last regions again:
+/// adding them to a set a second time does no harm, counting them would.
+fn scan_regions(
+    pagemap: &File,
+    segment: &Segment,
+    flags: u64,
+    return_mask: u64,
+    mut found: impl FnMut(Range<u64>, u64),
+) -> io::Result<()> {
     let end = segment.start + segment.page_count * PAGE_SIZE as u64;
     let mut regions = vec![PageRegion::default(); REGIONS];
     let mut start = segment.start;
     while start < end {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
+            flags,
             start,
             end,
             vec: regions.as_mut_ptr() as u64,
@@ -72,7 +105,7 @@ fn scan(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()
             category_inverted: PAGE_IS_FILE,
             category_mask: PAGE_IS_FILE,
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            return_mask: PAGE_IS_FILE,
+            return_mask,
             ..ScanArg::default()
         };
         // SAFETY: the argument has the kernel's layout and size; its vector is ours, alive, and as long as it says.
@@ -84,7 +117,10 @@ fn scan(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()
             let first = region.start.saturating_sub(segment.start) / PAGE_SIZE as u64;
             let count = region.end.saturating_sub(region.start) / PAGE_SIZE as u64;
             let end = first.saturating_add(count).min(segment.page_count);
-            pages.insert_range(segment.first_page + first..segment.first_page + end);
+            found(
+                segment.first_page + first..segment.first_page + end,
+                region.categories,
+            );
         }
         if arg.walk_end <= start {
             return Err(io::Error::other("the kernel's page scan does not advance"));

@@ -1,114 +1,21 @@
 //! Has another process move a mapping of a file over another part of its memory.
 //!
 //! QEMU maps its guest's memory when it starts, and no command of its gives it another one later. So that a QEMU can be
-//! started before it is known what it will run, its main thread is stopped in the system call it waits in, made to call
-//! `mremap(MREMAP_FIXED)` once, and let go: the kernel then takes up again what it waited for, as after any stop (ptrace(2),
-//! "Interaction with restarted system calls"). Nothing of QEMU is changed but what is at these addresses.
+//! started before it is known what it will run, it is made to call `mremap(MREMAP_FIXED)` once. Nothing of QEMU is changed
+//! but what is at these addresses.
 
-use nix::errno::Errno;
-use nix::sys::ptrace::{self, Options};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use super::inject;
 use std::io;
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
-/// A thread that waits stops within this time, or something is wrong with it.
-const STOP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Looks at a thread that was not waiting in a system call before giving up.
-const TRIES: usize = 50;
-/// The instruction `syscall`.
-const SYSCALL: [u8; 2] = [0x0f, 0x05];
-
-/// Moves what process `pid` has at `addresses` to `to`, over what is there. Only the process's own thread of the same number
-/// is stopped, for less than a millisecond.
+/// Moves what process `pid` has at `addresses` to `to`, over what is there.
 pub(crate) fn move_over(pid: u32, addresses: Range<u64>, to: u64) -> io::Result<()> {
-    let thread = Pid::from_raw(pid as i32);
-    for _ in 0..TRIES {
-        let stopped = Stopped::seize(thread)?;
-        if let Some(at) = stopped.waits_at()? {
-            return stopped.move_over(at, &addresses, to);
-        }
-        drop(stopped);
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Err(io::Error::other("it does not come to rest"))
-}
-
-/// A thread that stands still as long as this is held.
-struct Stopped {
-    thread: Pid,
-    registers: libc::user_regs_struct,
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        // One that has ended meanwhile needs neither.
-        let _ = ptrace::setregs(self.thread, self.registers);
-        let _ = ptrace::detach(self.thread, None);
-    }
-}
-
-impl Stopped {
-    fn seize(thread: Pid) -> io::Result<Self> {
-        ptrace::seize(thread, Options::empty())?;
-        ptrace::interrupt(thread)?;
-        wait_for_stop(thread)?;
-        let registers = ptrace::getregs(thread)?;
-        Ok(Self { thread, registers })
-    }
-
-    /// Address of the system call it waits in; none if it does not wait in one.
-    fn waits_at(&self) -> io::Result<Option<u64>> {
-        if self.registers.orig_rax == u64::MAX {
-            return Ok(None);
-        }
-        let at = self.registers.rip - SYSCALL.len() as u64;
-        let word = ptrace::read(self.thread, at as ptrace::AddressType)?.to_ne_bytes();
-        Ok((word[..2] == SYSCALL).then_some(at))
-    }
-
-    fn move_over(&self, syscall_at: u64, addresses: &Range<u64>, to: u64) -> io::Result<()> {
-        let size = addresses.end - addresses.start;
-        let call = libc::user_regs_struct {
-            rip: syscall_at,
-            rax: libc::SYS_mremap as u64,
-            // Not in a system call any more, so that the kernel does not start the old one again before ours.
-            orig_rax: u64::MAX,
-            rdi: addresses.start,
-            rsi: size,
-            rdx: size,
-            r10: (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64,
-            r8: to,
-            r9: 0,
-            ..self.registers
-        };
-        ptrace::setregs(self.thread, call)?;
-        ptrace::step(self.thread, None)?;
-        wait_for_stop(self.thread)?;
-        let result = ptrace::getregs(self.thread)?.rax;
-        match result as i64 {
-            error @ -4095..=-1 => Err(io::Error::from_raw_os_error(-error as i32)),
-            _ if result == to => Ok(()),
-            _ => Err(io::Error::other("it was at another call")),
-        }
-    }
-}
-
-fn wait_for_stop(thread: Pid) -> io::Result<()> {
-    let deadline = Instant::now() + STOP_TIMEOUT;
-    loop {
-        match waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_micros(20));
-            }
-            Ok(WaitStatus::StillAlive) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => {
-                return Err(io::Error::other("it has ended"));
-            }
-            Ok(_) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
+    let size = addresses.end - addresses.start;
+    let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+    let moved = inject::stop(pid)?.call(libc::SYS_mremap, [addresses.start, size, size, flags, to, 0])?;
+    match moved == to {
+        true => Ok(()),
+        false => Err(io::Error::other("it was at another call")),
     }
 }
 
@@ -118,6 +25,7 @@ mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::process::Command;
+    use std::time::{Duration, Instant};
 
     fn mapping(pid: u32, part: &str) -> Range<u64> {
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();

@@ -1,0 +1,162 @@
+//! Copying before the pause what does not change any more, so that the pause is spent on the rest.
+//!
+//! ```text
+//!   prepare: watch writes, copy all ──► copy what was written meanwhile, while that gets less ──► finish: the rest
+//!   └─ guest runs ──────────────────────────────────────────────────────────────────────────┘   └─ it stands still
+//! ```
+//!
+//! Where writes cannot be watched (a kernel before 6.7, a process that may not be traced) all is copied in the pause.
+
+use super::{CaptureBuffer, CapturedMemory, Copied, Mapping, WriteWatch, private_pages, read_pages};
+use crate::VmError;
+use martlet_image::{PAGE_SIZE, PageSet};
+
+/// So much is copied in no time.
+const SMALL_BYTES: u64 = 2 << 20;
+/// Copies of what was written during the one before.
+const ROUNDS_MAX: usize = 4;
+/// Room taken for what will be copied in the pause, at least.
+const ROOM_MIN_BYTES: usize = 4 << 20;
+
+/// A capture under way.
+#[derive(Debug)]
+pub struct Capture {
+    pid: u32,
+    mapping: Mapping,
+    copies: Vec<Copied>,
+    watch: Option<WriteWatch>,
+    room: CaptureBuffer,
+}
+
+impl Capture {
+    /// Copies what it can while the guest runs, and takes memory for the rest: the kernel clears it now, not during the pause.
+    pub fn prepare(pid: u32, mapping: &Mapping) -> Result<Self, VmError> {
+        let mut capture = Self {
+            pid,
+            mapping: mapping.clone(),
+            copies: Vec::new(),
+            watch: None,
+            room: CaptureBuffer::new(),
+        };
+        let rest = match WriteWatch::start(pid, mapping) {
+            Ok(watch) => capture.copy_ahead(watch)?,
+            Err(error) => {
+                tracing::debug!(pid, %error, "writes cannot be watched: all is copied in the pause");
+                private_pages(pid, mapping)?.len()
+            }
+        };
+        let rest_bytes = rest as usize * PAGE_SIZE;
+        capture
+            .room
+            .reserve(ROOM_MIN_BYTES.max(rest_bytes + rest_bytes / 8))
+            .map_err(VmError::io("make room for guest memory"))?;
+        Ok(capture)
+    }
+
+    /// Returns how many pages it would have to copy again now.
+    fn copy_ahead(&mut self, watch: WriteWatch) -> Result<u64, VmError> {
+        let pid = self.pid;
+        let mut copy = || -> Result<u64, VmError> {
+            // First watched, then copied: what is written in between is copied again.
+            let pages = watch.look(true)?.written;
+            let mut buffer = CaptureBuffer::new();
+            read_pages(pid, &self.mapping, &pages, &mut buffer)?;
+            let count = pages.len();
+            self.copies.push(Copied { pages, buffer });
+            Ok(count)
+        };
+        let mut count = copy()?;
+        for _ in 0..ROUNDS_MAX {
+            let written = watch.look(false)?.written.len();
+            if written * PAGE_SIZE as u64 <= SMALL_BYTES || written > count / 2 {
+                break;
+            }
+            count = copy()?;
+        }
+        let written = watch.look(false)?.written.len();
+        self.watch = Some(watch);
+        Ok(written)
+    }
+
+    /// The guest stands still: copies the rest.
+    pub fn finish(self) -> Result<CapturedMemory, VmError> {
+        let Self {
+            pid,
+            mapping,
+            mut copies,
+            watch,
+            room: mut buffer,
+        } = self;
+        let (pages, rest): (PageSet, PageSet) = match &watch {
+            Some(watch) => {
+                let seen = watch.look(false)?;
+                (seen.private, seen.written)
+            }
+            None => {
+                let pages = private_pages(pid, &mapping)?;
+                (pages.clone(), pages)
+            }
+        };
+        read_pages(pid, &mapping, &rest, &mut buffer)?;
+        copies.push(Copied { pages: rest, buffer });
+        Ok(CapturedMemory { pages, copies, watch })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::testing::{Mapped, Writer};
+
+    /// All that is captured is what the process has, whatever was written before, during and after the first copy.
+    #[test]
+    fn what_is_captured_is_what_was_there_at_the_end() {
+        const PAGES: usize = 3000;
+        for seed in 0..4 {
+            let writer = Writer::start(PAGES);
+            let mut random = 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(seed + 1);
+            let mut write_some = |count: usize| {
+                for _ in 0..count {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    writer.write(random as usize % PAGES, (random >> 32) as u8);
+                }
+            };
+            write_some(1000);
+            let mapping = Mapping::find(writer.pid(), writer.file()).unwrap();
+            let capture = Capture::prepare(writer.pid(), &mapping).unwrap();
+            if capture.watch.is_some() {
+                assert!(capture.copies[0].pages.len() > 500, "copied ahead");
+            }
+            write_some(700);
+            let memory = capture.finish().unwrap();
+
+            assert_eq!(memory.pages(), &private_pages(writer.pid(), &mapping).unwrap());
+            let mut pages = memory.pages().iter();
+            for (page, bytes) in memory.iter() {
+                assert_eq!(Some(page), pages.next());
+                assert_eq!(bytes[..], writer.read(page as usize)[..], "page {page}");
+            }
+            assert_eq!(pages.next(), None);
+            if memory.watch.is_some() {
+                let last = memory.copies.last().unwrap();
+                assert!((1..=700).contains(&last.pages.len()), "{}", last.pages.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_watched_is_captured_all_the_same() {
+        let mapped = Mapped::new(64);
+        mapped.write(5, 55);
+        let pid = std::process::id(); // nobody can stop itself
+        let mapping = Mapping::find(pid, &mapped.path).unwrap();
+        let capture = Capture::prepare(pid, &mapping).unwrap();
+        assert!(capture.watch.is_none());
+        mapped.write(6, 66);
+        let memory = capture.finish().unwrap();
+        let found: Vec<_> = memory.iter().map(|(page, bytes)| (page, bytes[7])).collect();
+        assert_eq!(found, [(5, 55), (6, 66)]);
+    }
+}
