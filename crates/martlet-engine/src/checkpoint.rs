@@ -42,7 +42,7 @@ use martlet_image::{
 use martlet_pager::{Layer, Unsaved};
 use martlet_store::{Batch, Pin, RefName};
 use martlet_vm::agent::{AgentError, Movable};
-use martlet_vm::capture::{self, Capture, CapturedMemory, Mapping, PausedMemory};
+use martlet_vm::capture::{Capture, CapturedMemory, Mapping, PausedMemory};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,9 +50,9 @@ use std::time::{Duration, Instant};
 /// User code is held within this time, or the checkpoint is refused. A process that waits for its disk cannot be held, and
 /// the disk may be as slow as a host's that is busy writing.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
-/// From here on the machine is handed over rather than its memory copied: copying would pause it longer. It is slower for a
-/// while after a handover, its pages and translated code having stayed behind, so a tie goes to the copy.
-const HANDOVER_MIN_BYTES: u64 = 256 << 20;
+/// With so much to be copied in the pause the machine is handed over instead: copying would pause it longer. It is slower for
+/// a while after a handover, its pages and translated code having stayed behind, so a tie goes to the copy.
+const HANDOVER_MIN_BYTES: u64 = 128 << 20;
 /// Pages handed to the store at a time.
 const PAGES_AT_ONCE: usize = 4096;
 
@@ -386,11 +386,7 @@ impl Engine {
             Ok((self.in_place(live, mapping)?, Afterwards::HandedOver(successor)))
         };
         let can_move = live.agent().is_some_and(|agent| agent.can_move());
-        let must_move = live.memory.image.unsaved().is_some();
-        let private = capture::private_pages(live.vm.pid(), mapping).told()?;
-        let is_large = private.len() * PAGE_SIZE as u64 >= HANDOVER_MIN_BYTES;
         match request.method {
-            _ if must_move => return handed_over(),
             CheckpointMethod::Handover if !can_move => {
                 return Err(Problem::new(
                     ProblemCode::InvalidArgument,
@@ -400,15 +396,19 @@ impl Engine {
                 .remediation("leave the method out, and its memory is copied"));
             }
             CheckpointMethod::Handover => return handed_over(),
-            CheckpointMethod::Auto if can_move && is_large && has_room_ahead() => match handed_over() {
+            CheckpointMethod::Auto | CheckpointMethod::Copy => {}
+        }
+        let mut capture = Capture::prepare(live.vm.pid(), mapping).told()?;
+        let is_long = capture.rest_bytes() >= HANDOVER_MIN_BYTES;
+        if request.method.is_auto() && is_long && can_move && has_room_ahead() {
+            match handed_over() {
                 Ok(handed_over) => return Ok(handed_over),
                 Err(problem) => {
                     tracing::warn!(%problem, machine = record.name, "not handed over; its memory is copied");
                 }
-            },
-            CheckpointMethod::Auto | CheckpointMethod::Copy => {}
+            }
         }
-        let capture = Capture::prepare(live.vm.pid(), mapping).told()?;
+        capture.make_room().told()?;
         Ok((Room::Copy(capture), Afterwards::GoesOn))
     }
 
@@ -435,7 +435,11 @@ impl Engine {
             unit: ProgressUnit::None,
         });
         let to_move = matches!(afterwards, Afterwards::HandedOver(_));
-        let still = Still::stop(Held::hold(live, record, to_move)?)?;
+        let held = Held::hold(live, record, to_move)?;
+        if to_move {
+            live.consoles.hang_up();
+        }
+        let still = Still::stop(held)?;
         let mut captured = Captured::take(&still, room)?;
         let method = match to_move {
             true => CheckpointMethod::Handover,
@@ -462,6 +466,7 @@ impl Engine {
             // It can be used. That its record says so has time until there is something else to say.
             machine.change(goes_on);
         }
+        let has_unsaved = live.memory.image.unsaved().is_some();
         let (committed, mut report) = self.put(&live, record, &captured, &reference, note, progress)?;
         // The pin lasts until the machine has its own.
         let id = committed.id();
@@ -481,14 +486,15 @@ impl Engine {
                     goes_on(record);
                     record.snapshot = Some(id);
                     record.disk_base = id;
-                    if let (true, Some(running)) = (to_move, &mut record.running) {
+                    if let (true, Some(running)) = (has_unsaved, &mut record.running) {
                         running.mapped = Some(id);
+                        running.alone = !to_move;
                         running.predecessors.clear();
                     }
                 })?;
                 self.rebase(&live, &disk, &id);
-                if to_move {
-                    self.settle(&live, id)?;
+                if has_unsaved {
+                    self.settle(&live, id, method)?;
                 }
             }
             Some(still) => {
@@ -625,22 +631,32 @@ impl Engine {
             });
             Ok::<_, martlet_store::StoreError>(())
         };
+        let mut put_layer = |batch: &mut Batch, manifest: &mut Manifest, layer: &Layer| {
+            read_layer(layer, |some| put(batch, manifest, some).told_as(full))
+        };
         let free = match &captured.own {
+            Own::InPlace { unsaved, .. } => {
+                for layer in unsaved.layers() {
+                    put_layer(batch, &mut manifest, layer)?;
+                }
+                unsaved.zeros().clone()
+            }
             Own::Copied { memory, free } => {
+                let before = live.memory.image.unsaved().unwrap_or_default();
+                for layer in before.layers() {
+                    let mut layer = layer.clone();
+                    layer.pages.and_not(memory.pages());
+                    put_layer(batch, &mut manifest, &layer)?;
+                }
                 let mut pages = memory.iter().peekable();
                 while pages.peek().is_some() {
                     let some: Vec<_> = pages.by_ref().take(PAGES_AT_ONCE).collect();
                     put(batch, &mut manifest, &some).told_as(full)?;
                 }
+                let mut free = free.clone();
+                free.or(before.zeros());
+                free.and_not(memory.pages());
                 free
-            }
-            Own::InPlace { unsaved, .. } => {
-                for layer in unsaved.layers() {
-                    let read =
-                        |some: &[(u64, &[u8; PAGE_SIZE])]| put(batch, &mut manifest, some).told_as(full);
-                    read_layer(layer, read)?;
-                }
-                unsaved.zeros()
             }
         };
         // What the guest reported free and has not touched since: it does not care what is there, and zero is free.

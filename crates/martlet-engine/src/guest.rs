@@ -3,22 +3,24 @@
 use crate::engine::{Engine, lock};
 use crate::live::Live;
 use crate::phase::Verb;
-use crate::problem::{self, Tell, Told};
+use crate::problem::{Tell, Told};
 use martlet_agent_api as agent;
 use martlet_api::{ExecRequest, GuestUsage, MachineUsage, Problem, ProblemCode};
 use martlet_image::PAGE_SIZE;
 use martlet_vm::agent::{AgentClient, AgentError, AgentExec};
 use martlet_vm::capture::{Mapping, private_pages};
-use martlet_vm::spec::{CONSOLE_LOG, CONSOLE_SOCKET};
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Unpacking the rest of a copy in the guest may take this long.
 const COPY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Who wants something of a machine that is being checkpointed waits this long.
+const PAUSE_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two attempts to start what must not be started while user code is held.
+const PAUSE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// An agent that is in the guest, and not yet at hand.
 pub fn not_connected(name: &str) -> Problem {
@@ -35,6 +37,7 @@ pub fn not_connected(name: &str) -> Problem {
 impl Engine {
     fn agent_of(&self, name: &str) -> Result<(Arc<Live>, AgentClient), Problem> {
         let machine = self.find(name)?;
+        machine.wait_while_pausing(PAUSE_PATIENCE);
         let live = machine.live_for(Verb::Exec)?;
         match live.agent() {
             Some(agent) if !agent.is_closed() => Ok((live, agent)),
@@ -61,7 +64,6 @@ impl Engine {
                     .remediation(format!("`martlet exec {name} -- COMMAND`")),
             );
         }
-        let (_, agent) = self.agent_of(name)?;
         let spec = agent::ExecSpec {
             command: agent::Command {
                 argv: request.argv,
@@ -75,9 +77,19 @@ impl Engine {
             }),
             stdin: request.stdin,
         };
-        match agent.exec(spec) {
-            Err(error @ AgentError::Remote(_)) => Ok(Err(error.tell())),
-            started => started.map(Ok).told(),
+        let deadline = Instant::now() + PAUSE_PATIENCE;
+        loop {
+            let (_, agent) = self.agent_of(name)?;
+            match agent.exec(spec.clone()) {
+                // A checkpoint has just begun.
+                Err(AgentError::Remote(error))
+                    if error.kind == agent::RemoteErrorKind::State && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(PAUSE_INTERVAL);
+                }
+                Err(error @ AgentError::Remote(_)) => return Ok(Err(error.tell())),
+                started => return started.map(Ok).told(),
+            }
         }
     }
 
@@ -96,19 +108,6 @@ impl Engine {
         // The guest's own reason says more than our broken pipe.
         sink.finish(COPY_TIMEOUT).told()?;
         copied
-    }
-
-    /// Where the console log of a machine is kept.
-    pub fn console_log(&self, name: &str) -> Result<PathBuf, Problem> {
-        Ok(self.run_dir(&self.find(name)?.record()).join(CONSOLE_LOG))
-    }
-
-    /// Connects to the serial console.
-    pub fn console(&self, name: &str) -> Result<UnixStream, Problem> {
-        let machine = self.find(name)?;
-        machine.live_for(Verb::Exec)?;
-        let socket = self.run_dir(&machine.record()).join(CONSOLE_SOCKET);
-        UnixStream::connect(&socket).map_err(|error| problem::io("connect to", &socket, &error))
     }
 
     /// What machines use.

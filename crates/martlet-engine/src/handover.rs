@@ -13,6 +13,7 @@
 //! after a crash. What the guest cannot see does not change: its disk, its agent's channel with every command in it. What
 //! QEMU's user-mode network keeps in its process does not go along: connections end, forwards are bound again.
 
+use crate::console::Consoles;
 use crate::engine::{Engine, lock};
 use crate::identity;
 use crate::launch::length;
@@ -23,8 +24,9 @@ use crate::pool::Shape;
 use crate::predecessor::Predecessor;
 use crate::problem::{self, Told};
 use crate::run_dir;
-use martlet_api::{Problem, ProblemCode};
+use martlet_api::{CheckpointMethod, Problem, ProblemCode};
 use martlet_fuse::Placement;
+use martlet_image::SnapshotId;
 use martlet_pager::{Unsaved, VmKey};
 use martlet_vm::spec::{AGENT_SOCKET, CONSOLE_LOG, Forward};
 use martlet_vm::{RunningVm, Spawner};
@@ -82,7 +84,10 @@ impl Engine {
                 ProblemCode::NoSpace,
                 format!("{PREDECESSORS_MAX} checkpoints of machine {} could not be written; their pages are still in memory", record.name),
             )
-            .remediation("make room in the store, then try again; or suspend the machine"));
+            .remediation(format!(
+                "make room in the store, then `martlet checkpoint {}`, which writes them",
+                record.name
+            ))); or suspend the machine"));
         }
         let shape = Shape::new(&record.hardware.to_compat(), &record.config);
         let mut ahead = match self.pool.take(&shape) {
@@ -229,6 +234,7 @@ impl Engine {
             registry: self.registry.clone(),
             user_number: Some(successor.user_number),
             disk_name: successor.disk_name.clone(),
+            consoles: Consoles::default(),
             predecessors: Mutex::default(),
         });
         let predecessor = Predecessor::new(old.clone(), before.run_number, old_dir, self.spawner.clone());
@@ -266,11 +272,19 @@ impl Engine {
     }
 
     /// All that was unsaved is in the store, in the snapshot that the record names already: no predecessor is needed.
-    pub(crate) fn settle(&self, live: &Live, id: martlet_image::SnapshotId) -> Result<(), Problem> {
+    pub(crate) fn settle(
+        &self,
+        live: &Live,
+        id: SnapshotId,
+        method: CheckpointMethod,
+    ) -> Result<(), Problem> {
         let snapshot = self.store.snapshot(&id).told()?;
         let memory = snapshot.memory.ok_or_else(|| crate::launch::no_memory(&id))?;
-        self.images
-            .settle(&live.memory, id, self.store.manifest(&memory.manifest).told()?);
+        let manifest = self.store.manifest(&memory.manifest).told()?;
+        match method {
+            CheckpointMethod::Handover => self.images.settle(&live.memory, id, manifest),
+            _ => self.images.settle_alone(&live.memory, id, manifest),
+        }
         let predecessors = std::mem::take(&mut *lock(&live.predecessors));
         predecessors.into_iter().for_each(Predecessor::end);
         Ok(())

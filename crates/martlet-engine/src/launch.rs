@@ -10,6 +10,7 @@
 //! Each step consumes the one before; dropping any of them before the end takes everything back: QEMU is killed, the
 //! files are withdrawn, a disk made for this start is deleted. So a start fails closed, whatever fails.
 
+use crate::console::Consoles;
 use crate::engine::Engine;
 use crate::identity;
 use crate::live::Live;
@@ -219,6 +220,7 @@ impl Engine {
             _prefetcher: prefetcher,
             registry: self.registry.clone(),
             disk_name: spawned.files.disk_name.clone(),
+            consoles: Consoles::default(),
             predecessors: Mutex::default(),
             vm,
         };

@@ -15,6 +15,7 @@ mod bases;
 mod bind;
 mod boot;
 mod checkpoint;
+mod console;
 mod dirs;
 mod end;
 mod engine;
@@ -41,6 +42,8 @@ mod snapshots;
 mod state;
 mod watch;
 
+pub use console::Console;
 pub use engine::{Engine, Options};
 pub use facts::Facts;
 pub use problem::Tell;
+pub use run_dir::LOG_CARRIED_BYTES;

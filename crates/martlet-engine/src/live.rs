@@ -1,5 +1,6 @@
 //! What is alive of a machine: its QEMU, its agent, its disk and the memory image it maps.
 
+use crate::console::Consoles;
 use crate::engine::lock;
 use crate::machine::RunningRecord;
 use crate::mapped::Mapped;
@@ -49,6 +50,8 @@ pub struct Live {
     pub user_number: Option<u64>,
     /// Name of its disk file.
     pub disk_name: String,
+    /// Connections to its serial console.
+    pub consoles: Consoles,
     /// Processes that it was handed over from and that hold pages of its memory image which are in no store yet.
     pub predecessors: Mutex<Vec<Predecessor>>,
 }
@@ -78,6 +81,7 @@ impl Live {
             user_number: self.user_number,
             disk_inode: self.disk_inode,
             console_begin_bytes: self.console_begin_bytes,
+            alone: self.memory.is_alone(),
             predecessors: lock(&self.predecessors)
                 .iter()
                 .map(Predecessor::to_record)

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// What is remembered of a machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -160,6 +161,9 @@ pub struct RunningRecord {
     /// Length of the console's log when it was started.
     #[serde(default)]
     pub console_begin_bytes: u64,
+    /// The image may not be shared: in the kernel's cache there may be pages of it as they were before `mapped`.
+    #[serde(default)]
+    pub alone: bool,
     /// Processes that it was handed over from and that hold pages which are in no store yet, oldest first.
     #[serde(default)]
     pub predecessors: Vec<PredecessorRecord>,
@@ -266,6 +270,14 @@ impl Machine {
     /// Sets what garbage collection must keep for it.
     pub fn set_pins(&self, pins: Vec<Pin>) {
         *lock(&self.pins) = pins;
+    }
+
+    /// Waits until its state is taken, if that is being done.
+    pub fn wait_while_pausing(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        while matches!(lock(&self.record).phase, Phase::Pausing) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// What is alive of it, for a verb that its phase allows.

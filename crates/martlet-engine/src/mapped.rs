@@ -8,6 +8,7 @@ use martlet_fuse::{Placement, Registry};
 use martlet_image::{Manifest, SnapshotId};
 use martlet_pager::{MemoryImage, Pager};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 /// Group of every QEMU of ours: only they may open memory images.
@@ -22,10 +23,16 @@ pub struct Mapped {
     /// Its inode.
     pub inode: u64,
     below: Mutex<Option<SnapshotId>>,
+    is_alone: AtomicBool,
     registry: Arc<Registry>,
 }
 
 impl Mapped {
+    /// May it not be shared?
+    pub fn is_alone(&self) -> bool {
+        self.is_alone.load(Ordering::SeqCst)
+    }
+
     /// The snapshot whose memory it shows, below what is in no store yet; `None`: zeros.
     pub fn below(&self) -> Option<SnapshotId> {
         *lock(&self.below)
@@ -99,14 +106,23 @@ impl Images {
             (None, Some(_)) => (None, format!("over-{}", crate::identity::uuid())),
             (None, None) => (None, format!("zero-{}", crate::identity::uuid())),
         };
-        self.show(below, manifest, shown)
+        let new = self.show(below, manifest, shown)?;
+        new.is_alone.store(true, Ordering::SeqCst);
+        Ok(new)
     }
 
     /// What lay over an image is in the store now, as the memory of this snapshot: others may share it.
     pub fn settle(&self, mapped: &Arc<Mapped>, id: SnapshotId, manifest: Arc<Manifest>) {
+        self.settle_alone(mapped, id, manifest);
+        mapped.is_alone.store(false, Ordering::SeqCst);
+        share(&mut lock(&self.shared), id, mapped);
+    }
+
+    /// The same, in a snapshot that has other pages where its VM, which alone maps it, has pages of its own. It never looks at
+    /// these again, but the kernel may have them.
+    pub fn settle_alone(&self, mapped: &Mapped, id: SnapshotId, manifest: Arc<Manifest>) {
         *lock(&mapped.below) = Some(id);
         mapped.image.settle(manifest);
-        share(&mut lock(&self.shared), id, mapped);
     }
 
     fn show(
@@ -133,6 +149,7 @@ impl Images {
             name,
             inode,
             below: Mutex::new(below),
+            is_alone: AtomicBool::new(false),
             registry: self.registry.clone(),
         }))
     }

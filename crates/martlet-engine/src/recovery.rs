@@ -12,6 +12,7 @@
 //! answers nobody, so nothing is asked of it before its page faults are served. What was half done is taken back:
 //! a restore to what the machine was before, a checkpoint to the running machine, a first start to a failed one.
 
+use crate::console::Consoles;
 use crate::engine::{Engine, lock};
 use crate::identity;
 use crate::live::Live;
@@ -144,14 +145,11 @@ impl Engine {
             None => zeros(),
         };
         let shown = Some((running.memory_inode, running.memory_name.clone()));
-        let (memory, predecessors) = match running.predecessors.is_empty() {
-            true => (self.images.map(running.mapped, manifest, shown)?, Vec::new()),
-            false => {
-                let memory = self.images.map_alone(running.mapped, manifest, shown)?;
-                let predecessors = self.lay_again(record, &running.predecessors, &memory)?;
-                (memory, predecessors)
-            }
+        let memory = match running.alone {
+            true => self.images.map_alone(running.mapped, manifest, shown)?,
+            false => self.images.map(running.mapped, manifest, shown)?,
         };
+        let predecessors = self.lay_again(record, &running.predecessors, &memory)?;
         let placeholder = running.placeholder.clone();
         let placeholder = placeholder
             .map(|shown| self.images.map(None, zeros(), Some(shown)))
@@ -202,8 +200,9 @@ impl Engine {
             unsaved = Some(pages.over(unsaved.as_ref(), &PageSet::new()));
             found.push(predecessor);
         }
-        // Nothing is served yet.
-        assert!(memory.image.lay(unsaved.unwrap_or_default()));
+        if let Some(unsaved) = unsaved {
+            assert!(memory.image.lay(unsaved), "nothing is served yet");
+        }
         Ok(found)
     }
 
@@ -262,6 +261,7 @@ impl Engine {
             _prefetcher: None,
             registry: self.registry.clone(),
             disk_name: files.disk_name,
+            consoles: Consoles::default(),
             predecessors: Mutex::new(files.predecessors),
         });
         machine.set_live(Some(live.clone()));

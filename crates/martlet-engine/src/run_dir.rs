@@ -13,7 +13,7 @@ use std::path::Path;
 /// The logs in it, as `MachineSpec` names them.
 const LOGS: [&str; 2] = [CONSOLE_LOG, STDERR_LOG];
 /// Of a log of earlier runs, this much is continued.
-const LOG_BYTES: usize = 1 << 20;
+pub const LOG_CARRIED_BYTES: u64 = 1 << 20;
 
 /// A new one for a QEMU that will run as `user`, in the place of the one of the machine's earlier run, if there is one.
 pub fn renew(dir: &Path, user: Option<&User>) -> io::Result<()> {
@@ -48,7 +48,7 @@ pub fn take(dir: &Path, new: &Path) -> io::Result<()> {
 /// The logs in `new` go on where those in `old` end.
 pub fn carry_logs(old: &Path, new: &Path) -> io::Result<()> {
     for log in LOGS {
-        append_tail(&old.join(log), LOG_BYTES, &new.join(log))?;
+        append_tail(&old.join(log), LOG_CARRIED_BYTES, &new.join(log))?;
     }
     Ok(())
 }

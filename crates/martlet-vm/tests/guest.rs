@@ -220,7 +220,8 @@ fn checkpoint(guest: &Guest) -> Saved {
     let pid = guest.vm.pid();
     let mapping = Mapping::find(pid, &guest.spec.memory.path).unwrap();
     assert_eq!(mapping.page_count() * PAGE_SIZE as u64, MEMORY_BYTES);
-    let capture = Capture::prepare(pid, &mapping).unwrap();
+    let mut capture = Capture::prepare(pid, &mapping).unwrap();
+    capture.make_room().unwrap();
     let begun = Instant::now();
     guest.vm.stop().unwrap();
     let stopped = begun.elapsed();

@@ -10,6 +10,8 @@ use martlet_api::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Receiver;
 
 /// Answer of every verb.
@@ -59,7 +61,7 @@ pub trait Control: Send + Sync + 'static {
     /// Where the console log of a machine is kept.
     fn logs(&self, name: &str) -> Answer<LogSource>;
     /// Connects to the serial console.
-    fn console(&self, name: &str) -> Answer<UnixStream>;
+    fn console(&self, name: &str) -> Answer<ConsoleSession>;
 
     /// Takes a checkpoint; the machine goes on.
     fn checkpoint(
@@ -144,9 +146,20 @@ pub enum ExecEvent {
     Problem(Problem),
 }
 
+/// A connection to a serial console.
+pub struct ConsoleSession {
+    /// The connection; whoever has one keeps it open.
+    pub socket: Arc<UnixStream>,
+    /// It has ended because the machine was about to go on in another process: it can be had again.
+    pub moved: Arc<AtomicBool>,
+}
+
 /// A console log on disk that may still grow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogSource {
     /// The file.
     pub path: PathBuf,
+    /// When a machine goes on in another process, its log does in another file: that begins with this much of the end of
+    /// the one before, at most.
+    pub carried_max_bytes: u64,
 }

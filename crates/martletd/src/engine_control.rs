@@ -5,10 +5,9 @@ use martlet_agent_api::{Finished, TtySize as GuestTtySize};
 use martlet_api::*;
 use martlet_engine::{Engine, Tell};
 use martlet_vm::agent::{AgentExec, ExecEvent as GuestEvent, ExecInput as GuestInput};
-use martletd::control::{Answer, Control, ExecEvent, ExecInput, ExecSession, LogSource};
+use martletd::control::{Answer, ConsoleSession, Control, ExecEvent, ExecInput, ExecSession, LogSource};
 use martletd::metrics::Metric;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
@@ -123,10 +122,12 @@ impl Control for EngineControl {
     fn logs(&self, name: &str) -> Answer<LogSource> {
         Ok(LogSource {
             path: self.0.console_log(name)?,
+            carried_max_bytes: martlet_engine::LOG_CARRIED_BYTES,
         })
     }
-    fn console(&self, name: &str) -> Answer<UnixStream> {
-        self.0.console(name)
+    fn console(&self, name: &str) -> Answer<ConsoleSession> {
+        let martlet_engine::Console { socket, moved } = self.0.console(name)?;
+        Ok(ConsoleSession { socket, moved })
     }
 
     fn checkpoint(

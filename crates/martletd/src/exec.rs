@@ -1,4 +1,4 @@
-//! Commands in a guest over an upgraded connection, and the serial console.
+//! Commands in a guest over an upgraded connection.
 //!
 //! ```text
 //!   client ──frames──► reading task ──► input thread ──► ExecInput      (blocks while the guest does not read)
@@ -13,7 +13,6 @@ use crate::control::{ExecEvent, ExecInput, ExecSession};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use martlet_api::{ExecFrame, Problem, ProblemCode, TtySize};
-use std::os::unix::net::UnixStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -43,15 +42,6 @@ pub async fn serve(upgrade: OnUpgrade, session: ExecSession) {
         // The reader sees the end too, and hangs up on the command.
         Ending::ClientGone => drop(reading.await),
     }
-}
-
-/// Joins a console's socket with the client.
-pub async fn serve_console(upgrade: OnUpgrade, console: UnixStream) -> std::io::Result<()> {
-    console.set_nonblocking(true)?;
-    let mut console = tokio::net::UnixStream::from_std(console)?;
-    let mut client = TokioIo::new(upgrade.await.map_err(std::io::Error::other)?);
-    tokio::io::copy_bidirectional(&mut client, &mut console).await?;
-    Ok(())
 }
 
 /// Until the client ends or talks nonsense.

@@ -11,6 +11,7 @@
 
 pub mod allocator;
 pub mod check;
+mod console;
 pub mod control;
 pub mod daemon;
 mod exec;

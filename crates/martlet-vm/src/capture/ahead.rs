@@ -26,10 +26,11 @@ pub struct Capture {
     copies: Vec<Copied>,
     watch: Option<WriteWatch>,
     room: CaptureBuffer,
+    rest_bytes: u64,
 }
 
 impl Capture {
-    /// Copies what it can while the guest runs, and takes memory for the rest: the kernel clears it now, not during the pause.
+    /// Copies what it can while the guest runs.
     pub fn prepare(pid: u32, mapping: &Mapping) -> Result<Self, VmError> {
         let mut capture = Self {
             pid,
@@ -37,6 +38,7 @@ impl Capture {
             copies: Vec::new(),
             watch: None,
             room: CaptureBuffer::new(),
+            rest_bytes: 0,
         };
         let rest = match WriteWatch::start(pid, mapping) {
             Ok(watch) => capture.copy_ahead(watch)?,
@@ -45,12 +47,21 @@ impl Capture {
                 private_pages(pid, mapping)?.len()
             }
         };
-        let rest_bytes = rest as usize * PAGE_SIZE;
-        capture
-            .room
-            .reserve(ROOM_MIN_BYTES.max(rest_bytes + rest_bytes / 8))
-            .map_err(VmError::io("make room for guest memory"))?;
+        capture.rest_bytes = rest * PAGE_SIZE as u64;
         Ok(capture)
+    }
+
+    /// What would have to be copied in a pause that began now.
+    pub fn rest_bytes(&self) -> u64 {
+        self.rest_bytes
+    }
+
+    /// Takes memory for the rest: the kernel clears it now, not during the pause. An eighth more than it would be now.
+    pub fn make_room(&mut self) -> Result<(), VmError> {
+        let rest_bytes = self.rest_bytes as usize;
+        self.room
+            .reserve(ROOM_MIN_BYTES.max(rest_bytes + rest_bytes / 8))
+            .map_err(VmError::io("make room for guest memory"))
     }
 
     /// Returns how many pages it would have to copy again now.
@@ -86,6 +97,7 @@ impl Capture {
             mut copies,
             watch,
             room: mut buffer,
+            ..
         } = self;
         let (pages, rest): (PageSet, PageSet) = match &watch {
             Some(watch) => {

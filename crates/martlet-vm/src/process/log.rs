@@ -58,20 +58,25 @@ pub fn trim(path: &Path, max_bytes: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Appends the end of one log, at most `max_bytes` of it, to another, which is made if there is none.
-pub fn append_tail(from: &Path, max_bytes: usize, to: &Path) -> io::Result<()> {
-    let mut end = tail(from, max_bytes);
-    if end.is_empty() {
+/// Appends the end of a log, at most `max_bytes` of it, to another.
+pub fn append_tail(from: &Path, max_bytes: u64, to: &Path) -> io::Result<()> {
+    let mut from = match open(from, false) {
+        // None, or a link in its place, which is not followed.
+        Err(_) => return Ok(()),
+        Ok(from) => from,
+    };
+    let size = from.metadata()?.len();
+    if size == 0 {
         return Ok(());
     }
-    end.push('\n');
+    from.seek(SeekFrom::Start(size.saturating_sub(max_bytes)))?;
     let mut to = File::options()
         .create(true)
         .append(true)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(to)?;
-    to.write_all(end.as_bytes())
+    io::copy(&mut from.take(max_bytes), &mut to).map(drop)
 }
 
 #[cfg(test)]

@@ -15,14 +15,15 @@ const NOT_FOUND: i32 = 3;
 const CONFLICT: i32 = 4;
 const MISSING: i32 = 5;
 const DAMAGED: i32 = 6;
-const FULL: i32 = 7;
+/// No space or memory is left.
+pub const FULL: i32 = 7;
 const FAILED: i32 = 8;
 const EXEC_FAILED: i32 = 125;
 
 impl Daemon {
     /// Refused with this exit code, in words that name `what`, with a way out.
     #[track_caller]
-    fn refused_for(&self, args: &[&str], exit_code: i32, what: &str) -> String {
+    pub fn refused_for(&self, args: &[&str], exit_code: i32, what: &str) -> String {
         let (code, words) = self.refused(args);
         assert_eq!(code, exit_code, "{args:?}: {words}");
         assert!(words.contains(what), "{args:?} does not name {what}: {words}");
@@ -31,6 +32,18 @@ impl Daemon {
 
     fn assert_no_damage(&self) {
         assert_eq!(self.json(&["verify"])["damaged"], json!([]));
+    }
+
+    /// Fills the file system of the state directory up, but for so much. Room is made by removing this file.
+    pub fn fill_up(&self, left_mib: u64) -> PathBuf {
+        let ballast = self.state_dir().join("ballast");
+        let free = free_bytes(self.state_dir());
+        let filled = Command::new("fallocate")
+            .args(["-l", &(free - (left_mib << 20)).to_string()])
+            .arg(&ballast)
+            .status();
+        assert!(filled.unwrap().success());
+        ballast
     }
 }
 
@@ -207,14 +220,8 @@ fn a_full_disk_leaves_the_old_state_whole() {
         "mkdir -p /dev/shm; head -c 12000000 /dev/urandom > /dev/shm/x; sha256sum /dev/shm/x > /dev/shm/sum",
     );
     // Ballast leaves room for 0, 1, 2, … MiB: it fills up at another point of the checkpoint each time.
-    let ballast = daemon.state_dir().join("ballast");
     for left_mib in [0u64, 1, 3, 6, 9] {
-        let free = free_bytes(daemon.state_dir());
-        let filled = Command::new("fallocate")
-            .args(["-l", &(free - (left_mib << 20)).to_string()])
-            .arg(&ballast)
-            .status();
-        assert!(filled.unwrap().success());
+        let ballast = daemon.fill_up(left_mib);
         daemon.refused_for(&["checkpoint", "a", "--tag", "full"], FULL, "space");
         daemon.refused_for(&["suspend", "a", "--tag", "full"], FULL, "space");
         daemon.exec("a", "sha256sum -c /dev/shm/sum");
@@ -228,12 +235,7 @@ fn a_full_disk_leaves_the_old_state_whole() {
     daemon.exec("a", "sha256sum -c /dev/shm/sum");
 
     // A guest that writes to its disk stands still until there is space again, and its write is done then.
-    let free = free_bytes(daemon.state_dir());
-    let filled = Command::new("fallocate")
-        .args(["-l", &free.to_string()])
-        .arg(&ballast)
-        .status();
-    assert!(filled.unwrap().success());
+    let ballast = daemon.fill_up(0);
     let mut writing = daemon.command(&["exec", "a", "--", "sh", "-c", "cat /dev/shm/x > /x; sync"]);
     let writing = writing.spawn().unwrap();
     wait_for("the guest to stand still", || {

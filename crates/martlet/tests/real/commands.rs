@@ -1,7 +1,7 @@
 //! Commands, files, ports and consoles of a real guest.
 
 #[path = "../pty/mod.rs"]
-mod pty;
+pub mod pty;
 
 use crate::deadline::wait_for;
 use crate::{Daemon, Fixture};

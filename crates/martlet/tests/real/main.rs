@@ -13,6 +13,7 @@ mod daemon;
 mod deadline;
 mod documents;
 mod fixture;
+mod handover;
 mod imports;
 mod life;
 mod no_byte;

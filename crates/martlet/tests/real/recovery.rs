@@ -48,14 +48,16 @@ impl Daemon {
         self.json(&["inspect", name])["pid"].as_u64().expect("QEMU runs")
     }
 
-    fn state(&self, name: &str) -> String {
+    /// A machine's state.
+    pub fn state(&self, name: &str) -> String {
         self.json(&["inspect", name])["state"]
             .as_str()
             .unwrap()
             .to_owned()
     }
 
-    fn last_error(&self, name: &str) -> String {
+    /// Why a machine has failed.
+    pub fn last_error(&self, name: &str) -> String {
         self.json(&["inspect", name])["last_error"]
             .as_str()
             .unwrap_or_default()
@@ -63,7 +65,7 @@ impl Daemon {
     }
 
     /// Starts a program in the guest that counts in its memory, without pause; how far it is.
-    fn start_counter(&self, name: &str) -> u64 {
+    pub fn start_counter(&self, name: &str) -> u64 {
         let count = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count.new; mv /dev/shm/count.new /dev/shm/count; done";
         self.exec(
             name,
@@ -73,7 +75,7 @@ impl Daemon {
     }
 
     /// The program counts, and has gone on from `before`; how far it is.
-    fn assert_counting(&self, name: &str, before: u64) -> u64 {
+    pub fn assert_counting(&self, name: &str, before: u64) -> u64 {
         let count = || {
             self.exec(name, "cat /dev/shm/count 2>/dev/null || echo 0")
                 .parse::<u64>()
@@ -86,7 +88,8 @@ impl Daemon {
     }
 }
 
-fn exists(pid: u64) -> bool {
+/// Is there a process of this number?
+pub fn exists(pid: u64) -> bool {
     std::fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 

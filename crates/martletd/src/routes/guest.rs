@@ -1,7 +1,8 @@
 //! Into a guest: commands, files, console and its log.
 
 use crate::check;
-use crate::control::{Control, LogSource};
+use crate::console;
+use crate::control::{ConsoleSession, Control, LogSource};
 use crate::exec;
 use crate::extract::{Body, Named, Params};
 use crate::failure::Failure;
@@ -21,10 +22,15 @@ use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// How often a followed log is looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
+/// A machine goes on in another process within this time.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often it is looked whether it does.
+const MOVE_INTERVAL: Duration = Duration::from_millis(10);
 
 pub fn routes(routes: Routes) -> Routes {
     let path = |spec: Spec, what| spec.query("path", "string", true, what);
@@ -62,7 +68,7 @@ pub fn routes(routes: Routes) -> Routes {
             Post,
             "/v1/machines/{name}/console",
             Spec::new("The serial console, as raw bytes").upgrades_to("martlet-console"),
-            console,
+            attach,
         )
 }
 
@@ -98,16 +104,33 @@ async fn execute(State(server): State<Server>, Named(name): Named, mut request: 
     Ok(switch_to("martlet-exec"))
 }
 
-async fn console(State(server): State<Server>, Named(name): Named, mut request: Request) -> Reply {
+async fn attach(State(server): State<Server>, Named(name): Named, mut request: Request) -> Reply {
     wants("martlet-console", request.headers())?;
     let upgrade = hyper::upgrade::on(&mut request);
-    let socket = server.call(move |control| control.console(&name)).await?;
+    let asked = name.clone();
+    let socket = server.call(move |control| control.console(&asked)).await?;
     tokio::spawn(async move {
-        if let Err(error) = exec::serve_console(upgrade, socket).await {
+        let again = || console_again(server.clone(), name.clone());
+        if let Err(error) = console::serve(upgrade, socket, again).await {
             tracing::debug!(%error, "a console connection ended");
         }
     });
     Ok(switch_to("martlet-console"))
+}
+
+/// The console of a machine that is about to go on in another process, when it does.
+async fn console_again(server: Server, name: String) -> Option<ConsoleSession> {
+    let deadline = Instant::now() + MOVE_TIMEOUT;
+    loop {
+        let asked = name.clone();
+        if let Ok(session) = server.call(move |control| control.console(&asked)).await {
+            return Some(session);
+        }
+        if Instant::now() >= deadline || !still_runs(&*server.control, &name) {
+            return None;
+        }
+        tokio::time::sleep(MOVE_INTERVAL).await;
+    }
 }
 
 #[derive(Deserialize)]
@@ -175,13 +198,8 @@ async fn logs(
     Params(Follow { follow }): Params<Follow>,
 ) -> Reply {
     let asked = name.clone();
-    let LogSource { path } = server.call(move |control| control.logs(&asked)).await?;
-    // It lies in a directory of QEMU's user: no link is followed out of it, and no pipe waited for.
-    let mut options = File::options();
-    options
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let file = options.open(&path).map_err(|error| {
+    let source = server.call(move |control| control.logs(&asked)).await?;
+    let file = open_log(&source.path).map_err(|error| {
         Problem::new(
             ProblemCode::NotFound,
             format!("machine {name} has no console log yet"),
@@ -194,19 +212,37 @@ async fn logs(
         let mut writer = BodyWriter::new(sender.clone());
         let wanted = || follow && !sender.is_closed() && !server.is_closing();
         let lives = || wanted() && still_runs(&*server.control, &name);
-        if let Err(error) = copy_log(file, &mut writer, lives) {
+        let present = || server.control.logs(&name).ok();
+        if let Err(error) = copy_log(file, source, &mut writer, lives, present) {
             writer.fail(error);
         }
     });
     Ok(([(CONTENT_TYPE, "application/octet-stream")], body.into_body(None)).into_response())
 }
 
-/// Copies until the end, and goes on from there while the machine lives.
-fn copy_log(mut file: File, writer: &mut BodyWriter, lives: impl Fn() -> bool) -> io::Result<()> {
+/// It lies in a directory of QEMU's user: no link is followed out of it, and no pipe waited for.
+fn open_log(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options.open(path)
+}
+
+/// Copies until the end, and goes on from there while the machine lives: in the log that follows, when the machine went on
+/// in another process.
+fn copy_log(
+    mut file: File,
+    mut source: LogSource,
+    writer: &mut BodyWriter,
+    lives: impl Fn() -> bool,
+    present: impl Fn() -> Option<LogSource>,
+) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     loop {
-        // Asked before the last look at the file, so that a machine's last words are not missed.
+        // Both asked before the last look at the file, so that a machine's last words are not missed.
         let more = lives();
+        let next = present().filter(|present| more && *present != source);
         loop {
             let length = file.read(&mut buffer)?;
             if length == 0 {
@@ -215,8 +251,14 @@ fn copy_log(mut file: File, writer: &mut BodyWriter, lives: impl Fn() -> bool) -
             writer.write_all(&buffer[..length])?;
         }
         writer.flush()?;
-        // A log that was trimmed has its writer at a new end.
         let end = file.metadata()?.len();
+        if let Some(next) = next {
+            file = open_log(&next.path)?;
+            file.seek(SeekFrom::Start(end.min(next.carried_max_bytes)))?;
+            source = next;
+            continue;
+        }
+        // A log that was trimmed has its writer at a new end.
         if file.stream_position()? > end {
             file.seek(SeekFrom::Start(end))?;
         }

@@ -143,6 +143,7 @@ impl Fake {
             pause_ms: 12.5,
             stop_ms: 3.0,
             total_ms: 250.0,
+            method: CheckpointMethod::Copy,
             memory_bytes: 512 << 20,
             private_bytes: 100 << 20,
             stored_bytes: 20 << 20,
@@ -351,13 +352,17 @@ impl Control for Fake {
         self.machine(name)?;
         Ok(LogSource {
             path: self.log.lock().unwrap().clone(),
+            carried_max_bytes: 0,
         })
     }
-    fn console(&self, name: &str) -> Answer<UnixStream> {
+    fn console(&self, name: &str) -> Answer<ConsoleSession> {
         self.machine(name)?;
         let (ours, theirs) = UnixStream::pair().unwrap();
         *self.console.lock().unwrap() = Some(theirs);
-        Ok(ours)
+        Ok(ConsoleSession {
+            socket: ours.into(),
+            moved: Arc::default(),
+        })
     }
     fn checkpoint(
         &self,
