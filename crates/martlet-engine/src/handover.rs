@@ -87,7 +87,7 @@ impl Engine {
             .remediation(format!(
                 "make room in the store, then `martlet checkpoint {}`, which writes them",
                 record.name
-            ))); or suspend the machine"));
+            )));
         }
         let shape = Shape::new(&record.hardware.to_compat(), &record.config);
         let mut ahead = match self.pool.take(&shape) {
