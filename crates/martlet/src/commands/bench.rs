@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 mod flock;
+mod handover;
 mod one;
 mod store;
 
@@ -44,7 +45,7 @@ pub fn local(context: &Context, args: &BenchLocalArgs) -> Outcome {
         many: args.clones,
         rounds: args.rounds as usize,
         reporter: Reporter::new("measuring", context.quiet, context.json),
-        steps: (0, u64::from(args.rounds) * 10 + 5),
+        steps: (0, u64::from(args.rounds) * 11 + 5),
         made: Vec::new(),
         conditions: String::new(),
         figures: Vec::new(),

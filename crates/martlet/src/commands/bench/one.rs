@@ -18,7 +18,7 @@ impl Bench<'_> {
         let (mut pause, mut stored) = (Samples::new(), Samples::new());
         for _ in 0..self.rounds {
             self.step("checkpoint");
-            let report: CheckpointReport = understood(self.machine_verb("checkpoint", &json!({}))?)?;
+            let report = self.save(&self.machine, "copy")?;
             let stock = theirs.save(&state, true).map_err(failed)?;
             pause.add(report.pause_ms, stock);
             stored.add(report.stored_bytes as f64, size_of(&state));
@@ -44,6 +44,7 @@ impl Bench<'_> {
         }
         self.keep(&again, "recheckpoint_stored", "bytes", "what was written since");
 
+        self.handovers(&theirs, &state)?;
         theirs.save(&state, false).map_err(failed)?;
         let overlay = theirs.overlay().to_owned();
         Ok(Peer {
