@@ -16,6 +16,7 @@
 //! identity (invariant 5).
 
 use crate::engine::Engine;
+use crate::give_up;
 use crate::guest::not_connected;
 use crate::launch::{now_unix_ms, now_unix_ns};
 use crate::live::Live;
@@ -196,6 +197,8 @@ struct Saving<'a> {
     record: &'a Record,
     reference: RefName,
     note: Option<String>,
+    /// How long the guest was giving up what it can do without.
+    give_up: Duration,
     mapping: &'a Mapping,
     /// Room for what is copied in the pause. Given back right after it: idle, the daemon is small.
     buffer: CaptureBuffer,
@@ -258,6 +261,7 @@ impl Engine {
         let live = machine.live_for(Verb::Checkpoint)?;
         let record = machine.record();
         let reference = self.new_reference(&record, request.tag.as_deref())?;
+        let give_up = give_up::before_pause(&live, &record, &request)?;
         let mapping = Mapping::find(live.vm.pid(), &live.memory_path).told()?;
         let mut buffer = CaptureBuffer::default();
         capture::prepare(live.vm.pid(), &mapping, &mut buffer).told()?;
@@ -270,6 +274,7 @@ impl Engine {
             record: &record,
             reference,
             note: request.note,
+            give_up,
             mapping: &mapping,
             buffer,
             afterwards,
@@ -292,6 +297,7 @@ impl Engine {
             record,
             reference,
             note,
+            give_up,
             mapping,
             buffer,
             afterwards,
@@ -319,6 +325,7 @@ impl Engine {
         let pause = pause
             .or_else(|| still.as_ref().map(Still::so_far))
             .unwrap_or_default();
+        report.give_up_ms = ms(give_up);
         report.pause_ms = ms(pause.pause);
         report.stop_ms = ms(pause.stop);
         let Captured { memory, disk, .. } = captured;
@@ -429,6 +436,7 @@ impl Engine {
         let report = CheckpointReport {
             snapshot: id.to_string(),
             reference: reference.to_string(),
+            give_up_ms: 0.0,
             pause_ms: 0.0,
             stop_ms: 0.0,
             total_ms: 0.0,

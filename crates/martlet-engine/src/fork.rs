@@ -59,6 +59,7 @@ impl Engine {
                 let checkpoint = CheckpointRequest {
                     tag: Some(tag),
                     note: Some(format!("forked into {} clones", request.count)),
+                    ..CheckpointRequest::default()
                 };
                 let report = self.checkpoint_held(&machine, &operation, checkpoint, progress)?;
                 let id = report.snapshot.parse().expect("the engine's own snapshot id");

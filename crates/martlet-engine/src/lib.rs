@@ -20,6 +20,7 @@ mod end;
 mod engine;
 mod facts;
 mod fork;
+mod give_up;
 mod guest;
 mod host_memory;
 mod identity;

@@ -11,10 +11,22 @@ use martlet_api::*;
 const PARTIAL: u8 = 8;
 
 pub fn checkpoint(context: &Context, args: CheckpointArgs, verb: &str) -> Outcome {
-    let CheckpointArgs { tag, note, name } = args;
+    let CheckpointArgs {
+        tag,
+        note,
+        trim,
+        drop_caches,
+        name,
+    } = args;
     let path = format!("/v1/machines/{name}/{verb}");
     let what = format!("{verb} of {name}");
-    context.long(&path, &CheckpointRequest { tag, note }, &what, report)
+    let request = CheckpointRequest {
+        tag,
+        note,
+        trim,
+        drop_caches,
+    };
+    context.long(&path, &request, &what, report)
 }
 
 fn report(report: CheckpointReport) -> String {
