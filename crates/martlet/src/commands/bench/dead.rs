@@ -122,7 +122,7 @@ impl Bench<'_> {
     /// One way, once.
     fn go(&mut self, way: &Way, booted: &str, settle: Duration) -> Outcome<Vec<Reading>> {
         self.step(way.name);
-        let name = format!("{}-{}", self.machine, way.name);
+        let name = format!("{}-{}", self.machine, way.name.replace('_', "-"));
         self.wait_for_pool()?;
         let machine = self.start_with_disk(&name, booted)?;
         let cpu_ms = || {
@@ -172,7 +172,7 @@ impl Bench<'_> {
         self.start_with_disk(&name, reference)?;
         let executed = self.fetched_bytes()?;
         let fill = format!(
-            "dd if=/dev/zero of=/dev/shm/fill bs=1M count={}",
+            "dd if=/dev/zero of=/dev/shm/fill bs=1M count={} 2>/dev/null",
             self.memory_bytes >> 23
         );
         let fill_ms = timed(|| self.exec_in(&name, &fill))?;
