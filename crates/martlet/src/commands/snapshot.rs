@@ -35,7 +35,8 @@ fn report(report: CheckpointReport) -> String {
         report.reference,
         show::short_id(&report.snapshot)
     );
-    text += &show::pairs([
+    let gave_up = (report.give_up_ms > 0.0).then(|| ("gave up for", show::duration(report.give_up_ms)));
+    text += &show::pairs(gave_up.into_iter().chain([
         (
             "paused",
             format!(
@@ -61,7 +62,7 @@ fn report(report: CheckpointReport) -> String {
                 show::size(report.new_bytes)
             ),
         ),
-    ]);
+    ]));
     if report.avoided.is_empty() {
         return text;
     }
