@@ -509,7 +509,7 @@ pub struct BenchDeadArgs {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
     /// Guest memory, below 2G
-    #[arg(long, default_value = "512M", value_parser = size, value_name = "SIZE")]
+    #[arg(long, default_value = "256M", value_parser = size, value_name = "SIZE")]
     pub memory: u64,
     /// Base to measure [default: a tiny one, made for this and removed]
     #[arg(long, value_parser = name)]

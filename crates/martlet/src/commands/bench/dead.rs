@@ -1,7 +1,7 @@
 //! `martlet bench dead`: ways to keep what a guest does not need any more out of its checkpoints, one beside the other.
 //!
-//! In each round each way has a machine of its own, started from one snapshot; the way that keeps everything comes first,
-//! and the others are compared with it.
+//! In each round each way has a machine of its own, started from one snapshot, and is compared with the way that keeps
+//! everything. Each round begins with another way.
 //!
 //! ```text
 //! start ─ the way's setting ─ allocate, free, allocate again (timed) ─ load: write, free, delete ─ settle
@@ -31,17 +31,16 @@ struct Way {
     drop_caches: bool,
 }
 
-/// Nobody hears of free pages when the guest has no driver for its balloon.
+/// What is compared with the others: nobody hears of free pages when the guest has no driver for its balloon.
 const NONE: Way = way(
     "none",
     "cd /sys/bus/virtio/drivers/virtio_balloon; for device in virtio*; do echo $device > unbind; done",
 );
-const WAYS: [Way; 6] = [
+const WAYS: [Way; 8] = [
+    NONE,
     way("reporting", REPORT_2M),
-    way(
-        "fine_reporting",
-        "echo 0 > /sys/module/page_reporting/parameters/page_reporting_order",
-    ),
+    way("reporting_64k", "echo 4 > $ORDER"),
+    way("reporting_4k", "echo 0 > $ORDER"),
     Way {
         drop_caches: true,
         ..way("drop_caches", REPORT_2M)
@@ -50,18 +49,17 @@ const WAYS: [Way; 6] = [
         trim: true,
         ..way("trim", REPORT_2M)
     },
-    way(
-        "online_discard",
-        "echo 9 > /sys/module/page_reporting/parameters/page_reporting_order; mount -o remount,discard /",
-    ),
+    way("online_discard", "echo 9 > $ORDER; mount -o remount,discard /"),
     Way {
         trim: true,
         drop_caches: true,
-        ..way("trim_drop_caches", REPORT_2M)
+        ..way("all", "echo 0 > $ORDER")
     },
 ];
-/// A kernel's own choice: blocks of 2 MiB and more.
-const REPORT_2M: &str = "echo 9 > /sys/module/page_reporting/parameters/page_reporting_order";
+/// A kernel's own choice: it reports free blocks of 2 MiB and more.
+const REPORT_2M: &str = "echo 9 > $ORDER";
+/// Free blocks of fewer than two to this power pages are not reported.
+const ORDER: &str = "ORDER=/sys/module/page_reporting/parameters/page_reporting_order";
 
 const fn way(name: &'static str, setting: &'static str) -> Way {
     Way {
@@ -77,7 +75,7 @@ pub(super) type Reading = (&'static str, &'static str, f64);
 
 /// Measures what becomes of free memory, page cache and free disk blocks.
 pub fn dead(context: &Context, args: &BenchDeadArgs) -> Outcome {
-    let steps = u64::from(args.rounds) * (1 + WAYS.len() + dead_stock::WAYS.len()) as u64 + 2;
+    let steps = u64::from(args.rounds) * (WAYS.len() + dead_stock::WAYS.len()) as u64 + 2;
     let base = args.base.as_deref();
     let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
     let measured = bench.dead(Duration::from_secs(args.settle));
@@ -107,13 +105,16 @@ impl Bench<'_> {
     fn dead_here(&mut self, booted: &str, settle: Duration) -> Outcome {
         let mut all = WAYS.each_ref().map(|way| Compared::new(way.name));
         for round in 0..self.rounds {
-            let none = self.go(&NONE, booted, settle)?;
+            let mut readings = WAYS.each_ref().map(|_| Vec::new());
             for turn in 0..WAYS.len() {
                 let turn = (turn + round) % WAYS.len();
-                all[turn].add(&self.go(&WAYS[turn], booted, settle)?, &none);
+                readings[turn] = self.go(&WAYS[turn], booted, settle)?;
+            }
+            for (compared, ours) in all.iter_mut().zip(&readings) {
+                compared.add(ours, &readings[0]);
             }
         }
-        for compared in all {
+        for compared in all.into_iter().skip(1) {
             self.keep_compared(compared, "nothing given up");
         }
         Ok(())
@@ -129,7 +130,7 @@ impl Bench<'_> {
             let usage = machine.pid.and_then(usage::of);
             usage.map_or(f64::NAN, |usage| usage.cpu.as_secs_f64() * 1e3)
         };
-        self.exec_in(&name, way.setting)?;
+        self.exec_in(&name, &format!("{ORDER}; {}", way.setting))?;
         let allocate = self.allocate_line();
         self.exec_in(&name, &allocate)?;
         std::thread::sleep(settle);
@@ -257,11 +258,14 @@ impl Compared {
         }
     }
 
-    /// A round. What the other has no value for is compared with the whole load: it is a time that only this way takes.
+    /// A round. What only this way has a value for is compared with what the other's load took, or with what it stored.
     pub(super) fn add(&mut self, ours: &[Reading], theirs: &[Reading]) {
         let value = |name: &str| theirs.iter().find(|reading| reading.0 == name);
         for (name, unit, ours) in ours {
-            let theirs = value(name).or_else(|| value("load")).map_or(f64::NAN, |r| r.2);
+            let instead = if *unit == "ms" { "load" } else { "stored" };
+            let theirs = value(name)
+                .or_else(|| value(instead))
+                .map_or(f64::NAN, |reading| reading.2);
             let at = self.samples.iter().position(|(known, ..)| known == name);
             let at = at.unwrap_or_else(|| {
                 self.samples.push((name, unit, Samples::new()));

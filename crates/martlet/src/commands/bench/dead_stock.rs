@@ -66,15 +66,18 @@ pub(super) const WAYS: [Way; 5] = [
 
 impl Bench<'_> {
     pub(super) fn dead_stock(&mut self, recipe: &Recipe, settle: Duration) -> Outcome {
-        let [none, others @ ..] = &WAYS;
-        let mut all = others.each_ref().map(|way| Compared::new(way.name));
+        let mut all = WAYS.each_ref().map(|way| Compared::new(way.name));
         for round in 0..self.rounds {
-            let none = self.go_stock(recipe, none, round, settle)?;
-            for (way, compared) in others.iter().zip(&mut all) {
-                compared.add(&self.go_stock(recipe, way, round, settle)?, &none);
+            let mut readings = WAYS.each_ref().map(|_| Vec::new());
+            for turn in 0..WAYS.len() {
+                let turn = (turn + round) % WAYS.len();
+                readings[turn] = self.go_stock(recipe, &WAYS[turn], round, settle)?;
+            }
+            for (compared, ours) in all.iter_mut().zip(&readings) {
+                compared.add(ours, &readings[0]);
             }
         }
-        for compared in all {
+        for compared in all.into_iter().skip(1) {
             self.keep_compared(compared, "stock QEMU, nothing given up");
         }
         Ok(())
