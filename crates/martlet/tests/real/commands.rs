@@ -333,6 +333,27 @@ fn a_checkpoint_that_is_asked_to_has_the_guest_give_up_its_page_cache_and_delete
 }
 
 #[test]
+fn free_pages_between_used_ones_are_given_up_too() {
+    let daemon = guest();
+    // Two files that grow by turns; what one leaves lies between pages of the other.
+    daemon.exec(
+        "guest",
+        r"dd if=/dev/urandom bs=1M count=12 2> /dev/null | tee /run/kept | tr '\000-\376' '\001-\377' > /run/freed",
+    );
+    let private = || {
+        let usage = daemon.json(&["top", "--once"]);
+        usage[0]["private_bytes"].as_u64().unwrap()
+    };
+    let before = private();
+    daemon.exec("guest", "rm /run/freed");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while private() + 9 * MIB > before {
+        assert!(Instant::now() < deadline, "{before} bytes, then {}", private());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
 fn what_the_guest_gives_up_on_its_disk_is_not_stored_again() {
     let daemon = guest();
     daemon.exec(

@@ -56,7 +56,7 @@ const WAYS: [Way; 8] = [
         ..way("all", "echo 0 > $ORDER")
     },
 ];
-/// A kernel's own choice: it reports free blocks of 2 MiB and more.
+/// A kernel's own choice, where it is not told otherwise: free blocks of 2 MiB and more are reported.
 const REPORT_2M: &str = "echo 9 > $ORDER";
 /// Free blocks of fewer than two to this power pages are not reported.
 const ORDER: &str = "ORDER=/sys/module/page_reporting/parameters/page_reporting_order";
