@@ -89,6 +89,8 @@ pub enum Request {
     Fstrim,
     /// Write dirty pages of all file systems to their disks.
     SyncFs,
+    /// Forget all pages of files that are neither dirty nor mapped.
+    DropCaches,
     /// Freeze the file systems on disks.
     FreezeFs {
         /// They thaw by themselves after this long.

@@ -1,4 +1,4 @@
-//! The file systems on the guest's disks: discard, freeze, grow.
+//! The file systems on the guest's disks: discard, drop from memory, freeze, grow.
 //!
 //! ```text
 //! thawed ── freeze ──► frozen ── thaw, or its time is over ──► thawed
@@ -76,6 +76,13 @@ pub fn trim() -> Result<u64> {
         Some(error) if !trimmed => Err(error),
         _ => Ok(total_bytes),
     }
+}
+
+/// Drops what memory has of files, but for what is mapped or not written back yet.
+pub fn drop_caches() -> Result<()> {
+    // 1: pages. Directories and inodes (2) are little, and looking them all up again is slow.
+    fs::write("/proc/sys/vm/drop_caches", "1")
+        .map_err(|error| io_failed("cannot drop the page cache", &error))
 }
 
 /// Which file systems are frozen.

@@ -205,6 +205,7 @@ impl Agent {
             Request::Identify(_)
             | Request::Fstrim
             | Request::SyncFs
+            | Request::DropCaches
             | Request::GrowRoot
             | Request::Shutdown { .. } => {
                 let (agent, outgoing) = (Arc::clone(self), Arc::clone(outgoing));
@@ -274,6 +275,7 @@ impl Agent {
                 syscalls::sync();
                 Ok(Response::Done)
             }
+            Request::DropCaches => filesystems::drop_caches().map(|()| Response::Done),
             Request::GrowRoot => filesystems::grow_root().map(|size_bytes| Response::Grown { size_bytes }),
             Request::Shutdown { reboot } => {
                 if self.hold.is_held() {

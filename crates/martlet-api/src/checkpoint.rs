@@ -16,6 +16,12 @@ pub struct CheckpointRequest {
     /// What becomes of the machine's memory while it is written.
     #[serde(default, skip_serializing_if = "CheckpointMethod::is_auto")]
     pub method: CheckpointMethod,
+    /// First let the guest discard the blocks that its file systems do not use.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trim: bool,
+    /// First let the guest write back its page cache and drop it. It reads its files anew afterwards.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drop_caches: bool,
 }
 
 /// How a machine that goes on leaves its memory to a checkpoint.
@@ -46,6 +52,9 @@ pub struct CheckpointReport {
     pub snapshot: String,
     /// Its reference, `name:tag`.
     pub reference: String,
+    /// How long the guest was giving up what it was asked to, before it stood still.
+    #[serde(default)]
+    pub give_up_ms: f64,
     /// The guest stood still this long: from holding its user code to releasing it. After a suspend it does not go on;
     /// this is then how long it could not work before all of it was durable.
     pub pause_ms: f64,

@@ -21,6 +21,10 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// A whole memory goes to a file, or comes from one, within this time.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(300);
 const GUEST_TIMEOUT: Duration = Duration::from_secs(240);
+/// A command's output beyond this is cut off.
+const OUTPUT_MAX_BYTES: usize = 64 << 20;
+/// A balloon that has not grown for this long will not.
+const BALLOON_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How to start stock QEMUs like one machine.
 pub struct Recipe {
@@ -28,6 +32,15 @@ pub struct Recipe {
     disk: PathBuf,
     dir: tempfile::TempDir,
     next: AtomicU64,
+}
+
+/// How a guest differs from that of the recipe's machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Change {
+    /// It is not to report its free pages.
+    pub keeps_free_pages: bool,
+    /// More words on its kernel's command line.
+    pub kernel_words: &'static str,
 }
 
 /// A stock QEMU. Dropping it kills it.
@@ -96,12 +109,17 @@ impl Recipe {
 
     /// Boots; QEMU answers, its virtual CPUs do not run yet.
     pub fn boot(&self, overlay: &Path) -> Result<Stock, BenchError> {
-        self.start(overlay, false)
+        self.start(&self.argv, overlay, false)
+    }
+
+    /// The same with another guest.
+    pub fn boot_changed(&self, overlay: &Path, change: Change) -> Result<Stock, BenchError> {
+        self.start(&changed(&self.argv, change), overlay, false)
     }
 
     /// Restores a saved state and executes a command in the guest.
     pub fn restore(&self, overlay: &Path, state: &Path) -> Result<(Stock, Restored), BenchError> {
-        let stock = self.start(overlay, true)?;
+        let stock = self.start(&self.argv, overlay, true)?;
         stock.load(state)?;
         let load_ms = stock.age_ms();
         stock.cont()?;
@@ -115,14 +133,14 @@ impl Recipe {
         Ok((stock, restored))
     }
 
-    fn start(&self, overlay: &Path, incoming: bool) -> Result<Stock, BenchError> {
+    fn start(&self, argv: &[String], overlay: &Path, incoming: bool) -> Result<Stock, BenchError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let run = self.dir.path().join(format!("run-{number}"));
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&run)
             .map_err(BenchError::io(format!("make {}", run.display())))?;
-        let argv = stock_argv(&self.argv, overlay, &run, incoming);
+        let argv = stock_argv(argv, overlay, &run, incoming);
         let log = std::fs::File::create(run.join("qemu.log")).map_err(BenchError::io("make QEMU's log"))?;
         let started = Instant::now();
         let mut child = Command::new(&argv[0])
@@ -165,6 +183,11 @@ impl Stock {
         &self.overlay
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Lets the virtual CPUs run.
     pub fn cont(&self) -> Result<(), BenchError> {
         let deadline = Instant::now() + START_TIMEOUT;
@@ -181,6 +204,11 @@ impl Stock {
 
     /// Executes a command in the guest.
     pub fn exec(&self, line: &str) -> Result<(), BenchError> {
+        self.output(line).map(drop)
+    }
+
+    /// The same; what it printed.
+    pub fn output(&self, line: &str) -> Result<Vec<u8>, BenchError> {
         let epoch =
             u64::from(std::process::id()) << 32 | self.started.elapsed().as_nanos() as u64 & 0xffff_ffff;
         let agent = AgentClient::connect(&self.run.join("agent.sock"), epoch, START_TIMEOUT)?;
@@ -196,8 +224,9 @@ impl Stock {
             argv: ["/bin/sh", "-c", line].map(String::from).to_vec(),
             ..GuestCommand::default()
         };
-        agent.exec_wait(command, &[], 0, GUEST_TIMEOUT)?;
-        Ok(())
+        Ok(agent
+            .exec_wait(command, &[], OUTPUT_MAX_BYTES, GUEST_TIMEOUT)?
+            .stdout)
     }
 
     /// Executes the least there is.
@@ -216,6 +245,30 @@ impl Stock {
             self.cont()?;
         }
         Ok(begun.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// Stops the guest, and copies its memory to a file as it is.
+    pub fn dump(&self, file: &Path, size_bytes: u64) -> Result<(), BenchError> {
+        self.command("stop", Value::Null)?;
+        let arguments = json!({ "val": 0, "size": size_bytes, "filename": file });
+        self.command("pmemsave", arguments).map(drop)
+    }
+
+    /// Blows up its balloon, or lets air out, until the guest has `left_bytes`, or does not give more.
+    pub fn balloon(&self, left_bytes: u64) -> Result<(), BenchError> {
+        self.command("balloon", json!({ "value": left_bytes }))?;
+        let has_now = || -> Result<Option<u64>, BenchError> {
+            Ok(self.command("query-balloon", Value::Null)?["actual"].as_u64())
+        };
+        let (mut last, mut since) = (has_now()?, Instant::now());
+        while last != Some(left_bytes) && since.elapsed() < BALLOON_PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
+            let now = has_now()?;
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
+        Ok(())
     }
 
     fn load(&self, file: &Path) -> Result<(), BenchError> {
@@ -322,6 +375,20 @@ fn value_of<'a>(argv: &'a [String], option: &str) -> Option<&'a str> {
     argv.get(at + 1).map(String::as_str)
 }
 
+/// The command line with another guest.
+fn changed(argv: &[String], change: Change) -> Vec<String> {
+    let mut argv = argv.to_vec();
+    for at in 0..argv.len() {
+        if change.keeps_free_pages {
+            argv[at] = argv[at].replace("free-page-reporting=on", "free-page-reporting=off");
+        }
+        if at > 0 && argv[at - 1] == "-append" {
+            argv[at] = format!("{} {}", argv[at], change.kernel_words);
+        }
+    }
+    argv
+}
+
 /// The same machine without Martlet: see the module's documentation.
 fn stock_argv(argv: &[String], overlay: &Path, run: &Path, incoming: bool) -> Vec<String> {
     let mut words = argv.iter();
@@ -382,6 +449,22 @@ fn moved(chardev: &str, run: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_guest_has_other_words_and_may_keep_its_free_pages() {
+        let ours: Vec<String> = "qemu -append quiet -device balloon,free-page-reporting=on"
+            .split_whitespace()
+            .map(String::from)
+            .collect();
+        assert_eq!(changed(&ours, Change::default())[4], ours[4]);
+        let change = Change {
+            keeps_free_pages: true,
+            kernel_words: "a=1",
+        };
+        let changed = changed(&ours, change);
+        assert_eq!(changed[2], "quiet a=1");
+        assert_eq!(changed[4], "balloon,free-page-reporting=off");
+    }
 
     #[test]
     fn nothing_of_ours_is_left_in_a_stock_command_line() {

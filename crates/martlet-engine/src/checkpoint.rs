@@ -19,6 +19,7 @@
 //! identity (invariant 5).
 
 use crate::engine::Engine;
+use crate::give_up;
 use crate::guest::not_connected;
 use crate::handover::Successor;
 use crate::host_memory::has_room_ahead;
@@ -283,6 +284,8 @@ struct Saving<'a> {
     record: &'a Record,
     reference: RefName,
     note: Option<String>,
+    /// How long the guest was giving up what it can do without.
+    give_up: Duration,
     room: Room,
     afterwards: Afterwards,
     requested: Instant,
@@ -343,6 +346,7 @@ impl Engine {
         let live = machine.live_for(Verb::Checkpoint)?;
         let record = machine.record();
         let reference = self.new_reference(&record, request.tag.as_deref())?;
+        let give_up = give_up::before_pause(&live, &record, &request)?;
         let mapping = Mapping::find(live.vm.pid(), &live.memory_path).told()?;
         let launching = self.pool.launching();
         let (room, afterwards) = match ends {
@@ -358,6 +362,7 @@ impl Engine {
             record: &record,
             reference,
             note: request.note,
+            give_up,
             room,
             afterwards,
             requested,
@@ -424,6 +429,7 @@ impl Engine {
             record,
             reference,
             note,
+            give_up,
             room,
             afterwards,
             requested,
@@ -475,6 +481,7 @@ impl Engine {
             (Some((stop, pause)), _) => Pause { pause, stop },
             (None, still) => still.as_ref().map(Still::so_far).unwrap_or_default(),
         };
+        report.give_up_ms = ms(give_up);
         report.pause_ms = ms(pause.pause);
         report.stop_ms = ms(pause.stop);
         report.method = method;
@@ -592,6 +599,7 @@ impl Engine {
         let report = CheckpointReport {
             snapshot: id.to_string(),
             reference: reference.to_string(),
+            give_up_ms: 0.0,
             pause_ms: 0.0,
             stop_ms: 0.0,
             total_ms: 0.0,

@@ -16,6 +16,8 @@ pub struct Facts {
     pub pager_hits: u64,
     /// Frames fetched from the store.
     pub pager_fetches: u64,
+    /// Their content.
+    pub pager_fetched_bytes: u64,
     /// Snapshots.
     pub snapshots: u64,
     /// Machines by state.
@@ -58,6 +60,7 @@ impl Engine {
             garbage_bytes: usage.garbage_bytes,
             pager_hits: pager.hits,
             pager_fetches: pager.fetches,
+            pager_fetched_bytes: pager.fetched_bytes,
             snapshots: self.store.snapshots().len() as u64,
             machines,
         }

@@ -60,6 +60,7 @@ impl Engine {
                     tag: Some(tag),
                     note: Some(format!("forked into {} clones", request.count)),
                     method: request.method,
+                    ..CheckpointRequest::default()
                 };
                 let report = self.checkpoint_held(&machine, &operation, checkpoint, progress)?;
                 let id = report.snapshot.parse().expect("the engine's own snapshot id");

@@ -2,6 +2,7 @@
 
 use crate::engine::{Engine, lock};
 use crate::live::Live;
+use crate::machine::Record;
 use crate::phase::Verb;
 use crate::problem::{Tell, Told};
 use martlet_agent_api as agent;
@@ -34,6 +35,19 @@ pub fn not_connected(name: &str) -> Problem {
     ))
 }
 
+/// Why nothing can be asked of a guest whose agent is not there.
+pub(crate) fn no_agent(record: &Record) -> Problem {
+    let name = &record.name;
+    match record.agent {
+        true => not_connected(name),
+        false => Problem::new(
+            ProblemCode::GuestFailed,
+            format!("machine {name} has no agent in its guest"),
+        )
+        .remediation(format!("`martlet console {name}` connects to its serial console")),
+    }
+}
+
 impl Engine {
     fn agent_of(&self, name: &str) -> Result<(Arc<Live>, AgentClient), Problem> {
         let machine = self.find(name)?;
@@ -46,12 +60,7 @@ impl Engine {
                 *lock(&live.agent) = Some(agent.clone());
                 Ok((live, agent))
             }
-            None if machine.record().agent => Err(not_connected(name)),
-            None => Err(Problem::new(
-                ProblemCode::GuestFailed,
-                format!("machine {name} has no agent in its guest"),
-            )
-            .remediation(format!("`martlet console {name}` connects to its serial console"))),
+            None => Err(no_agent(&machine.record())),
         }
     }
 

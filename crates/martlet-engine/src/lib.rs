@@ -21,6 +21,7 @@ mod end;
 mod engine;
 mod facts;
 mod fork;
+mod give_up;
 mod guest;
 mod handover;
 mod host_memory;

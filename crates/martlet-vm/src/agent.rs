@@ -221,6 +221,11 @@ impl AgentClient {
         self.done(Request::SyncFs, timeout)
     }
 
+    /// Has the guest forget what it keeps of files, dirty pages excepted.
+    pub fn drop_caches(&self, timeout: Duration) -> Result<(), AgentError> {
+        self.done(Request::DropCaches, timeout)
+    }
+
     /// Freezes the file systems on disks; they thaw by themselves after `hold`. The number of file systems.
     pub fn freeze_fs(&self, hold: Duration) -> Result<u32, AgentError> {
         let timeout_ms = u32::try_from(hold.as_millis()).unwrap_or(u32::MAX);

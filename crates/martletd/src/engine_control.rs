@@ -230,6 +230,11 @@ impl Control for EngineControl {
                 "Frames fetched from the store.",
                 facts.pager_fetches as f64,
             ),
+            Metric::counter(
+                "pager_fetched_bytes_total",
+                "Bytes in them, decompressed.",
+                facts.pager_fetched_bytes as f64,
+            ),
             Metric::gauge("snapshots", "Snapshots in the store.", facts.snapshots as f64),
         ];
         for (state, count) in facts.machines {

@@ -188,6 +188,15 @@ fn disks(client: &AgentClient) {
     let grown = client.grow_root(TIMEOUT).unwrap();
     assert!(grown > before * 3 / 2, "{before} -> {grown}");
     assert!(client.fstrim(TIMEOUT).unwrap() > 0);
+    let cached = "grep '^Cached:' /proc/meminfo | tr -cd 0-9";
+    let cached_kib = || output(client, cached).parse::<u64>().unwrap();
+    output(client, "dd if=/dev/zero of=/cached bs=1M count=8; sync");
+    let before_kib = cached_kib();
+    client.drop_caches(TIMEOUT).unwrap();
+    assert!(
+        cached_kib() + (7 << 10) < before_kib,
+        "8 MiB of a file were cached"
+    );
     assert_eq!(client.freeze_fs(Duration::from_secs(30)).unwrap(), 1);
     assert_eq!(client.thaw_fs().unwrap(), 1);
     client.freeze_fs(Duration::from_millis(100)).unwrap();

@@ -12,10 +12,14 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+mod dead;
+mod dead_stock;
 mod flock;
 mod handover;
 mod one;
 mod store;
+
+pub use dead::dead;
 
 /// The base that is measured when none is named.
 const BASE: &str = "martlet-bench";
@@ -35,23 +39,16 @@ pub fn local(context: &Context, args: &BenchLocalArgs) -> Outcome {
             .remediation(format!("`apt-get install {}`", missing.join(" ")))
             .into());
     }
-    let client = context.client()?;
-    let mut bench = Bench {
+    let base = args.base.as_deref();
+    let mut bench = Bench::new(
         context,
-        client,
-        machine: format!("bench-{}", std::process::id()),
-        base: args.base.clone().unwrap_or_else(|| BASE.into()),
-        memory_bytes: args.memory,
-        many: args.clones,
-        rounds: args.rounds as usize,
-        reporter: Reporter::new("measuring", context.quiet, context.json),
-        steps: (0, u64::from(args.rounds) * 11 + 5),
-        made: Vec::new(),
-        conditions: String::new(),
-        figures: Vec::new(),
-    };
-    let measured = bench.measure();
-    bench.clean_up(args.base.is_none());
+        base,
+        args.memory,
+        args.rounds,
+        u64::from(args.rounds) * 11 + 5,
+    )?;
+    let measured = bench.measure(args.clones);
+    bench.clean_up(base.is_none());
     measured?;
     context.show(json!({ "figures": bench.figures }), table)
 }
@@ -89,8 +86,6 @@ struct Bench<'a> {
     machine: String,
     base: String,
     memory_bytes: u64,
-    /// Clones of the large fork.
-    many: u32,
     rounds: usize,
     reporter: Reporter,
     /// Done and in all.
@@ -109,8 +104,31 @@ struct Peer {
     state: PathBuf,
 }
 
-impl Bench<'_> {
-    fn measure(&mut self) -> Outcome {
+impl<'a> Bench<'a> {
+    /// A measurement in so many steps. Without a base, one is made for it.
+    fn new(
+        context: &'a Context,
+        base: Option<&str>,
+        memory_bytes: u64,
+        rounds: u32,
+        steps: u64,
+    ) -> Outcome<Self> {
+        Ok(Self {
+            context,
+            client: context.client()?,
+            machine: format!("bench-{}", std::process::id()),
+            base: base.unwrap_or(BASE).to_owned(),
+            memory_bytes,
+            rounds: rounds as usize,
+            reporter: Reporter::new("measuring", context.quiet, context.json),
+            steps: (0, steps),
+            made: Vec::new(),
+            conditions: String::new(),
+            figures: Vec::new(),
+        })
+    }
+
+    fn make_base(&mut self) -> Outcome {
         self.step("making the base");
         if self.client.get(&format!("/v1/bases/{}", self.base)).is_err() {
             let request = BaseBuildRequest {
@@ -123,6 +141,26 @@ impl Bench<'_> {
             };
             self.act("/v1/bases/build", &request)?;
         }
+        Ok(())
+    }
+
+    /// Where it is measured.
+    fn host(&self, machine: &MachineInfo) -> String {
+        format!(
+            "{}, {} processors, {} guest, QEMU {}",
+            serde_json::to_value(machine.accel)
+                .unwrap_or_default()
+                .as_str()
+                .unwrap_or_default(),
+            std::thread::available_parallelism().map_or(1, |count| count.get()),
+            show::size(self.memory_bytes),
+            machine.qemu_version,
+        )
+    }
+
+    /// `many`: clones of the large fork.
+    fn measure(&mut self, many: u32) -> Outcome {
+        self.make_base()?;
         self.step("starting both");
         let ours = self.start(&self.machine.clone(), self.memory_bytes)?;
         self.made.clear();
@@ -139,19 +177,13 @@ impl Bench<'_> {
         self.guest(&touch)?;
         theirs.exec(&touch).map_err(failed)?;
         self.conditions = format!(
-            "{}, {} processors, {} guest with {touched_mib} MiB touched, QEMU {}, store and state files in the page cache",
-            serde_json::to_value(ours.accel)
-                .unwrap_or_default()
-                .as_str()
-                .unwrap_or_default(),
-            std::thread::available_parallelism().map_or(1, |count| count.get()),
-            show::size(self.memory_bytes),
-            ours.qemu_version,
+            "{}; {touched_mib} MiB touched, store and state files in the page cache",
+            self.host(&ours)
         );
         let peer = self.checkpoints(recipe, theirs)?;
         self.resumes(&peer)?;
         self.prefetches()?;
-        self.forks(&peer)?;
+        self.forks(&peer, many)?;
         self.boots(&peer)?;
         self.store(&peer)
     }

@@ -11,10 +11,22 @@ use martlet_api::*;
 const PARTIAL: u8 = 8;
 
 pub fn checkpoint(context: &Context, args: CheckpointArgs, method: CheckpointMethod, verb: &str) -> Outcome {
-    let CheckpointArgs { tag, note, name } = args;
+    let CheckpointArgs {
+        tag,
+        note,
+        trim,
+        drop_caches,
+        name,
+    } = args;
     let path = format!("/v1/machines/{name}/{verb}");
     let what = format!("{verb} of {name}");
-    let request = CheckpointRequest { tag, note, method };
+    let request = CheckpointRequest {
+        tag,
+        note,
+        trim,
+        drop_caches,
+        method,
+    };
     context.long(&path, &request, &what, report)
 }
 
@@ -24,7 +36,8 @@ fn report(report: CheckpointReport) -> String {
         report.reference,
         show::short_id(&report.snapshot)
     );
-    text += &show::pairs([
+    let gave_up = (report.give_up_ms > 0.0).then(|| ("gave up for", show::duration(report.give_up_ms)));
+    text += &show::pairs(gave_up.into_iter().chain([
         (
             "paused",
             format!(
@@ -54,7 +67,7 @@ fn report(report: CheckpointReport) -> String {
                 show::size(report.new_bytes)
             ),
         ),
-    ]);
+    ]));
     if report.avoided.is_empty() {
         return text;
     }

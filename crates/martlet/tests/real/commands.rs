@@ -308,9 +308,49 @@ fn a_console_is_typed_at_and_seen() {
     assert!(terminal.echoes(), "the terminal was not put back");
 }
 
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn a_checkpoint_that_is_asked_to_has_the_guest_give_up_its_page_cache_and_deleted_files() {
+    let daemon = guest();
+    daemon.exec(
+        "guest",
+        "for file in kept deleted; do dd if=/dev/urandom of=/$file bs=1M count=16 2> /dev/null; done; sync",
+    );
+    let sum = daemon.exec("guest", "md5sum /kept");
+    let cached = daemon.json(&["checkpoint", "guest"]);
+    let private = |report: &serde_json::Value| report["private_bytes"].as_u64().unwrap();
+    assert!(private(&cached) > 32 * MIB, "{cached}");
+    assert_eq!(cached["give_up_ms"], 0.0);
+    daemon.exec("guest", "rm /deleted");
+    let given = daemon.json(&["checkpoint", "guest", "--trim", "--drop-caches", "--tag", "given"]);
+    assert!(given["give_up_ms"].as_f64().unwrap() > 0.0, "{given}");
+    assert!(private(&given) + 24 * MIB < private(&cached), "{given}");
+    assert!(avoided(&given, "discard") > 14 * MIB, "{given}");
+    assert_eq!(daemon.exec("guest", "md5sum /kept"), sum);
+    daemon.ok(&["run", "guest:given", "--name", "clone"]);
+    assert_eq!(daemon.exec("clone", "md5sum /kept"), sum);
+}
+
+#[test]
+fn free_pages_between_used_ones_are_given_up_too() {
+    let daemon = guest();
+    // Two files that grow by turns; what one leaves lies between pages of the other.
+    daemon.exec(
+        "guest",
+        r"dd if=/dev/urandom bs=1M count=12 2> /dev/null | tee /run/kept | tr '\000-\376' '\001-\377' > /run/freed",
+    );
+    let private = || {
+        let usage = daemon.json(&["top", "--once"]);
+        usage[0]["private_bytes"].as_u64().unwrap()
+    };
+    let before = private();
+    daemon.exec("guest", "rm /run/freed");
+    wait_for("most of 12 MiB to be reported", || private() + 9 * MIB < before);
+}
+
 #[test]
 fn what_the_guest_gives_up_on_its_disk_is_not_stored_again() {
-    const MIB: u64 = 1 << 20;
     let daemon = guest();
     daemon.exec(
         "guest",
@@ -320,10 +360,12 @@ fn what_the_guest_gives_up_on_its_disk_is_not_stored_again() {
     assert!(full["stored_bytes"].as_u64().unwrap() > 24 * MIB, "{full}");
     daemon.exec("guest", "rm /big; sync; fstrim /");
     let trimmed = daemon.json(&["checkpoint", "guest"]);
-    let discarded = trimmed["avoided"].as_array().unwrap().iter();
-    let discarded: u64 = discarded
-        .filter(|avoided| avoided["means"] == "discard")
-        .map(|avoided| avoided["bytes"].as_u64().unwrap())
-        .sum();
-    assert!(discarded > 20 * MIB, "{trimmed}");
+    assert!(avoided(&trimmed, "discard") > 20 * MIB, "{trimmed}");
+}
+
+/// What a checkpoint avoided by one means.
+fn avoided(report: &serde_json::Value, means: &str) -> u64 {
+    let avoided = report["avoided"].as_array().unwrap().iter();
+    let of_these = avoided.filter(|avoided| avoided["means"] == means);
+    of_these.map(|avoided| avoided["bytes"].as_u64().unwrap()).sum()
 }

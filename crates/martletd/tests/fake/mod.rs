@@ -138,6 +138,7 @@ impl Fake {
         progress(stage("storing pages", 1));
         self.checkpoints.fetch_add(1, Ordering::SeqCst);
         Ok(CheckpointReport {
+            give_up_ms: 0.0,
             snapshot: "ab".repeat(32),
             reference: format!("{name}:{}", r.tag.unwrap_or("1".into())),
             pause_ms: 12.5,

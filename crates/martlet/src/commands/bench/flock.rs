@@ -18,7 +18,7 @@ const IDLE: Duration = Duration::from_secs(10);
 const COMES_TO_REST: Duration = Duration::from_secs(3);
 
 impl Bench<'_> {
-    pub(super) fn forks(&mut self, peer: &Peer) -> Outcome {
+    pub(super) fn forks(&mut self, peer: &Peer, many: u32) -> Outcome {
         let mut few = Samples::new();
         let (mut private, mut read) = (Samples::new(), Samples::new());
         for _ in 0..self.rounds {
@@ -37,7 +37,6 @@ impl Bench<'_> {
         self.keep(&private, "clone_private", "bytes", "the guest's memory");
         self.keep(&read, "clone_state_read", "bytes", "the guest's memory");
 
-        let many = self.many;
         let mut all = Samples::new();
         let mut growth = Samples::new();
         let (mut memory, mut cpu) = (Samples::new(), Samples::new());
