@@ -15,6 +15,7 @@
 //! runs, and the agent waits to be told who it is: that is why a clone cannot run user code under its parent's
 //! identity (invariant 5).
 
+use crate::crash;
 use crate::engine::Engine;
 use crate::guest::not_connected;
 use crate::launch::{now_unix_ms, now_unix_ns};
@@ -68,6 +69,7 @@ impl<'a> Held<'a> {
                 agent.release_unheard();
             }
             held.told_as("the guest's user code could not be held, so nothing was saved")?;
+            crash::step("checkpoint");
         }
         Ok(Self {
             live,
@@ -108,6 +110,7 @@ impl<'a> Still<'a> {
     fn stop(held: Held<'a>) -> Result<Self, Problem> {
         let since = Instant::now();
         held.live.vm.stop().told()?;
+        crash::step("checkpoint");
         Ok(Self {
             held: Some(held),
             since,
@@ -121,6 +124,7 @@ impl<'a> Still<'a> {
     fn go(mut self) -> Result<(Duration, Duration), Problem> {
         let held = self.held.take().expect("taken only here");
         held.live.vm.cont().told()?;
+        crash::step("checkpoint");
         let stopped = self.since.elapsed();
         Ok((stopped, held.release()?))
     }
@@ -166,7 +170,9 @@ impl Captured {
     fn take(still: &Still<'_>, mapping: &Mapping, buffer: CaptureBuffer) -> Result<Self, Problem> {
         let live = still.live();
         let disk = live.disk.freeze().told_as("the disk could not be frozen")?;
+        crash::step("checkpoint");
         let descriptor = live.vm.save_descriptor().told()?;
+        crash::step("checkpoint");
         let memory = capture::capture(live.vm.pid(), mapping, buffer).told()?;
         let mut free = live.reported().image.free_pages(live.key);
         for page in memory.pages().iter() {
@@ -258,12 +264,15 @@ impl Engine {
         let live = machine.live_for(Verb::Checkpoint)?;
         let record = machine.record();
         let reference = self.new_reference(&record, request.tag.as_deref())?;
+        crash::step("checkpoint");
         let mapping = Mapping::find(live.vm.pid(), &live.memory_path).told()?;
         let mut buffer = CaptureBuffer::default();
         capture::prepare(live.vm.pid(), &mapping, &mut buffer).told()?;
         live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
+        crash::step("checkpoint");
         // From here on a daemon that finds this phase knows that the guest may stand still.
         self.update_or_not(machine, |record| record.phase = Phase::Pausing)?;
+        crash::step("checkpoint");
         let saving = Saving {
             machine,
             live: &live,
@@ -305,6 +314,7 @@ impl Engine {
         });
         let still = Still::stop(Held::hold(live, record)?)?;
         let captured = Captured::take(&still, mapping, buffer)?;
+        crash::step("checkpoint");
         let (pause, still) = match afterwards {
             Afterwards::GoesOn => {
                 let (stop, pause) = still.go()?;
@@ -312,6 +322,7 @@ impl Engine {
             }
             Afterwards::Ends => (None, Some(still)),
         };
+        crash::step("checkpoint");
         let (committed, mut report) = self.put(live, record, &captured, &reference, note, progress)?;
         // The pin lasts until the machine has its own.
         let id = committed.id();
@@ -330,7 +341,9 @@ impl Engine {
                     record.snapshot = Some(id);
                     record.disk_base = id;
                 })?;
+                crash::step("checkpoint");
                 self.rebase(live, &disk, &id);
+                crash::step("checkpoint");
             }
             Some(still) => {
                 drop(disk);
@@ -340,9 +353,11 @@ impl Engine {
                     record.disk_base = id;
                     record.running = None;
                 })?;
+                crash::step("checkpoint");
                 live.expect_end();
                 still.end();
                 self.end_live(machine);
+                crash::step("checkpoint");
                 self.remove_disks(&machine.record(), None);
             }
         }
@@ -369,7 +384,9 @@ impl Engine {
         let memory = self
             .put_memory(&mut batch, live, captured, progress)
             .told_as(full)?;
+        crash::step("checkpoint");
         let disk = put_disk(&mut batch, &captured.disk)?;
+        crash::step("checkpoint");
         let parent_memory = parent
             .as_ref()
             .and_then(|(_, snapshot)| snapshot.memory.as_ref())
@@ -409,7 +426,9 @@ impl Engine {
             ..base
         };
         let id = batch.put_snapshot(&snapshot).told_as(full)?;
+        crash::step("checkpoint");
         let committed = batch.commit(&[(reference.clone(), id)]).told_as(full)?;
+        crash::step("checkpoint");
         let stats = committed.stats;
         let private_bytes = captured.memory.size_bytes();
         let clean = record

@@ -71,7 +71,7 @@ impl Engine {
             }
         }
         self.end_strays();
-        self.dirs.clear_ahead();
+        self.remove_leftovers();
         Ok(found)
     }
 
@@ -154,6 +154,7 @@ impl Engine {
             &self.dirs.disk(&record.id, record.disk_number),
             self.pager.clone(),
             below,
+            record.config.disk_bytes,
         )
         .told()?;
         let user = self.qemu_user(running.user_number.unwrap_or(record.number));
