@@ -12,6 +12,7 @@ mod commands;
 mod daemon;
 mod deadline;
 mod documents;
+mod every_step;
 mod fixture;
 mod imports;
 mod life;

@@ -63,7 +63,7 @@ impl Daemon {
     }
 
     /// Starts a program in the guest that counts in its memory, without pause; how far it is.
-    fn start_counter(&self, name: &str) -> u64 {
+    pub fn start_counter(&self, name: &str) -> u64 {
         let count = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count.new; mv /dev/shm/count.new /dev/shm/count; done";
         self.exec(
             name,
@@ -73,7 +73,7 @@ impl Daemon {
     }
 
     /// The program counts, and has gone on from `before`; how far it is.
-    fn assert_counting(&self, name: &str, before: u64) -> u64 {
+    pub fn assert_counting(&self, name: &str, before: u64) -> u64 {
         let count = || {
             self.exec(name, "cat /dev/shm/count 2>/dev/null || echo 0")
                 .parse::<u64>()
