@@ -308,3 +308,31 @@ fn damaged_layers_are_refused_by_name() {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_map_of_any_bytes_is_refused_or_is_a_disk(
+        changes in prop::collection::vec((prop_oneof![0usize..64, 0usize..12288], any::<u8>()), 1..6),
+        length in prop::option::of(0u64..20_000),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let (shelf, base, disk) = empty(dir.path());
+        disk.write_at(0, &[1; 3 * BLOCK_SIZE]).unwrap();
+        drop((disk.freeze().unwrap(), disk));
+        let map = File::options().write(true).open(dir.path().join("layer-00000001.map")).unwrap();
+        for (at, byte) in changes {
+            map.write_all_at(&[byte], at as u64).unwrap();
+        }
+        if let Some(length) = length {
+            map.set_len(length).unwrap();
+        }
+        if let Ok(disk) = CowDisk::open(dir.path(), shelf.pager(), base, EMPTY_BYTES) {
+            prop_assert_eq!(whole(&disk).len() as u64, EMPTY_BYTES);
+            disk.write_at(0, &[2; BLOCK_SIZE]).unwrap();
+            disk.flush().unwrap();
+            prop_assert_eq!(block(&disk, 0), 2);
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod bad_input;
 mod bench;
 mod clones;
 mod commands;
+mod cycles;
 mod daemon;
 mod deadline;
 mod documents;
@@ -20,6 +21,7 @@ mod no_byte;
 mod pool;
 mod pressure;
 mod recovery;
+mod stress;
 
 pub use daemon::Daemon;
 pub use fixture::Fixture;
