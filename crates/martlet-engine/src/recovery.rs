@@ -10,7 +10,8 @@
 //! QEMU processes are the keeper's children and their memory and disks are files of a mount whose connection the keeper
 //! holds too, so nothing of a running machine ends with the daemon. The order matters: a QEMU that waits for a page
 //! answers nobody, so nothing is asked of it before its page faults are served. What was half done is taken back:
-//! a restore to what the machine was before, a checkpoint to the running machine, a first start to a failed one.
+//! a restore to what the machine was before, a checkpoint to the running machine, a first start to nothing (in the
+//! background: to a failed one).
 
 use crate::engine::{Engine, lock};
 use crate::identity;

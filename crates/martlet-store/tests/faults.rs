@@ -132,7 +132,11 @@ fn an_index_with_any_byte_damaged_is_mended() {
         }
         let store = open();
         assert_eq!(store.refs(), refs, "round {round}");
-        assert_eq!(store.verify(&[], &mut |_, _| {}).unwrap().damaged, [], "round {round}");
+        assert_eq!(
+            store.verify(&[], &mut |_, _| {}).unwrap().damaged,
+            [],
+            "round {round}"
+        );
         save(&store, &"c:1".parse().unwrap(), "more").unwrap();
         assert_eq!(store.refs().len(), 3);
     }
