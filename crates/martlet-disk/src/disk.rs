@@ -137,23 +137,26 @@ impl CowDisk {
     }
 
     /// The disk in `dir`, with every write that was answered (after the host went down: that was flushed).
-    /// `manifest` is the image that the engine last recorded as below it: that of its making or of a rebase.
-    pub fn open(dir: &Path, pager: Arc<Pager>, manifest: Arc<Manifest>) -> Result<Arc<Self>, DiskError> {
+    /// `manifest` is the image that the engine last recorded as below it: that of its making or of a rebase. When nothing
+    /// was flushed since, and the host went down, the image is all there is of it.
+    pub fn open(
+        dir: &Path,
+        pager: Arc<Pager>,
+        manifest: Arc<Manifest>,
+        size_bytes: u64,
+    ) -> Result<Arc<Self>, DiskError> {
         let lock = lock_dir(dir)?;
         let mut layers = Vec::new();
         for seq in layer::list(dir)? {
             layers.extend(Layer::open(dir, seq)?);
         }
-        let Some(size_bytes) = layers.first().map(|layer| layer.states.size_bytes()) else {
-            return Err(DiskError::Unsuitable {
-                dir: dir.to_owned(),
-                reason: "there is no disk".into(),
-            });
-        };
+        if layers.is_empty() {
+            layers.push(Layer::create(dir, 1, size_bytes)?);
+        }
         if layers.iter().any(|layer| layer.states.size_bytes() != size_bytes) {
             return Err(DiskError::Damaged {
                 path: dir.to_owned(),
-                reason: "layers of different sizes".into(),
+                reason: format!("a layer of another size than {size_bytes} bytes"),
             });
         }
         // An empty last layer was made in advance, or on top of a freeze that nothing was written after.

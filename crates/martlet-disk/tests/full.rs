@@ -74,7 +74,7 @@ fn a_full_file_system_is_the_guests_error_and_loses_nothing() {
     check(&disk, 0);
     disk.flush().unwrap();
     drop((disk, frozen));
-    let disk = CowDisk::open(&dir, shelf.pager(), base).unwrap();
+    let disk = CowDisk::open(&dir, shelf.pager(), base, 300 * BLOCK_SIZE as u64).unwrap();
     check(&disk, 0);
     disk.discard(0..at(20)).unwrap();
     drop(disk.freeze().unwrap());

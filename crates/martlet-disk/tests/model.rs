@@ -109,7 +109,7 @@ proptest! {
                 Step::Reopen => {
                     frozen.clear();
                     drop(disk);
-                    disk = CowDisk::open(&dir, shelf.pager(), base.clone()).unwrap();
+                    disk = CowDisk::open(&dir, shelf.pager(), base.clone(), SIZE as u64).unwrap();
                     prop_assert_eq!(disk.size_bytes(), SIZE as u64);
                 }
             }
@@ -141,10 +141,12 @@ fn check_seek(disk: &CowDisk, model: &[u8]) {
     assert!(model[at as usize..].iter().all(|&byte| byte == 0));
 }
 
+const EMPTY_BYTES: u64 = 16 * BLOCK_SIZE as u64;
+
 fn empty(dir: &Path) -> (Arc<Shelf>, Arc<Manifest>, Arc<CowDisk>) {
     let shelf = Arc::new(Shelf::default());
     let base = shelf.image(&[0xBA; 16 * BLOCK_SIZE]);
-    let disk = CowDisk::create(dir, shelf.pager(), base.clone(), 16 * BLOCK_SIZE as u64).unwrap();
+    let disk = CowDisk::create(dir, shelf.pager(), base.clone(), EMPTY_BYTES).unwrap();
     (shelf, base, disk)
 }
 
@@ -186,7 +188,7 @@ fn after_the_host_went_down_what_was_flushed_is_there() {
     write(&disk, 5, 5);
     drop((first, second, disk));
 
-    let disk = CowDisk::open(dir.path(), shelf.pager(), base.clone()).unwrap();
+    let disk = CowDisk::open(dir.path(), shelf.pager(), base.clone(), EMPTY_BYTES).unwrap();
     assert_eq!(
         [0, 1, 2, 3, 4, 5].map(|at| block(&disk, at)),
         [0, 0, 2, 3, 0xBA, 5],
@@ -194,7 +196,7 @@ fn after_the_host_went_down_what_was_flushed_is_there() {
     );
     drop(disk);
     restart_host(dir.path());
-    let disk = CowDisk::open(dir.path(), shelf.pager(), base.clone()).unwrap();
+    let disk = CowDisk::open(dir.path(), shelf.pager(), base.clone(), EMPTY_BYTES).unwrap();
     assert_eq!(
         [0, 1, 2, 3, 4, 5].map(|at| block(&disk, at)),
         [1, 0, 2, 0xBA, 0xBA, 0xBA]
@@ -202,7 +204,7 @@ fn after_the_host_went_down_what_was_flushed_is_there() {
     drop(disk);
     // A layer whose map never reached the disk.
     fs::write(dir.path().join("layer-00000009.map"), []).unwrap();
-    let disk = CowDisk::open(dir.path(), shelf.pager(), base).unwrap();
+    let disk = CowDisk::open(dir.path(), shelf.pager(), base, EMPTY_BYTES).unwrap();
     assert_eq!(block(&disk, 2), 2);
     assert!(!dir.path().join("layer-00000009.map").exists());
 }
@@ -265,7 +267,7 @@ fn ranges_outside_and_sizes_that_are_none_are_refused() {
         Err(DiskError::OutOfRange { .. })
     ));
     assert_eq!((disk.next_data(end), disk.next_hole(u64::MAX)), (None, end));
-    let again = CowDisk::open(dir.path(), shelf.pager(), base.clone());
+    let again = CowDisk::open(dir.path(), shelf.pager(), base.clone(), EMPTY_BYTES);
     assert!(matches!(again.err(), Some(DiskError::InUse { .. })));
     drop(disk);
     for size in [0, 511, u64::MAX, 1 << 60] {
@@ -277,7 +279,7 @@ fn ranges_outside_and_sizes_that_are_none_are_refused() {
     }
     let there = CowDisk::create(dir.path(), shelf.pager(), base.clone(), 4096);
     assert!(matches!(there.err(), Some(DiskError::Unsuitable { .. })));
-    assert!(CowDisk::open(&dir.path().join("nothing"), shelf.pager(), base).is_err());
+    assert!(CowDisk::open(&dir.path().join("nothing"), shelf.pager(), base, EMPTY_BYTES).is_err());
 }
 
 #[test]
@@ -300,9 +302,37 @@ fn damaged_layers_are_refused_by_name() {
         disk.write_at(0, b"x").unwrap();
         drop(disk);
         damage(&File::options().write(true).open(dir.path().join(name)).unwrap());
-        match CowDisk::open(dir.path(), shelf.pager(), base).err() {
+        match CowDisk::open(dir.path(), shelf.pager(), base, EMPTY_BYTES).err() {
             Some(DiskError::Damaged { path, .. }) => assert!(path.ends_with(name)),
             other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_map_of_any_bytes_is_refused_or_is_a_disk(
+        changes in prop::collection::vec((prop_oneof![0usize..64, 0usize..12288], any::<u8>()), 1..6),
+        length in prop::option::of(0u64..20_000),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let (shelf, base, disk) = empty(dir.path());
+        disk.write_at(0, &[1; 3 * BLOCK_SIZE]).unwrap();
+        drop((disk.freeze().unwrap(), disk));
+        let map = File::options().write(true).open(dir.path().join("layer-00000001.map")).unwrap();
+        for (at, byte) in changes {
+            map.write_all_at(&[byte], at as u64).unwrap();
+        }
+        if let Some(length) = length {
+            map.set_len(length).unwrap();
+        }
+        if let Ok(disk) = CowDisk::open(dir.path(), shelf.pager(), base, EMPTY_BYTES) {
+            prop_assert_eq!(whole(&disk).len() as u64, EMPTY_BYTES);
+            disk.write_at(0, &[2; BLOCK_SIZE]).unwrap();
+            disk.flush().unwrap();
+            prop_assert_eq!(block(&disk, 0), 2);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Bases: made by `martlet-base` as plain files, taken into the store as cold snapshots.
 
 use crate::checkpoint::put_pages;
+use crate::crash;
 use crate::engine::Engine;
 use crate::identity;
 use crate::launch::now_unix_ms;
@@ -87,6 +88,10 @@ impl Engine {
             )
             .remediation(format!("`martlet base rm {name}` first, or choose another name")));
         }
+        let progress: ProgressSink<'_> = &|said| {
+            crash::step("import");
+            progress(said);
+        };
         let work = WorkDir(self.dirs.work().join(identity::machine_id()));
         std::fs::create_dir_all(&work.0).map_err(|error| problem::io("make", &work.0, &error))?;
         let (tools, cancel) = (self.tools(), AtomicBool::new(false));
@@ -97,6 +102,7 @@ impl Engine {
             cancel: &cancel,
         };
         let artifacts = make(&job).told_as(format!("the base {name} could not be made"))?;
+        crash::step("import");
         self.take_in(name, &reference, artifacts, progress)
     }
 
@@ -140,7 +146,9 @@ impl Engine {
             ..SnapshotRecord::default()
         };
         let id = batch.put_snapshot(&record).told_as(full)?;
+        crash::step("import");
         batch.commit(&[(reference.clone(), id)]).told_as(full)?;
+        crash::step("import");
         self.base(name)
     }
 

@@ -1,5 +1,6 @@
 //! A machine takes a QEMU that was started ahead.
 
+use crate::crash;
 use crate::engine::Engine;
 use crate::launch::{From, Launch};
 use crate::mapped::Mapped;
@@ -36,18 +37,22 @@ impl Engine {
         let placeholder = ahead.placeholder.clone();
         run_dir::replace(&spec.run_dir, &ahead.run_dir)
             .map_err(|error| problem::io("move", &ahead.run_dir, &error))?;
+        crash::step("start");
         let vm = ahead.vm();
         vm.bind_place(&spec.run_dir, spec.net.as_ref().map(|net| net.address));
         for forward in spec.net.iter().flat_map(|net| &net.forwards) {
             vm.add_forward(*forward).told()?;
         }
+        crash::step("start");
         vm.bind_memory(&self.dirs.memory_file(&placeholder.name), &spec.memory.path)
             .told()?;
+        crash::step("start");
         for (index, disk) in spec.disks.iter().enumerate() {
             if let Some(path) = &disk.path {
                 vm.bind_disk(index, path, disk.read_only).told()?;
             }
         }
+        crash::step("start");
         Ok((ahead.into_vm(), placeholder))
     }
 }

@@ -18,6 +18,7 @@
 //! runs, and the agent waits to be told who it is: that is why a clone cannot run user code under its parent's
 //! identity (invariant 5).
 
+use crate::crash;
 use crate::engine::Engine;
 use crate::give_up;
 use crate::guest::not_connected;
@@ -89,6 +90,7 @@ impl<'a> Held<'a> {
                 agent.release_unheard();
             }
             held.told_as("the guest's user code could not be held, so nothing was saved")?;
+            crash::step("checkpoint");
         }
         Ok(Self {
             live,
@@ -146,6 +148,7 @@ impl<'a> Still<'a> {
     fn stop(held: Held<'a>) -> Result<Self, Problem> {
         let since = Instant::now();
         held.live.vm.stop().told()?;
+        crash::step("checkpoint");
         Ok(Self {
             held: Some(held),
             since,
@@ -159,6 +162,7 @@ impl<'a> Still<'a> {
     fn go(mut self) -> Result<(Duration, Duration), Problem> {
         let held = self.held.take().expect("taken only here");
         held.live.vm.cont().told()?;
+        crash::step("checkpoint");
         let stopped = self.since.elapsed();
         Ok((stopped, held.release(stopped)?))
     }
@@ -228,7 +232,9 @@ impl Captured {
     fn take(still: &Still<'_>, room: Room) -> Result<Self, Problem> {
         let live = still.live();
         let disk = live.disk.freeze().told_as("the disk could not be frozen")?;
+        crash::step("checkpoint");
         let descriptor = live.vm.save_descriptor().told()?;
+        crash::step("checkpoint");
         let free = |own: &PageSet| {
             let mut free = live.reported().image.free_pages(live.key);
             free.and_not(own);
@@ -347,6 +353,7 @@ impl Engine {
         let record = machine.record();
         let reference = self.new_reference(&record, request.tag.as_deref())?;
         let give_up = give_up::before_pause(&live, &record, &request)?;
+        crash::step("checkpoint");
         let mapping = Mapping::find(live.vm.pid(), &live.memory_path).told()?;
         let launching = self.pool.launching();
         let (room, afterwards) = match ends {
@@ -354,8 +361,10 @@ impl Engine {
             false => self.room(&request, &record, &live, &mapping)?,
         };
         live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
+        crash::step("checkpoint");
         // From here on a daemon that finds this phase knows that the guest may stand still.
         self.update_or_not(machine, |record| record.phase = Phase::Pausing)?;
+        crash::step("checkpoint");
         let saving = Saving {
             machine,
             live: &live,
@@ -447,6 +456,7 @@ impl Engine {
         }
         let still = Still::stop(held)?;
         let mut captured = Captured::take(&still, room)?;
+        crash::step("checkpoint");
         let method = match to_move {
             true => CheckpointMethod::Handover,
             false => CheckpointMethod::Copy,
@@ -472,6 +482,7 @@ impl Engine {
             // It can be used. That its record says so has time until there is something else to say.
             machine.change(goes_on);
         }
+        crash::step("checkpoint");
         let has_unsaved = live.memory.image.unsaved().is_some();
         let (committed, mut report) = self.put(&live, record, &captured, &reference, note, progress)?;
         // The pin lasts until the machine has its own.
@@ -499,7 +510,9 @@ impl Engine {
                         running.predecessors.clear();
                     }
                 })?;
+                crash::step("checkpoint");
                 self.rebase(&live, &disk, &id);
+                crash::step("checkpoint");
                 if has_unsaved {
                     self.settle(&live, id, method)?;
                 }
@@ -512,9 +525,11 @@ impl Engine {
                     record.disk_base = id;
                     record.running = None;
                 })?;
+                crash::step("checkpoint");
                 live.expect_end();
                 still.end();
                 self.end_live(machine);
+                crash::step("checkpoint");
                 self.remove_disks(&machine.record(), None);
             }
         }
@@ -539,7 +554,9 @@ impl Engine {
         };
         let mut batch = self.store.begin().told_as(full)?;
         let memory = self.put_memory(&mut batch, live, captured, full, progress)?;
+        crash::step("checkpoint");
         let disk = put_disk(&mut batch, &captured.disk)?;
+        crash::step("checkpoint");
         let parent_memory = parent
             .as_ref()
             .and_then(|(_, snapshot)| snapshot.memory.as_ref())
@@ -579,7 +596,9 @@ impl Engine {
             ..base
         };
         let id = batch.put_snapshot(&snapshot).told_as(full)?;
+        crash::step("checkpoint");
         let committed = batch.commit(&[(reference.clone(), id)]).told_as(full)?;
+        crash::step("checkpoint");
         let stats = committed.stats;
         let private_bytes = captured.own.size_bytes();
         let clean = record

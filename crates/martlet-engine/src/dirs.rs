@@ -3,7 +3,7 @@
 //! ```text
 //! STATE/
 //!   store/             frames, packs, index: martlet-store's
-//!   engine.redb        machines, counters, traces
+//!   engine.redb        machines, counters, traces; engine.lock: of who has it open
 //!   mnt/               images as files (FUSE)
 //!   boot/ID            kernels and initramfs, by blob id
 //!   cache/             guest kernels and packages that were downloaded
@@ -128,19 +128,16 @@ impl Dirs {
         self.machine(id).join(format!("disk-{number}"))
     }
 
-    /// Removes what starts ahead left behind, of which none is alive any more.
-    pub fn clear_ahead(&self) {
-        let entries = std::fs::read_dir(self.machines()).into_iter().flatten().flatten();
-        for entry in entries.filter(|entry| {
-            entry
-                .file_name()
-                .to_string_lossy()
-                .starts_with(crate::pool::AHEAD)
-        }) {
-            if let Err(error) = std::fs::remove_dir_all(entry.path()) {
-                tracing::warn!(dir = %entry.path().display(), %error, "it stays behind");
-            }
-        }
+    /// The machines, and QEMUs started ahead, that have a directory.
+    pub fn machine_ids(&self) -> Vec<String> {
+        names_in(&self.machines()).collect()
+    }
+
+    /// A machine's disks.
+    pub fn disks(&self, id: &str) -> Vec<PathBuf> {
+        let dir = self.machine(id);
+        let disks = names_in(&dir).filter(|name| name.starts_with("disk-"));
+        disks.map(|name| dir.join(name)).collect()
     }
 
     /// Makes a machine's directory.
@@ -159,6 +156,12 @@ impl Dirs {
             .find(|dir| std::fs::metadata(dir).is_ok_and(|meta| meta.permissions().mode() & 0o001 == 0));
         blocked.map(Path::to_owned)
     }
+}
+
+/// None where there is no directory. A name that is not UTF-8 is none of ours.
+fn names_in(dir: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 fn set_mode(dir: &Path, mode: u32) -> Result<(), Problem> {

@@ -1,5 +1,6 @@
 //! Ending machines: stop, kill, rm; and rename.
 
+use crate::crash;
 use crate::engine::{Engine, lock};
 use crate::machine::{Machine, Record};
 use crate::phase::{Phase, Verb};
@@ -113,7 +114,9 @@ impl Engine {
         if let Some(live) = machine.live() {
             live.expect_end();
         }
+        crash::step("end");
         self.end_live(machine);
+        crash::step("end");
         self.repin(machine, &machine.change(|record| record.running = None));
     }
 

@@ -113,7 +113,8 @@ impl Engine {
         martlet_base::clear_abandoned(&dirs.cache());
         let store =
             Arc::new(Store::open(&dirs.store(), Arc::new(RealFiles)).told_as("the store cannot be opened")?);
-        let state = State::open(&dirs.database()).told_as("the state database cannot be opened")?;
+        let state = State::open(&dirs.database(), Arc::new(RealFiles))
+            .told_as("the state database cannot be opened")?;
         let pager = Pager::new(Arc::new(Frames(store.clone())), CACHE_BYTES);
         let registry = Registry::new();
         for log in ["martletd.log", "keeper.log"] {

@@ -1,5 +1,6 @@
 //! Forking: a checkpoint, then N starts from it, each under an identity of its own.
 
+use crate::crash;
 use crate::engine::Engine;
 use crate::identity;
 use crate::launch::{DiskFrom, Who, no_memory, now_unix_ms};
@@ -62,6 +63,7 @@ impl Engine {
                     method: request.method,
                     ..CheckpointRequest::default()
                 };
+                crash::step("fork");
                 let report = self.checkpoint_held(&machine, &operation, checkpoint, progress)?;
                 let id = report.snapshot.parse().expect("the engine's own snapshot id");
                 (id, report.pause_ms, source.to_owned())
@@ -77,6 +79,7 @@ impl Engine {
                 (id, 0.0, snapshot.machine)
             }
         };
+        crash::step("fork");
         let prefix = request.prefix.clone().unwrap_or(prefix);
         martlet_api::names::check_name(&format!("{prefix}-{}", request.count))?;
         // Held until every clone holds it itself.
@@ -89,7 +92,9 @@ impl Engine {
             prefix,
             requested,
         };
+        crash::step("fork");
         let clones = self.start_clones(&family, &request, progress);
+        crash::step("fork");
         Ok(ForkReport {
             snapshot: id.to_string(),
             pause_ms,
@@ -217,11 +222,15 @@ impl Engine {
             timeline: Timeline::default(),
             hardware: crate::run::planned_hardware(&config, snapshot),
             undo: None,
+            awaited: true,
             config,
         };
+        crash::step("fork");
         let machine = self.add(record.clone())?;
+        crash::step("fork");
         let _operation = machine.begin("fork")?;
         self.repin(&machine, &record);
+        crash::step("fork");
         let who = Who::Clone {
             parent: snapshot.machine_id.clone(),
             index,
@@ -235,6 +244,7 @@ impl Engine {
                 DiskFrom::New(disk),
                 family.requested,
             )?;
+            crash::step("fork");
             self.probe(&machine, request.probe.as_ref(), family.requested, &|_| ())
         });
         match started {

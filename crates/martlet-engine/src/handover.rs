@@ -14,6 +14,7 @@
 //! QEMU's user-mode network keeps in its process does not go along: connections end, forwards are bound again.
 
 use crate::console::Consoles;
+use crate::crash;
 use crate::engine::{Engine, lock};
 use crate::identity;
 use crate::launch::length;
@@ -98,6 +99,7 @@ impl Engine {
         let run_dir = self.dirs.run(&record.id, run_number);
         run_dir::take(&run_dir, &ahead.run_dir)
             .map_err(|error| problem::io("move", &ahead.run_dir, &error))?;
+        crash::step("handover");
         let address = Ipv4Addr::from(identity::address(record.number));
         ahead.vm().bind_place(&run_dir, Some(address));
         let memory = self
@@ -106,6 +108,7 @@ impl Engine {
         let placeholder = ahead.placeholder.clone();
         let shown = [&placeholder, &memory].map(|mapped| self.dirs.memory_file(&mapped.name));
         ahead.vm().bind_memory(&shown[0], &shown[1]).told()?;
+        crash::step("handover");
         let user_number = ahead.number;
         let user = self.qemu_user(user_number);
         let (uid, gid) = user.map_or_else(crate::launch::current_ids, |user| (user.uid, user.gid));
@@ -136,6 +139,7 @@ impl Engine {
                 return Err(problem);
             }
         };
+        crash::step("handover");
         let key = VmKey(self.next_key());
         self.registry.set_owner(ahead.pid(), key);
         Ok(Successor {
@@ -201,12 +205,14 @@ impl Engine {
                 "memory was read before it was there",
             ));
         }
+        crash::step("handover");
         let old_dir = self.run_dir(before);
         run_dir::carry_logs(&old_dir, &successor.run_dir)
             .map_err(|error| problem::io("copy the logs to", &successor.run_dir, &error))?;
         let said_bytes = length(&old_dir.join(CONSOLE_LOG)).saturating_sub(old.console_begin_bytes);
         let console_begin_bytes = length(&successor.run_dir.join(CONSOLE_LOG)).saturating_sub(said_bytes);
         let vm = successor.vm.as_ref().expect("it is there until it is taken");
+        crash::step("handover");
         for port in &before.config.ports {
             // One that is not there any more is not missed.
             let _ = old.vm.remove_forward(port.host_port);
@@ -216,7 +222,9 @@ impl Engine {
             })
             .told()?;
         }
+        crash::step("handover");
         vm.load_descriptor(descriptor).told()?;
+        crash::step("handover");
         let live = Arc::new(Live {
             vm: successor.vm.take().expect("it was there above"),
             agent: Mutex::new(old.agent()),
@@ -245,7 +253,9 @@ impl Engine {
             record.running = Some(running);
             record.run_number = successor.run_number;
         })?;
+        crash::step("handover");
         live.vm.cont().told()?;
+        crash::step("handover");
         successor.is_owner = true;
         {
             let mut predecessors = lock(&live.predecessors);
@@ -254,6 +264,7 @@ impl Engine {
         }
         machine.set_live(Some(live.clone()));
         self.watch(machine, &live);
+        crash::step("handover");
         Ok((live, agent_socket))
     }
 
@@ -278,6 +289,7 @@ impl Engine {
         id: SnapshotId,
         method: CheckpointMethod,
     ) -> Result<(), Problem> {
+        crash::step("handover");
         let snapshot = self.store.snapshot(&id).told()?;
         let memory = snapshot.memory.ok_or_else(|| crate::launch::no_memory(&id))?;
         let manifest = self.store.manifest(&memory.manifest).told()?;
@@ -286,7 +298,9 @@ impl Engine {
             _ => self.images.settle_alone(&live.memory, id, manifest),
         }
         let predecessors = std::mem::take(&mut *lock(&live.predecessors));
+        crash::step("handover");
         predecessors.into_iter().for_each(Predecessor::end);
+        crash::step("handover");
         Ok(())
     }
 }

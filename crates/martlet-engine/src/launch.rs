@@ -11,6 +11,7 @@
 //! files are withdrawn, a disk made for this start is deleted. So a start fails closed, whatever fails.
 
 use crate::console::Consoles;
+use crate::crash;
 use crate::engine::Engine;
 use crate::identity;
 use crate::live::Live;
@@ -171,12 +172,16 @@ impl Engine {
         let _launching = self.pool.launching();
         self.check_memory(&launch)?;
         let ahead = self.take_ahead(&launch, &hardware);
+        crash::step("start");
         let files = self.files(&launch, ahead.as_ref())?;
+        crash::step("start");
         let spawned = self.spawn(&launch, &hardware, files, ahead)?;
+        crash::step("start");
         let agent = match self.has_agent(&launch) {
             true => Some(self.connect(&launch)?),
             false => None,
         };
+        crash::step("start");
         if let From::Snapshot(_, snapshot) = &launch.from {
             let memory = snapshot
                 .memory
@@ -192,15 +197,19 @@ impl Engine {
             load_ms: Some(since_ms(Instant::now())),
             ..Timeline::default()
         };
+        crash::step("start");
         let running = spawned.vm().cont().told()?;
+        crash::step("start");
         timeline.first_instruction_ms = Some(since_ms(running));
         let prefetcher = self.prefetch(&launch, &spawned.files.memory);
         if let Some(agent) = &agent {
             self.confirm(&launch, agent, spawned.vm())
                 .map_err(|p| problem::of_guest(spawned.vm(), self.with_last_words(p, spawned.vm())))?;
+            crash::step("start");
             first_exec(agent).or_else(|error| Err(error).told_as(never_executed(spawned.vm())))?;
             timeline.first_exec_ms = Some(since_ms(Instant::now()));
         }
+        crash::step("start");
         let mut spawned = spawned;
         spawned.files.kept = true;
         let vm = spawned.vm.take().expect("nobody took it before");
@@ -289,6 +298,7 @@ impl Engine {
         };
         let memory = self.images.map(snapshot, manifest, None)?;
         self.dirs.create_machine(&record.id)?;
+        crash::step("start");
         let disk_dir = self.dirs.disk(&record.id, record.disk_number);
         let (disk, made_disk) = match &launch.disk {
             DiskFrom::New(manifest) => (
@@ -301,8 +311,12 @@ impl Engine {
                 .told()?,
                 true,
             ),
-            DiskFrom::Kept(manifest) => (self.open_disk(&disk_dir, manifest)?, false),
+            DiskFrom::Kept(manifest) => (
+                self.open_disk(&disk_dir, manifest, record.config.disk_bytes)?,
+                false,
+            ),
         };
+        crash::step("start");
         let user_number = ahead.map(|ahead| ahead.number);
         let user = self.qemu_user(user_number.unwrap_or(record.number));
         let (uid, gid) = user
@@ -334,10 +348,15 @@ impl Engine {
     }
 
     /// Opens a disk that was in use until just now: who looked at the machine last may not have let go of it yet.
-    fn open_disk(&self, dir: &Path, manifest: &Arc<Manifest>) -> Result<Arc<CowDisk>, Problem> {
+    fn open_disk(
+        &self,
+        dir: &Path,
+        manifest: &Arc<Manifest>,
+        size_bytes: u64,
+    ) -> Result<Arc<CowDisk>, Problem> {
         let deadline = Instant::now() + RELEASE_TIMEOUT;
         loop {
-            match CowDisk::open(dir, self.pager.clone(), manifest.clone()) {
+            match CowDisk::open(dir, self.pager.clone(), manifest.clone(), size_bytes) {
                 Err(DiskError::InUse { .. }) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
@@ -477,6 +496,7 @@ impl Engine {
         client
             .identify(&self.identity(launch), timeout)
             .told_as("the guest did not take on its identity, so it was not started")?;
+        crash::step("start");
         client
             .release(Some(now_unix_ns()))
             .told_as("the guest did not go on")?;

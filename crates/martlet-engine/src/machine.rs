@@ -55,6 +55,9 @@ pub struct Record {
     /// While a restore is under way: what the machine is again if it does not succeed.
     #[serde(default)]
     pub undo: Option<Undo>,
+    /// While its first start is under way and a command waits for it: if that does not succeed, it is forgotten.
+    #[serde(default)]
+    pub awaited: bool,
 }
 
 impl Record {

@@ -10,7 +10,8 @@
 //! QEMU processes are the keeper's children and their memory and disks are files of a mount whose connection the keeper
 //! holds too, so nothing of a running machine ends with the daemon. The order matters: a QEMU that waits for a page
 //! answers nobody, so nothing is asked of it before its page faults are served. What was half done is taken back:
-//! a restore to what the machine was before, a checkpoint to the running machine, a first start to a failed one.
+//! a restore to what the machine was before, a checkpoint to the running machine, a first start to nothing (in the
+//! background: to a failed one).
 
 use crate::console::Consoles;
 use crate::engine::{Engine, lock};
@@ -76,7 +77,7 @@ impl Engine {
             }
         }
         self.end_strays();
-        self.dirs.clear_ahead();
+        self.remove_leftovers();
         Ok(found)
     }
 
@@ -159,6 +160,7 @@ impl Engine {
             &self.dirs.disk(&record.id, record.disk_number),
             self.pager.clone(),
             below,
+            record.config.disk_bytes,
         )
         .told()?;
         let user = self.qemu_user(running.user_number.unwrap_or(record.number));

@@ -1,5 +1,6 @@
 //! Starting machines: run, start, resume, rollback.
 
+use crate::crash;
 use crate::engine::{Engine, lock};
 use crate::identity;
 use crate::launch::{DiskFrom, From, Launch, Launched, Who, no_memory, now_unix_ms};
@@ -73,9 +74,11 @@ impl Engine {
             timeline: Timeline::default(),
             hardware: planned_hardware(&config, &snapshot),
             undo: None,
+            awaited: !request.detach,
             config,
         };
         let machine = self.add(record.clone())?;
+        crash::step("start");
         let operation = machine.begin("run")?;
         self.repin(&machine, &record);
         let start = FirstStart {
@@ -262,6 +265,7 @@ impl Engine {
             record.disk_number += 1;
             record.generation = snapshot.generation.max(record.generation) + 1;
         });
+        crash::step("start");
         let started = begun.and_then(|()| self.disk_of(&snapshot)).and_then(|disk| {
             let disk = DiskFrom::New(disk);
             self.launch_machine(machine, id, &snapshot, Who::Same, disk, requested)
@@ -269,6 +273,7 @@ impl Engine {
         match started {
             Ok(()) => {
                 let record = machine.record();
+                crash::step("start");
                 self.remove_disks(&record, Some(record.disk_number));
                 Ok(())
             }
@@ -320,6 +325,7 @@ impl Engine {
         requested: Instant,
     ) -> Result<(), Problem> {
         let begun = self.update(machine, When::Later, |record| record.phase = Phase::Starting);
+        crash::step("start");
         let init = init_of(snapshot);
         let from = match (&snapshot.memory, &snapshot.boot) {
             (Some(_), _) => From::Snapshot(id, Box::new(snapshot.clone())),
@@ -361,9 +367,11 @@ impl Engine {
         } = launched;
         let live = Arc::new(live);
         machine.set_live(Some(live.clone()));
+        crash::step("start");
         let entered = self.update(machine, When::Now, |record| {
             record.phase = Phase::Running;
             record.undo = None;
+            record.awaited = false;
             record.agent = live.agent().is_some();
             record.timeline = timeline;
             record.hardware = hardware;
@@ -376,6 +384,7 @@ impl Engine {
             self.end_live(machine);
             return Err(problem);
         }
+        crash::step("start");
         self.watch(machine, &live);
         Ok(())
     }
@@ -521,9 +530,11 @@ impl Engine {
             });
             return Err(error).told_as(format!("machine {} cannot be forgotten", record.name));
         }
+        crash::step("end");
         lock(&self.machines).remove(&record.name);
         machine.set_pins(Vec::new());
         let _ = std::fs::remove_dir_all(self.dirs.machine(&record.id));
+        crash::step("end");
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Snapshots as people see them: list, log, diff, tag, rm; and the store's gc, verify, df.
 
+use crate::crash;
 use crate::engine::Engine;
 use crate::problem::Told;
 use crate::run::init_of;
@@ -105,7 +106,9 @@ impl Engine {
             None => others,
         };
         for name in &gone {
+            crash::step("end");
             self.move_latest(name, &id)?;
+            crash::step("end");
             self.store.remove_ref(name).told()?;
         }
         if last {
@@ -182,11 +185,14 @@ impl Engine {
         let report = self
             .store
             .gc(dry_run, &mut |done, total| {
+                crash::step("gc");
                 progress(items("collecting", done, total))
             })
             .told()?;
+        crash::step("gc");
         if !dry_run {
             self.remove_unused_boot_files();
+            crash::step("gc");
         }
         Ok(GcReport {
             dry_run: report.dry_run,

@@ -6,12 +6,17 @@
 //!
 //! A write that fails, as on a full disk, leaves the database closed: redb takes no other after it. The next access opens
 //! it anew, as after a crash.
+//!
+//! A new database is made beside its place, and put there when it is whole: half of one could never be opened.
 
+use martlet_store::{Backend, Files};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::any::Any;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Of the database's pages, this much is kept in memory.
 const CACHE_BYTES: usize = 4 << 20;
@@ -30,12 +35,15 @@ pub enum StateError {
     /// A record that does not decode.
     #[error("a record in the state database is damaged: {0}")]
     Damaged(#[from] serde_json::Error),
+    /// Another process has it open.
+    #[error("the state database is in use by another process")]
+    InUse,
 }
 
 impl StateError {
     /// No room left for the database?
     pub fn is_no_space(&self) -> bool {
-        matches!(self, Self::Database(redb::Error::Io(error)) if error.raw_os_error() == Some(libc::ENOSPC))
+        matches!(self, Self::Database(redb::Error::Io(error)) if error.kind() == io::ErrorKind::StorageFull)
     }
 }
 
@@ -52,6 +60,12 @@ from_redb!(
     redb::CommitError
 );
 
+impl From<io::Error> for StateError {
+    fn from(error: io::Error) -> Self {
+        Self::Database(redb::Error::Io(error))
+    }
+}
+
 /// How soon a write must survive a crash of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
@@ -63,13 +77,18 @@ pub enum When {
 
 /// The state database.
 pub struct State {
+    files: Arc<dyn Files>,
     path: PathBuf,
+    _lock: Box<dyn Any + Send + Sync>,
     /// None after a failed write.
     database: Mutex<Option<Database>>,
 }
 
-fn open(path: &Path) -> Result<Database, StateError> {
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+/// The database in a file, made if the file is empty.
+fn open_in(file: Arc<dyn martlet_store::File>) -> Result<Database, StateError> {
+    let database = Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .create_with_backend(Backend(file))?;
     let transaction = database.begin_write()?;
     transaction.open_table(MACHINES)?;
     transaction.open_table(COUNTERS)?;
@@ -79,12 +98,38 @@ fn open(path: &Path) -> Result<Database, StateError> {
     Ok(database)
 }
 
+fn open(files: &dyn Files, path: &Path) -> Result<Database, StateError> {
+    match files.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make(files, path)?;
+            open_in(files.open(path)?)
+        }
+        file => open_in(file?),
+    }
+}
+
+/// A new database, in its place once all of it is durable.
+fn make(files: &dyn Files, path: &Path) -> Result<(), StateError> {
+    let new = path.with_extension("new");
+    match files.remove(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => drop(open_in(files.create(&new)?)?),
+    }
+    files.rename(&new, path)?;
+    Ok(files.sync_dir(path.parent().unwrap_or(Path::new(".")))?)
+}
+
 impl State {
-    /// Opens or creates the database.
-    pub fn open(path: &Path) -> Result<Self, StateError> {
+    /// Opens or creates the database. One process at a time.
+    pub fn open(path: &Path, files: Arc<dyn Files>) -> Result<Self, StateError> {
+        let lock = files
+            .lock(&path.with_extension("lock"))?
+            .ok_or(StateError::InUse)?;
         Ok(Self {
+            database: Mutex::new(Some(open(&*files, path)?)),
+            files,
             path: path.to_owned(),
-            database: Mutex::new(Some(open(path)?)),
+            _lock: lock,
         })
     }
 
@@ -93,7 +138,7 @@ impl State {
         let mut database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let opened = match database.take() {
             Some(opened) => opened,
-            None => open(&self.path)?,
+            None => open(&*self.files, &self.path)?,
         };
         let done = work(&opened);
         if !matches!(done, Err(StateError::Database(redb::Error::Io(_)))) {
@@ -209,81 +254,5 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn records_and_counters_survive_reopening() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.redb");
-        {
-            let state = State::open(&path).unwrap();
-            state
-                .put_machine("a", &serde_json::json!({"name": "web"}), When::Now)
-                .unwrap();
-            assert_eq!(state.next("machine").unwrap(), 1);
-            assert_eq!(state.take("machine", 8).unwrap(), 2);
-            state.put_trace("s", b"abc").unwrap();
-            state.put_setting("fuse", &7u32).unwrap();
-        }
-        let state = State::open(&path).unwrap();
-        assert_eq!(
-            state.machines::<serde_json::Value>().unwrap(),
-            [serde_json::json!({"name": "web"})]
-        );
-        assert_eq!(state.next("machine").unwrap(), 10);
-        assert_eq!(state.trace("s").unwrap().as_deref(), Some(&b"abc"[..]));
-        assert_eq!(state.setting::<u32>("fuse").unwrap(), Some(7));
-        state.remove_machine("a").unwrap();
-        assert!(state.machines::<serde_json::Value>().unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_database_is_opened_by_one_process_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state.redb");
-        let _first = State::open(&path).unwrap();
-        assert!(matches!(State::open(&path), Err(StateError::Database(_))));
-    }
-
-    /// A file system of 1 MiB, gone at the end.
-    struct Small(tempfile::TempDir);
-
-    impl Small {
-        fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let mount = std::process::Command::new("mount")
-                .args(["-t", "tmpfs", "-o", "size=1M", "small"])
-                .arg(dir.path())
-                .status();
-            assert!(mount.unwrap().success());
-            Self(dir)
-        }
-    }
-
-    impl Drop for Small {
-        fn drop(&mut self) {
-            let _ = std::process::Command::new("umount")
-                .arg("-l")
-                .arg(self.0.path())
-                .status();
-        }
-    }
-
-    #[test]
-    fn a_full_disk_costs_the_write_that_found_it_and_no_other() {
-        let small = Small::new();
-        let state = State::open(&small.0.path().join("state.redb")).unwrap();
-        state.put_machine("a", &"kept", When::Now).unwrap();
-        let large = "x".repeat(300 << 10);
-        let failed = (0..8).find_map(|n| state.put_machine(&format!("large-{n}"), &large, When::Now).err());
-        let failed = failed.expect("there is no room for all of them");
-        assert!(failed.is_no_space(), "{failed}");
-        for n in 0..8 {
-            // What no room was found for is not there, and is no harm to remove.
-            state.remove_machine(&format!("large-{n}")).unwrap();
-        }
-        state.put_machine("b", &"kept too", When::Now).unwrap();
-        assert_eq!(state.machines::<String>().unwrap(), ["kept", "kept too"]);
-    }
-}
+#[path = "state_tests.rs"]
+mod tests;

@@ -116,7 +116,7 @@ impl Drop for Served {
 fn reopen(dir: &Path, pager: &Arc<Pager>, manifest: &Arc<Manifest>) -> Arc<CowDisk> {
     let start = Instant::now();
     loop {
-        match CowDisk::open(dir, pager.clone(), manifest.clone()) {
+        match CowDisk::open(dir, pager.clone(), manifest.clone(), PAGES * 4096) {
             Ok(disk) => return disk,
             Err(error) => assert!(start.elapsed() < Duration::from_secs(20), "{error}"),
         }

@@ -349,12 +349,12 @@ fn a_removed_disk_is_let_go_when_it_is_closed() {
     assert!(registry.remove_disk("d"));
     file.read_exact_at(&mut [0; 100], 5000).unwrap();
     assert!(
-        CowDisk::open(store.path(), pager.clone(), manifest.clone()).is_err(),
+        CowDisk::open(store.path(), pager.clone(), manifest.clone(), 64 * 4096).is_err(),
         "in use"
     );
     drop(file);
     let start = Instant::now();
-    while CowDisk::open(store.path(), pager.clone(), manifest.clone()).is_err() {
+    while CowDisk::open(store.path(), pager.clone(), manifest.clone(), 64 * 4096).is_err() {
         assert!(start.elapsed() < Duration::from_secs(20), "the kernel keeps it");
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -14,6 +14,9 @@ pub enum Fault {
     NoSpace,
     /// The device fails, half-way through the write; it keeps failing until [`FaultyFiles::mend`].
     Broken,
+    /// The power goes just before the operation: nothing of it happens, nor of anything after it until
+    /// [`FaultyFiles::crash`], which says what is left.
+    NoPower,
 }
 
 /// The disk. Clones are the same disk.
@@ -32,6 +35,8 @@ struct Disk {
     epoch: u64,
     fault: Option<(u64, Fault)>,
     writes: u64,
+    /// Everything that changes the disk or waits for it: writes, and syncs and removals too.
+    operations: u64,
 }
 
 #[derive(Debug, Default)]
@@ -68,10 +73,14 @@ impl FaultyFiles {
         Self::default()
     }
 
-    /// From the `after`-th write from now on, everything that writes fails.
+    /// From the `after`-th write from now on, everything that writes fails; the power goes at the `after`-th operation.
     pub fn fail_after(&self, after: u64, fault: Fault) {
         let mut disk = self.disk();
-        disk.fault = Some((disk.writes + after, fault));
+        let so_far = match fault {
+            Fault::NoPower => disk.operations,
+            Fault::NoSpace | Fault::Broken => disk.writes,
+        };
+        disk.fault = Some((so_far + after, fault));
     }
 
     /// The disk works again.
@@ -82,6 +91,11 @@ impl FaultyFiles {
     /// Writes so far.
     pub fn writes(&self) -> u64 {
         self.disk().writes
+    }
+
+    /// Writes, syncs and removals so far: the power may go before each of them.
+    pub fn operations(&self) -> u64 {
+        self.disk().operations
     }
 
     /// The machine loses power. What was synced is kept; of every file's other writes an arbitrary part is, chosen by
@@ -176,11 +190,30 @@ impl FaultyFiles {
 }
 
 impl Disk {
+    /// Counts an operation; the error if the power is gone.
+    fn operate(&mut self) -> Result<(), Fault> {
+        self.operations += 1;
+        match self.fault {
+            Some((at, Fault::NoPower)) if self.operations > at => Err(Fault::NoPower),
+            _ => Ok(()),
+        }
+    }
+
     /// Counts a write; the error if it is one that fails.
     fn write(&mut self) -> Result<(), Fault> {
+        self.operate()?;
         self.writes += 1;
         match self.fault {
-            Some((at, fault)) if self.writes > at => Err(fault),
+            Some((at, fault @ (Fault::NoSpace | Fault::Broken))) if self.writes > at => Err(fault),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts a sync; the error if the device fails.
+    fn sync(&mut self) -> Result<(), Fault> {
+        self.operate()?;
+        match self.fault {
+            Some((at, Fault::Broken)) if self.writes >= at => Err(Fault::Broken),
             _ => Ok(()),
         }
     }
@@ -191,6 +224,7 @@ impl From<Fault> for io::Error {
         match fault {
             Fault::NoSpace => io::ErrorKind::StorageFull.into(),
             Fault::Broken => io::Error::other("the device failed"),
+            Fault::NoPower => io::Error::other("the machine has lost power"),
         }
     }
 }
@@ -218,8 +252,9 @@ impl Files for FaultyFiles {
         Ok(())
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.disk()
-            .names
+        let mut disk = self.disk();
+        disk.operate()?;
+        disk.names
             .remove(path)
             .map(drop)
             .ok_or(io::ErrorKind::NotFound.into())
@@ -240,11 +275,7 @@ impl Files for FaultyFiles {
     }
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.disk();
-        if let Some((at, Fault::Broken)) = disk.fault
-            && disk.writes >= at
-        {
-            return Err(Fault::Broken.into());
-        }
+        disk.sync()?;
         let inside = |path: &Path| path.parent() == Some(dir);
         let now: Vec<_> = disk
             .names
@@ -301,6 +332,9 @@ impl Handle {
 
     fn change(&self, operation: Operation) -> io::Result<()> {
         let fault = self.files.disk().write().err();
+        if fault == Some(Fault::NoPower) {
+            return Err(Fault::NoPower.into());
+        }
         let mut node = self.node()?;
         let shrinks = matches!(operation, Operation::SetSize(size) if size <= node.now.len() as u64);
         let (operation, result) = match (fault, operation) {
@@ -325,6 +359,9 @@ impl File for Handle {
     }
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let node = self.node()?;
+        if out.is_empty() {
+            return Ok(()); // wherever that is
+        }
         let bytes = usize::try_from(offset)
             .ok()
             .and_then(|at| node.now.get(at..)?.get(..out.len()));
@@ -338,13 +375,7 @@ impl File for Handle {
         self.change(Operation::SetSize(size))
     }
     fn sync(&self) -> io::Result<()> {
-        let broken = {
-            let disk = self.files.disk();
-            matches!(disk.fault, Some((at, Fault::Broken)) if disk.writes >= at)
-        };
-        if broken {
-            return Err(Fault::Broken.into());
-        }
+        self.files.disk().sync()?;
         let mut node = self.node()?;
         let node = &mut *node;
         for operation in node.unsynced.drain(..) {

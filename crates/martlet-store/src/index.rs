@@ -10,13 +10,12 @@
 //!
 //! A database that has met a write error refuses everything from then on; [`Index::reopen`] starts it afresh.
 
-use crate::files::{File, Files};
+use crate::backend::Backend;
+use crate::files::Files;
 use crate::record::Key;
 use crate::{Result, Root, StoreError};
 use martlet_image::{Codec, FrameId};
-use redb::{
-    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend, TableDefinition,
-};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -349,27 +348,5 @@ fn failure(error: redb::Error) -> StoreError {
         redb::Error::Io(error) => StoreError::io("writing or reading the index")(error),
         redb::Error::PreviousIo | redb::Error::DatabaseClosed => StoreError::Unsettled,
         error => StoreError::Index(error.to_string()),
-    }
-}
-
-/// redb on one of our files.
-#[derive(Debug)]
-struct Backend(Arc<dyn File>);
-
-impl StorageBackend for Backend {
-    fn len(&self) -> io::Result<u64> {
-        self.0.size()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, out)
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_size(len)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, data)
     }
 }

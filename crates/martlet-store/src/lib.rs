@@ -9,6 +9,7 @@
 //! Objects are named by the BLAKE3 hash of their content and verified on every read. [`Store`] reads and names,
 //! [`Batch`] writes. `docs/format.md` describes the bytes.
 
+mod backend;
 mod batch;
 mod cache;
 mod error;
@@ -26,6 +27,7 @@ mod root;
 mod store;
 mod verify;
 
+pub use backend::Backend;
 pub use batch::{Batch, Committed, IngestStats};
 pub use error::{Result, StoreError};
 pub use files::{File, Files, RealFiles};

@@ -109,3 +109,35 @@ fn scans_and_roots_bear_damaged_bytes() {
         }
     }
 }
+
+#[test]
+fn an_index_with_any_byte_damaged_is_mended() {
+    let index = Path::new("/store/index.redb");
+    for round in 0..120u64 {
+        let files = FaultyFiles::new();
+        let open = || Store::open(Path::new("/store"), Arc::new(files.clone())).unwrap();
+        let names: Vec<RefName> = ["a:1", "b:1"].map(|name| name.parse().unwrap()).into();
+        let store = open();
+        for name in &names {
+            save(&store, name, name.tag()).unwrap();
+        }
+        let refs = store.refs();
+        drop(store);
+        let size = files.size_of(index).unwrap() as u64;
+        // Headers are where most of the damage can be done.
+        let spread = if round % 2 == 0 { 512 } else { size };
+        for flip in 0..3 {
+            let at = (round * 7 + flip).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
+            files.damage(index, (at % spread) as usize, 1 << (at % 8));
+        }
+        let store = open();
+        assert_eq!(store.refs(), refs, "round {round}");
+        assert_eq!(
+            store.verify(&[], &mut |_, _| {}).unwrap().damaged,
+            [],
+            "round {round}"
+        );
+        save(&store, &"c:1".parse().unwrap(), "more").unwrap();
+        assert_eq!(store.refs().len(), 3);
+    }
+}

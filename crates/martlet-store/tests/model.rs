@@ -1,17 +1,15 @@
 //! Random histories against a reference model: whatever happens to the disk, a committed snapshot reads back to the
 //! byte, and one that was not committed does not exist.
 
-use martlet_image::{
-    DiskRecord, Manifest, ManifestId, MemoryRecord, PAGE_SIZE, PageLocation, SnapshotId, SnapshotRecord,
-};
+mod support;
+
+use martlet_image::{DiskRecord, Manifest, ManifestId, MemoryRecord, PAGE_SIZE, SnapshotId, SnapshotRecord};
 use martlet_store::faulty::{Fault, FaultyFiles};
-use martlet_store::{Batch, Options, Pin, RefName, Store, StoreError};
+use martlet_store::{Batch, Pin, RefName, Store, StoreError};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
+use support::{IMAGE_BYTES, IMAGE_PAGES, Image, assert_holds, dir, open, page};
 
-const IMAGE_PAGES: u64 = 40;
 const NAMES: u8 = 4;
 
 #[derive(Debug, Clone)]
@@ -73,8 +71,6 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..25)
 }
 
-type Image = BTreeMap<u64, u8>;
-
 /// What the store has to say.
 #[derive(Default)]
 struct Model {
@@ -90,32 +86,6 @@ struct World {
     /// A commit that failed and whose outcome only the next opening tells.
     in_doubt: Option<(RefName, SnapshotId, Image)>,
     clock: u64,
-}
-
-fn page(content: u8) -> [u8; PAGE_SIZE] {
-    let mut page = [0; PAGE_SIZE];
-    if content > 0 {
-        // Some compress and some do not.
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&[content]);
-        let len = if content.is_multiple_of(2) { PAGE_SIZE } else { 64 };
-        hasher.finalize_xof().fill(&mut page[..len]);
-    }
-    page
-}
-
-fn dir() -> &'static Path {
-    Path::new("/store")
-}
-
-fn open(files: &FaultyFiles) -> Result<Store, StoreError> {
-    Store::open_with(
-        dir(),
-        Arc::new(files.clone()),
-        Options {
-            pack_bytes_max: 40_000,
-        },
-    )
 }
 
 fn name(number: u8) -> RefName {
@@ -168,7 +138,7 @@ impl World {
         }
         let manifest = batch.put_manifest(&manifest, parent_manifest)?;
         let descriptor = batch.put_blob(&self.clock.to_le_bytes().repeat(20))?;
-        let size_bytes = IMAGE_PAGES * PAGE_SIZE as u64;
+        let size_bytes = IMAGE_BYTES;
         let record = SnapshotRecord {
             machine: "vm".into(),
             created_unix_ms: self.clock,
@@ -307,19 +277,7 @@ impl World {
                 store.blob(&memory.descriptor).unwrap(),
                 record.created_unix_ms.to_le_bytes().repeat(20)
             );
-            let manifest = store.manifest(&memory.manifest).unwrap();
-            let image = &self.model.snapshots[&id];
-            for at in 0..IMAGE_PAGES {
-                let expected = page(image.get(&at).copied().unwrap_or(0));
-                match manifest.locate(at) {
-                    PageLocation::Zero => assert!(expected.iter().all(|b| *b == 0), "page {at} of {id}"),
-                    PageLocation::Frame { frame, slot } => {
-                        let frame = store.frame(&frame).unwrap();
-                        let start = usize::from(slot) * PAGE_SIZE;
-                        assert!(frame[start..start + PAGE_SIZE] == expected, "page {at} of {id}");
-                    }
-                }
-            }
+            assert_holds(&store, &memory.manifest, &self.model.snapshots[&id]);
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use martlet_vm::process::{ChildState, ExitStatus, SpawnRequest};
 use martlet_vm::{KeeperClient, KeeperProgram, SpawnError, Spawner};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
+use proptest::prelude::*;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -254,5 +256,54 @@ fn it_ends_when_nobody_could_want_it_any_more() {
     while Path::new(&format!("/proc/{keeper_pid}")).exists() {
         assert!(Instant::now() < deadline + SOON, "the keeper stays for nothing");
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What the keeper is asked, and what is not that: bytes changed, cut off, or never such a thing.
+fn packets() -> impl Strategy<Value = Vec<u8>> {
+    const REQUESTS: [&str; 7] = [
+        r#"{"state":{"pid":4000000}}"#,
+        r#"{"signal":{"pid":4000000,"signal":0}}"#,
+        r#"{"forget":{"pid":4000000}}"#,
+        r#""children""#,
+        r#"{"put_fd":{"name":"nothing"}}"#,
+        r#"{"get_fd":{"name":"nothing"}}"#,
+        r#"{"adopt":{"pid":4000000,"tag":"t","log":"/nowhere/log"}}"#,
+    ];
+    let request = prop::sample::select(&REQUESTS[..]).prop_map(|text| text.as_bytes().to_vec());
+    let changed = (
+        request,
+        prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        any::<bool>(),
+    );
+    let changed = changed.prop_map(|(mut bytes, changes, is_cut)| {
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if is_cut && at > 0 {
+                bytes.truncate(at);
+            }
+        }
+        bytes
+    });
+    prop_oneof![changed, prop::collection::vec(any::<u8>(), 1..2000)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn packets_of_any_bytes_are_answered_and_harm_no_child(packets in prop::collection::vec(packets(), 1..20)) {
+        let kept = Kept::new();
+        let client = kept.client();
+        let child = client.spawn(&shell("exec sleep 1000"), vec![]).unwrap();
+        let stranger = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(stranger.as_raw_fd(), &UnixAddr::new(&kept.socket()).unwrap()).unwrap();
+        for packet in &packets {
+            send(stranger.as_raw_fd(), packet, MsgFlags::empty()).unwrap();
+            let mut answer = vec![0; 64 << 10];
+            let length = recv(stranger.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
+            prop_assert!(length > 0, "the keeper hung up");
+        }
+        prop_assert_eq!(client.state(child).unwrap(), ChildState::Running);
     }
 }

@@ -259,3 +259,37 @@ fn a_followed_log_ends_with_its_machine_and_has_its_last_words() {
     assert_eq!(lines.next().as_deref(), Some("last words"));
     assert_eq!(lines.next(), None);
 }
+
+#[test]
+fn requests_of_any_bytes_leave_the_server_as_it_was() {
+    let served = Served::new(Fake::with(&["web"]));
+    let whole = [
+        "GET /v1/machines/web HTTP/1.1\r\nHost: x\r\n\r\n",
+        "POST /v1/machines HTTP/1.1\r\nHost: x\r\nContent-Length: 17\r\n\r\n{\"from\":\"debian\"}",
+        "POST /v1/machines/web/exec HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"a\":\r\n0\r\n\r\n",
+    ];
+    let mut random = 1u64;
+    let mut next = move |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as usize % below
+    };
+    for round in 0..400 {
+        let mut bytes = whole[round % whole.len()].as_bytes().to_vec();
+        for _ in 0..1 + next(4) {
+            let at = next(bytes.len());
+            match next(4) {
+                0 => bytes[at] = next(256) as u8,
+                1 => bytes.truncate(at.max(1)),
+                2 => bytes.insert(at, next(256) as u8),
+                _ => bytes.extend_from_within(at..),
+            }
+        }
+        let mut stream = UnixStream::connect(served.socket()).unwrap();
+        let _ = stream.write_all(&bytes); // it may have had enough
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    assert_eq!(get(&served, "/v1/machines/web").status, 200);
+}

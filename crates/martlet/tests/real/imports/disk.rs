@@ -15,7 +15,7 @@ fn tool(program: &str, args: &[&str]) {
 }
 
 /// An ext4 file system with an init of its own: busybox's, which proves by a file that it was process 1.
-fn file_system(dir: &Path) -> PathBuf {
+pub fn file_system(dir: &Path) -> PathBuf {
     let tree = dir.join("tree");
     for name in ["bin", "sbin", "etc", "dev", "proc", "sys", "run", "tmp"] {
         fs::create_dir_all(tree.join(name)).unwrap();

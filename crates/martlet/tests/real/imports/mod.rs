@@ -1,6 +1,7 @@
 //! Whatever is imported boots and is usable: OCI images, bare file systems, partitioned disks, disks with a boot loader of
 //! their own. Content is busybox, so that each is made and booted in seconds.
 
+mod cut_short;
 mod disk;
 mod oci;
 

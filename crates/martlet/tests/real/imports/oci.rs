@@ -134,7 +134,7 @@ fn config(layers: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// A layout as registries' tools write it: a platform's manifest in an index, the second layer compressed.
-fn write_layout(dir: &Path) {
+pub fn write_layout(dir: &Path) {
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let put = |kind: &str, bytes: &[u8]| {
