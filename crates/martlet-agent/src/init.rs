@@ -51,6 +51,7 @@ fn boot() -> io::Result<Never> {
     }
     let boot = Boot::parse(&fs::read_to_string("/proc/cmdline")?);
     load_modules(Path::new("/modules"));
+    report_single_pages();
     if let Some(root) = &boot.root {
         mount_root(root)?;
         move_into_root()?;
@@ -169,6 +170,13 @@ fn mount_kernel_file_systems() -> io::Result<()> {
 fn is_mount_point(path: &Path) -> bool {
     let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
     device(path) != path.parent().and_then(device)
+}
+
+/// Has the kernel report single free pages, not only blocks of 2 MiB, of which a guest that has run for a while has few. On
+/// its command line this would do nothing: the balloon's driver sets it to its own choice when it is loaded.
+fn report_single_pages() {
+    // A kernel that cannot be told reports what it likes.
+    let _ = fs::write("/sys/module/page_reporting/parameters/page_reporting_order", "0");
 }
 
 /// Loads them in order of their names; what lacks a symbol is tried again after the others.

@@ -22,12 +22,9 @@ pub(crate) const DEFAULT_SUITE: &str = "bookworm";
 ///   broken; the agent sets the time after a restore.
 /// - `random.trust_cpu=on`: early entropy; the agent reseeds clones.
 /// - `init_on_free=0`: zeroing freed pages would touch what free-page reporting is about to give back.
-/// - `page_reporting_order=0`: single free pages are reported too, not only blocks of 2 MiB, of which a guest that has run
-///   for a while has few (docs/dead-bytes.md).
 /// - `cryptomgr.notests`: 0.35 s of a boot under emulation.
 const COMMON: &str = "console=ttyS0 quiet rw rootfstype=ext4 panic=-1 net.ifnames=0 tsc=reliable no_timer_check \
-    noreplace-smp random.trust_cpu=on init_on_free=0 page_reporting.page_reporting_order=0 \
-    cryptomgr.notests";
+    noreplace-smp random.trust_cpu=on init_on_free=0 cryptomgr.notests";
 
 /// The disk that every guest of ours has its root on, or on a partition of.
 pub(crate) const ROOT_DISK: &str = "/dev/vda";
