@@ -110,9 +110,15 @@ fn write(number: u64, kept: &mut Kept, state: &State) -> Result<When, StateError
     // Some records take several pages.
     let record = (
         id.clone(),
-        number.to_string().repeat(if number % 5 == 0 { 4000 } else { 9 }),
+        number
+            .to_string()
+            .repeat(if number.is_multiple_of(5) { 4000 } else { 9 }),
     );
-    let when = if number % 3 == 0 { When::Later } else { When::Now };
+    let when = if number.is_multiple_of(3) {
+        When::Later
+    } else {
+        When::Now
+    };
     match number % 7 {
         0..=2 => {
             kept.machines.insert(id.clone(), record.1.clone());

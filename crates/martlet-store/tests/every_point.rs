@@ -120,7 +120,9 @@ impl World {
                 self.store().drop_ref(&parse(gone))?;
             }
             Forget(machine) => drop(self.then.machines.remove(machine)),
-            Gc => drop(self.store().gc(false, &mut |_, _| ())?),
+            Gc => {
+                self.store().gc(false, &mut |_, _| ())?;
+            }
         }
         self.done();
         Ok(())
