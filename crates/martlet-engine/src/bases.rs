@@ -1,12 +1,12 @@
 //! Bases: made by `martlet-base` as plain files, taken into the store as cold snapshots.
 
-use crate::checkpoint::put_pages;
 use crate::crash;
 use crate::engine::Engine;
 use crate::identity;
 use crate::launch::now_unix_ms;
 use crate::problem::{self, Told};
 use crate::run::{BASE_TAG, init_of, init_text};
+use crate::storing::put_pages;
 use martlet_api::{
     BaseBuildRequest, BaseImportRequest, BaseInfo, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit,
 };

@@ -43,6 +43,7 @@ mod run;
 mod run_dir;
 mod snapshots;
 mod state;
+mod storing;
 mod watch;
 
 pub use console::Console;

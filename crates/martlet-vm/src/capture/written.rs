@@ -66,9 +66,9 @@ impl WriteWatch {
                 ioctls: 0,
             };
             // SAFETY: as above.
-            check(
-                unsafe { libc::ioctl(userfaultfd.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) }.into(),
-            )?;
+            let registered =
+                unsafe { libc::ioctl(userfaultfd.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) };
+            check(registered.into())?;
         }
         Ok(Self {
             pagemap: File::open(format!("/proc/{pid}/pagemap"))?,
