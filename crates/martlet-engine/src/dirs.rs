@@ -140,6 +140,13 @@ impl Dirs {
         disks.map(|name| dir.join(name)).collect()
     }
 
+    /// Directories of sockets and logs of a machine.
+    pub fn runs(&self, id: &str) -> Vec<PathBuf> {
+        let dir = self.machine(id);
+        let runs = names_in(&dir).filter(|name| name == "run" || name.starts_with("run-"));
+        runs.map(|name| dir.join(name)).collect()
+    }
+
     /// Makes a machine's directory.
     pub fn create_machine(&self, id: &str) -> Result<(), Problem> {
         let dir = self.machine(id);

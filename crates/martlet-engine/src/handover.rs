@@ -176,13 +176,15 @@ impl Engine {
             drop(successor);
             if machine.record().run_number != before.run_number
                 && let Err(problem) = self.update(machine, crate::state::When::Now, |record| {
-                    record.running.clone_from(&before.running);
+                    record.running = before.running.clone().filter(|_| !old.is_ending());
                     record.run_number = before.run_number;
                 })
             {
                 tracing::error!(%problem, "that a machine was not handed over could not be recorded");
             }
-            self.forward_again(&old.vm, &before);
+            if !old.is_ending() {
+                self.forward_again(&old.vm, &before);
+            }
         })
     }
 
@@ -249,6 +251,8 @@ impl Engine {
         let mut running = live.to_record();
         running.predecessors = old.to_record().predecessors;
         running.predecessors.push(predecessor.to_record());
+        // `kill` waits for nobody.
+        not_ended(old, &before.name)?;
         self.update_or_not(machine, |record| {
             record.running = Some(running);
             record.run_number = successor.run_number;
@@ -263,6 +267,10 @@ impl Engine {
             predecessors.push(predecessor);
         }
         machine.set_live(Some(live.clone()));
+        if let Err(problem) = not_ended(old, &before.name) {
+            self.stop_live(machine);
+            return Err(problem);
+        }
         self.watch(machine, &live);
         crash::step("handover");
         Ok((live, agent_socket))
@@ -302,5 +310,16 @@ impl Engine {
         predecessors.into_iter().for_each(Predecessor::end);
         crash::step("handover");
         Ok(())
+    }
+}
+
+/// Has nobody ended the machine meanwhile?
+fn not_ended(old: &Live, name: &str) -> Result<(), Problem> {
+    match old.is_ending() {
+        false => Ok(()),
+        true => Err(Problem::new(
+            ProblemCode::WrongState,
+            format!("machine {name} was ended while it was handed over"),
+        )),
     }
 }

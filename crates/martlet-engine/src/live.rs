@@ -89,6 +89,11 @@ impl Live {
         }
     }
 
+    /// Is its end expected?
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
     /// From here on the end of QEMU is expected. Was it not before?
     pub fn expect_end(&self) -> bool {
         !self.ending.swap(true, Ordering::SeqCst)

@@ -175,6 +175,27 @@ fn a_handover_cut_short_at_any_time_harms_nothing() {
     daemon.assert_counting("b", count);
 }
 
+#[test]
+fn a_machine_that_is_killed_while_it_is_handed_over_is_gone() {
+    let daemon = Daemon::new(Fixture::Tiny);
+    daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
+    daemon.exec("a", "echo kept >/kept; sync");
+    for after_ms in [20, 40, 60, 80, 110, 150, 250] {
+        let mut checkpoint = daemon.command(&["checkpoint", "a", "--method", "handover"]);
+        let checkpoint = checkpoint.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut checkpoint = checkpoint.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(after_ms));
+        daemon.ok(&["kill", "a"]);
+        let _ = checkpoint.wait();
+        assert_eq!(daemon.state("a"), "stopped", "after {after_ms} ms");
+        wait_for("the end of its processes", || {
+            daemon.processes("-name a,").is_empty()
+        });
+        daemon.ok(&["start", "a"]);
+        assert_eq!(daemon.exec("a", "cat /kept"), "kept");
+    }
+}
+
 impl Daemon {
     /// Processes that are, or were, the machine's. Those that wait in the pool are not: they have no disk of it.
     fn machines_of(&self, name: &str) -> Vec<u64> {
