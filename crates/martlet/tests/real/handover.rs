@@ -223,6 +223,7 @@ fn without_room_for_its_pages_a_machine_keeps_them_where_they_are() {
     assert!(mounted.unwrap().success());
     Fixture::Tiny.copy_to(daemon.state_dir());
     daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
+    daemon.quiet_disk("a");
     daemon.exec(
         "a",
         "mkdir -p /dev/shm; head -c 12000000 /dev/urandom >/dev/shm/x; sha256sum /dev/shm/x >/dev/shm/sum",
