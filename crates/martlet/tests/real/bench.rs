@@ -47,10 +47,11 @@ fn every_figure_has_a_value_beside_its_peers() {
 }
 
 #[test]
+#[ignore = "takes minutes: cargo test --release -p martlet --test real every_way -- --ignored"]
 fn every_way_to_give_up_dead_bytes_has_its_figures() {
     let daemon = Daemon::new(Fixture::Tiny);
     let output = daemon.json(&[
-        "bench", "dead", "--rounds", "1", "--memory", "96M", "--base", "tiny", "--settle", "0",
+        "bench", "dead", "--rounds", "1", "--memory", "192M", "--base", "tiny", "--settle", "0",
     ]);
     let figures = output["figures"].as_array().unwrap();
     let has = |name: &str| figures.iter().any(|figure| figure["name"] == name);

@@ -50,9 +50,7 @@ pub fn start(daemon: &Daemon, machine: &str, name: &str, line: &str) {
 pub fn run(daemon: &Daemon, machine: &str, count: u64, verify: impl Fn(&str), mut done: impl FnMut(&Cycle)) {
     verify(machine);
     for number in 1..=count {
-        let tag = format!("cycle-{number}");
-        let method = ["handover", "auto"][number as usize % 2];
-        let checkpoint = daemon.json(&["checkpoint", machine, "--tag", &tag, "--method", method]);
+        let checkpoint = daemon.json(&["checkpoint", machine, "--tag", &format!("cycle-{number}")]);
         let fork = daemon.json(&["fork", machine, "-n", "1", "--prefix", "clone"]);
         assert_eq!(
             fork["clones"][0]["problem"],

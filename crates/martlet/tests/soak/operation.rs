@@ -79,9 +79,6 @@ pub struct NewSnapshot {
     pub contents: Contents,
 }
 
-/// Ways to leave memory to a checkpoint, by turns.
-const METHODS: [&str; 2] = ["auto", "handover"];
-
 impl Operation {
     /// As the report counts it.
     pub fn kind(&self) -> &'static str {
@@ -165,10 +162,7 @@ impl Operation {
     /// Arguments of the command line, for what is one command.
     pub fn args(&self) -> Vec<&str> {
         match self {
-            Self::Checkpoint { machine, tag } => {
-                let method = METHODS[usize::from(tag.bytes().last().unwrap_or_default()) % METHODS.len()];
-                vec!["checkpoint", machine, "--tag", tag, "--method", method]
-            }
+            Self::Checkpoint { machine, tag } => vec!["checkpoint", machine, "--tag", tag],
             Self::Suspend { machine, tag } => vec!["suspend", machine, "--tag", tag],
             Self::Resume { machine } => vec!["resume", machine],
             Self::Rollback { machine, to } => vec!["rollback", machine, to],
