@@ -22,6 +22,15 @@ struct Channel {
     quiet: bool,
 }
 
+/// Why a frame is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speech {
+    /// The host has just asked, and waits.
+    Answer,
+    /// Anything else: streams, and the ends of what takes its time.
+    Report,
+}
+
 /// The frame was not sent: it is of a former life, or the channel is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotSent;
@@ -51,50 +60,29 @@ impl Outgoing {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// From now on frames of any other epoch are dropped.
+    /// From now on frames of any other epoch are dropped. The new one's host has asked for no quiet.
     pub fn set_epoch(&self, epoch: u64) {
+        let mut channel = self.channel(); // nobody is between its look at the epoch and its wait
         self.epoch.store(epoch, Ordering::Release);
-        drop(self.channel()); // nobody is between its look at the epoch and its wait
+        channel.quiet = false;
+        drop(channel);
         self.changed.notify_all();
     }
 
-    /// Sends an answer, waiting while the host does not read.
-    pub fn answer(
-        &self,
-        epoch: u64,
-        kind: Kind,
-        flags: u8,
-        stream: u32,
-        payload: &[u8],
-    ) -> Result<(), NotSent> {
-        let channel = self.channel();
-        self.write(channel, epoch, kind, flags, stream, payload)
-    }
-
-    /// Sends a frame that the host did not just ask for, waiting while the agent is to be quiet.
+    /// Sends a frame, waiting while the host does not read and, for what it did not just ask, while the agent is quiet.
     pub fn send(
         &self,
+        speech: Speech,
         epoch: u64,
         kind: Kind,
         flags: u8,
         stream: u32,
         payload: &[u8],
     ) -> Result<(), NotSent> {
-        let waits = |channel: &mut Channel| channel.quiet && self.epoch() == epoch;
+        let waits =
+            |channel: &mut Channel| speech == Speech::Report && channel.quiet && self.epoch() == epoch;
         let channel = self.changed.wait_while(self.channel(), waits);
-        let channel = channel.unwrap_or_else(PoisonError::into_inner);
-        self.write(channel, epoch, kind, flags, stream, payload)
-    }
-
-    fn write(
-        &self,
-        mut channel: MutexGuard<'_, Channel>,
-        epoch: u64,
-        kind: Kind,
-        flags: u8,
-        stream: u32,
-        payload: &[u8],
-    ) -> Result<(), NotSent> {
+        let mut channel = channel.unwrap_or_else(PoisonError::into_inner);
         if self.epoch() != epoch {
             return Err(NotSent);
         }

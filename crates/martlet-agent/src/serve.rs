@@ -8,7 +8,7 @@ use crate::filesystems::{self, Freezer};
 use crate::hold::{COMMAND_GROUP, EXEC_GROUP, Hold};
 use crate::identity::{self, Places};
 use crate::log::log;
-use crate::outgoing::Outgoing;
+use crate::outgoing::{Outgoing, Speech};
 use crate::process::{self, Streams};
 use crate::stream::Stream;
 use crate::users::User;
@@ -142,7 +142,7 @@ impl Agent {
                 Ok(request) => self.request(request, frame.stream, outgoing),
                 Err(error) => {
                     let reply = Err(fault(RemoteErrorKind::Unsupported, error.to_string()));
-                    answer(outgoing, frame.epoch, frame.stream, &reply);
+                    reply_to(outgoing, Speech::Answer, frame.epoch, frame.stream, &reply);
                 }
             },
             Kind::Data => {
@@ -193,7 +193,8 @@ impl Agent {
             boot_id: identity::boot_id(),
             new_epoch,
         };
-        let _ = outgoing.answer(frame.epoch, Kind::HelloReply, 0, 0, &to_payload(&reply)); // the host asks again
+        let payload = to_payload(&reply);
+        let _ = outgoing.send(Speech::Answer, frame.epoch, Kind::HelloReply, 0, 0, &payload); // the host asks again
     }
 
     fn request(self: &Arc<Self>, request: Request, id: u32, outgoing: &Arc<Outgoing>) {
@@ -210,17 +211,16 @@ impl Agent {
             | Request::Shutdown { .. } => {
                 let (agent, outgoing) = (Arc::clone(self), Arc::clone(outgoing));
                 // The identity is put on while user code is held; all else takes its time, and is quiet then.
-                let tell = match &request {
-                    Request::Identify(_) => answer,
-                    _ => report,
+                let speech = match &request {
+                    Request::Identify(_) => Speech::Answer,
+                    _ => Speech::Report,
                 };
                 let started = thread::Builder::new().spawn({
                     let outgoing = Arc::clone(&outgoing);
                     move || {
-                        let reply =
-                            agent.slow_request(request, || tell(&outgoing, epoch, id, &Ok(Response::Done)));
-                        if let Some(reply) = reply {
-                            tell(&outgoing, epoch, id, &reply);
+                        let done = || reply_to(&outgoing, speech, epoch, id, &Ok(Response::Done));
+                        if let Some(reply) = agent.slow_request(request, done) {
+                            reply_to(&outgoing, speech, epoch, id, &reply);
                         }
                     }
                 });
@@ -234,7 +234,9 @@ impl Agent {
             Request::Prepare { timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms.into()).min(PREPARE_MAX);
                 let prepared = self.hold.prepare(timeout).map(Response::Prepared);
-                outgoing.set_quiet(prepared.is_ok());
+                if prepared.is_ok() {
+                    outgoing.set_quiet(true);
+                }
                 prepared
             }
             Request::Release {
@@ -242,7 +244,9 @@ impl Agent {
                 tell,
             } => {
                 let released = self.release(realtime_unix_ns, tell);
-                outgoing.set_quiet(released.is_err());
+                if released.is_ok() {
+                    outgoing.set_quiet(false);
+                }
                 released
             }
             Request::FreezeFs { timeout_ms } => {
@@ -256,7 +260,7 @@ impl Agent {
             }),
             Request::StartCommand(command) => self.start_command(command),
         };
-        answer(outgoing, epoch, id, &reply);
+        reply_to(outgoing, Speech::Answer, epoch, id, &reply);
     }
 
     /// `None`: it was answered already, by `answer_done`.
@@ -318,13 +322,13 @@ impl Agent {
             move || {
                 if let Err(error) = agent.run_stream(request, id, &stream, &outgoing) {
                     agent.close_stream(id, &stream);
-                    report(&outgoing, epoch, id, &Err(error));
+                    reply_to(&outgoing, Speech::Report, epoch, id, &Err(error));
                 }
             }
         });
         if let Err(error) = started {
             lock(&self.streams).remove(&id);
-            answer(outgoing, epoch, id, &Err(failed("cannot start a thread", error)));
+            reply_to(outgoing, Speech::Answer, epoch, id, &Err(failed("cannot start a thread", error)));
         }
     }
 
@@ -360,7 +364,7 @@ impl Agent {
                 ));
             }
         };
-        report(outgoing, epoch, id, &Ok(Response::Started));
+        reply_to(outgoing, Speech::Report, epoch, id, &Ok(Response::Started));
         let finished = work();
         self.close_stream(id, stream);
         stream.finish(&finished);
@@ -459,14 +463,9 @@ fn user_processes_left() -> bool {
         .any(crate::hold::is_user_process)
 }
 
-/// Answers what was just asked.
-fn answer(outgoing: &Outgoing, epoch: u64, stream: u32, reply: &Reply) {
-    let _ = outgoing.answer(epoch, Kind::Reply, 0, stream, &payload_of(reply)); // an old epoch's host is gone
-}
-
-/// Answers what was asked before, once the agent need not be quiet.
-fn report(outgoing: &Outgoing, epoch: u64, stream: u32, reply: &Reply) {
-    let _ = outgoing.send(epoch, Kind::Reply, 0, stream, &payload_of(reply)); // as above
+fn reply_to(outgoing: &Outgoing, speech: Speech, epoch: u64, stream: u32, reply: &Reply) {
+    let payload = payload_of(reply);
+    let _ = outgoing.send(speech, epoch, Kind::Reply, 0, stream, &payload); // an old epoch's host is gone
 }
 
 fn payload_of(reply: &Reply) -> Vec<u8> {

@@ -8,7 +8,7 @@
 //! Abandoned streams go on reading what their command prints, so that a clone's inherited processes do not stall on a
 //! pipe that nobody empties.
 
-use crate::outgoing::Outgoing;
+use crate::outgoing::{Outgoing, Speech};
 use martlet_agent_api::frame::{FLAG_END, Kind, MAX_PAYLOAD_BYTES};
 use martlet_agent_api::window::{ReceiveWindow, SendWindow};
 use martlet_agent_api::{Control, Finished, to_payload};
@@ -155,7 +155,7 @@ impl Stream {
     fn send(&self, kind: Kind, flags: u8, payload: &[u8]) {
         if self
             .outgoing
-            .send(self.epoch, kind, flags, self.id, payload)
+            .send(Speech::Report, self.epoch, kind, flags, self.id, payload)
             .is_err()
         {
             self.abandon();
