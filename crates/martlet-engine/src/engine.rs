@@ -290,7 +290,11 @@ impl Engine {
         when: When,
         change: impl FnOnce(&mut Record),
     ) -> Result<(), Problem> {
+        let written = machine.writing();
         let record = machine.change(change);
+        if written.forgotten {
+            return Ok(()); // whoever did that has had the last word
+        }
         self.repin(machine, &record);
         self.state
             .put_machine(&record.id, &record, when)

@@ -11,7 +11,7 @@ use martlet_vm::compat;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// What is remembered of a machine.
@@ -194,11 +194,20 @@ pub struct PredecessorRecord {
 /// A machine.
 pub struct Machine {
     record: Mutex<Record>,
+    writing: Mutex<Written>,
     live: Mutex<Option<Arc<Live>>>,
     at_work: Mutex<Option<&'static str>>,
     pins: Mutex<Vec<Pin>>,
     starting_pid: Mutex<Option<u32>>,
     early_ends: AtomicU32,
+}
+
+/// What became of its record in the database. Whoever changes that holds this, so that the last change made is the last
+/// one written, and nothing is written of a machine that was forgotten.
+#[derive(Default)]
+pub struct Written {
+    /// There is no record any more.
+    pub forgotten: bool,
 }
 
 /// The right to work on a machine; dropped when the command ends.
@@ -217,6 +226,7 @@ impl Machine {
     pub fn new(record: Record) -> Arc<Self> {
         Arc::new(Self {
             record: Mutex::new(record),
+            writing: Mutex::default(),
             live: Mutex::new(None),
             at_work: Mutex::new(None),
             pins: Mutex::default(),
@@ -228,6 +238,11 @@ impl Machine {
     /// A copy of its record.
     pub fn record(&self) -> Record {
         lock(&self.record).clone()
+    }
+
+    /// For changing its record in memory and in the database.
+    pub fn writing(&self) -> MutexGuard<'_, Written> {
+        lock(&self.writing)
     }
 
     /// Changes its record in memory and returns a copy to be persisted.

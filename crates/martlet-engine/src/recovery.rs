@@ -65,6 +65,7 @@ impl Engine {
     pub(crate) fn load_machines(self: &Arc<Self>, adopt: bool) -> Result<Vec<Found>, Problem> {
         let mut found = Vec::new();
         for record in self.state.machines::<Record>().told()? {
+            tracing::info!(machine = record.name, phase = ?record.phase, awaited = record.awaited, "on record");
             let machine = Machine::new(record.clone());
             self.repin(&machine, &record);
             lock(&self.machines).insert(record.name.clone(), machine.clone());

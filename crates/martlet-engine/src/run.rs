@@ -518,6 +518,7 @@ impl Engine {
 
     /// Takes a machine out of everything.
     pub(crate) fn forget(&self, machine: &Arc<Machine>) -> Result<(), Problem> {
+        let mut written = machine.writing();
         let record = machine.record();
         let forgotten = self.state.remove_machine(&record.id);
         if let Err(error) = forgotten {
@@ -530,6 +531,8 @@ impl Engine {
             });
             return Err(error).told_as(format!("machine {} cannot be forgotten", record.name));
         }
+        written.forgotten = true;
+        tracing::info!(machine = record.name, "forgotten");
         crash::step("end");
         lock(&self.machines).remove(&record.name);
         machine.set_pins(Vec::new());

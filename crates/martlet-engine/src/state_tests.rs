@@ -151,8 +151,14 @@ fn write(number: u64, kept: &mut Kept, state: &State) -> Result<When, StateError
 /// What had to survive has, what failed may have happened, nothing else has: the state is that of one instant, at or
 /// after the last write that had to survive.
 fn write_with(after: u64, fault: Fault, seed: u64) -> bool {
-    const WRITES: u64 = 24;
     let files = FaultyFiles::new();
+    let crash = files.clone();
+    write_until(files, after, fault, move || crash.crash(seed))
+}
+
+/// The same, with an end of the process of any kind.
+fn write_until(files: FaultyFiles, after: u64, fault: Fault, end: impl FnOnce()) -> bool {
+    const WRITES: u64 = 24;
     let path = Path::new("/state/engine.redb");
     let open = || State::open(path, Arc::new(files.clone()));
     files.fail_after(after, fault);
@@ -186,7 +192,7 @@ fn write_with(after: u64, fault: Fault, seed: u64) -> bool {
             }
         }
     }
-    files.crash(seed);
+    end();
     let state = open().unwrap();
     let found = Kept::read(&state);
     assert!(
@@ -207,6 +213,17 @@ fn the_power_goes_before_every_operation() {
         (0..4).fold(false, |met, outcome| {
             met | write_with(point, Fault::NoPower, point * 4 + outcome)
         })
+    };
+    let points = (0..).take_while(|point| at(*point)).count();
+    assert!(points > 100, "only {points} operations");
+}
+
+#[test]
+fn the_process_is_killed_before_every_operation() {
+    let at = |point| {
+        let files = FaultyFiles::new();
+        let killed = files.clone();
+        write_until(files, point, Fault::NoPower, move || killed.kill())
     };
     let points = (0..).take_while(|point| at(*point)).count();
     assert!(points > 100, "only {points} operations");

@@ -98,13 +98,20 @@ impl FaultyFiles {
         self.disk().operations
     }
 
-    /// The machine loses power. What was synced is kept; of every file's other writes an arbitrary part is, chosen by
-    /// `seed`, and one of them may be torn. Files open now are dead, locks are gone, and the disk works again.
-    pub fn crash(&self, seed: u64) {
+    /// The process is killed: what it has written is kept. Files open now are dead, locks are gone, and the disk works
+    /// again.
+    pub fn kill(&self) {
         let mut disk = self.disk();
         disk.epoch += 1;
         disk.locked = None;
         disk.fault = None;
+    }
+
+    /// The machine loses power. What was synced is kept; of every file's other writes an arbitrary part is, chosen by
+    /// `seed`, and one of them may be torn. Files open now are dead, locks are gone, and the disk works again.
+    pub fn crash(&self, seed: u64) {
+        self.kill();
+        let mut disk = self.disk();
         let mut random = seed;
         let mut next = move || {
             random = random
