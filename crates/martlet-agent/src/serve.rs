@@ -328,7 +328,13 @@ impl Agent {
         });
         if let Err(error) = started {
             lock(&self.streams).remove(&id);
-            reply_to(outgoing, Speech::Answer, epoch, id, &Err(failed("cannot start a thread", error)));
+            reply_to(
+                outgoing,
+                Speech::Answer,
+                epoch,
+                id,
+                &Err(failed("cannot start a thread", error)),
+            );
         }
     }
 
