@@ -182,7 +182,7 @@ pub struct MachineUsage {
     pub cpu_percent: f64,
     /// Guest memory.
     pub memory_bytes: u64,
-    /// Guest memory that is the machine's own.
+    /// Guest memory that is the machine's own, also in processes that it was handed over from.
     pub private_bytes: u64,
     /// Pages of images it has faulted in, in bytes.
     pub faulted_bytes: u64,

@@ -4,6 +4,7 @@ use crate::engine::{Engine, lock};
 use crate::live::Live;
 use crate::machine::Record;
 use crate::phase::Verb;
+use crate::predecessor::Predecessor;
 use crate::problem::{Tell, Told};
 use martlet_agent_api as agent;
 use martlet_api::{ExecRequest, GuestUsage, MachineUsage, Problem, ProblemCode};
@@ -11,6 +12,7 @@ use martlet_image::PAGE_SIZE;
 use martlet_vm::agent::{AgentClient, AgentError, AgentExec};
 use martlet_vm::capture::{Mapping, private_pages};
 use std::io::{Read, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -138,9 +140,15 @@ impl Engine {
                 };
                 if let Some(live) = machine.live() {
                     usage.cpu_percent = cpu_percent(&live);
-                    usage.private_bytes = Mapping::find(live.vm.pid(), &live.memory_path)
-                        .and_then(|mapping| private_pages(live.vm.pid(), &mapping))
-                        .map_or(0, |pages| pages.len() * PAGE_SIZE as u64);
+                    let held: Vec<_> = lock(&live.predecessors)
+                        .iter()
+                        .map(Predecessor::to_record)
+                        .collect();
+                    usage.private_bytes = own_bytes(live.vm.pid(), &live.memory_path)
+                        + held
+                            .iter()
+                            .map(|before| own_bytes(before.pid, &self.dirs.memory_file(&before.memory_name)))
+                            .sum::<u64>();
                     usage.faulted_bytes = live.memory.image.stats().demand_pages * PAGE_SIZE as u64;
                     usage.disk_written_bytes = live.disk.usage().data_bytes;
                     usage.guest = live
@@ -157,6 +165,13 @@ impl Engine {
             })
             .collect())
     }
+}
+
+/// Guest memory that is a process's own.
+fn own_bytes(pid: u32, memory_file: &Path) -> u64 {
+    Mapping::find(pid, memory_file)
+        .and_then(|mapping| private_pages(pid, &mapping))
+        .map_or(0, |pages| pages.len() * PAGE_SIZE as u64)
 }
 
 /// Host CPU since the last look, in percent of one core.

@@ -113,15 +113,14 @@ pub(crate) struct StorePush {
 }
 
 impl PagePush for StorePush {
-    fn push(&self, offset_bytes: u64, data: &[u8]) -> bool {
+    fn push(&self, offset_bytes: u64, data: &Arc<Vec<u8>>) -> bool {
         // A store beyond the end would lengthen the file.
         let room = usize::try_from(self.size_bytes.saturating_sub(offset_bytes)).unwrap_or(usize::MAX);
-        let data = &data[..data.len().min(room)];
-        let mut offset = offset_bytes;
-        data.chunks(TRANSFER_BYTES_MAX as usize).all(|chunk| {
-            let stored = self.notifier.store(self.ino, offset, chunk);
-            offset += chunk.len() as u64;
-            stored.is_ok()
+        let end = data.len().min(room);
+        (0..end).step_by(TRANSFER_BYTES_MAX as usize).all(|begin| {
+            let part = begin..end.min(begin + TRANSFER_BYTES_MAX as usize);
+            let offset = offset_bytes + begin as u64;
+            self.notifier.store(self.ino, offset, data.clone(), part).is_ok()
         })
     }
 }

@@ -11,13 +11,16 @@
 use crate::device::{Device, send};
 use crate::proto::{Body, notify};
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 struct Notice {
     code: i32,
     head: Vec<u8>,
-    data: Vec<u8>,
+    data: Arc<Vec<u8>>,
+    part: Range<usize>,
     outcome: SyncSender<io::Result<()>>,
 }
 
@@ -55,13 +58,14 @@ impl Notifier {
         }
     }
 
-    fn notify(&self, code: i32, head: Body, data: Vec<u8>) -> io::Result<()> {
+    fn notify(&self, code: i32, head: Body, data: Arc<Vec<u8>>, part: Range<usize>) -> io::Result<()> {
         let (outcome, done) = sync_channel(1);
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
         let notice = Notice {
             code,
             head: head.0,
             data,
+            part,
             outcome,
         };
         self.notices
@@ -72,10 +76,16 @@ impl Notifier {
         done.recv().map_err(|_| gone())?
     }
 
-    /// Puts bytes into the page cache of a file.
-    pub(crate) fn store(&self, ino: u64, offset: u64, data: &[u8]) -> io::Result<()> {
-        let head = Body::default().u64(ino).u64(offset).u32(data.len() as u32).u32(0);
-        self.notify(notify::STORE, head, data.to_vec())
+    /// Puts `part` of `data` into the page cache of a file.
+    pub(crate) fn store(
+        &self,
+        ino: u64,
+        offset: u64,
+        data: Arc<Vec<u8>>,
+        part: Range<usize>,
+    ) -> io::Result<()> {
+        let head = Body::default().u64(ino).u64(offset).u32(part.len() as u32).u32(0);
+        self.notify(notify::STORE, head, data, part)
     }
 
     /// Drops the page cache of a file.
@@ -83,7 +93,8 @@ impl Notifier {
         unknown_is_fine(self.notify(
             notify::INVAL_INODE,
             Body::default().u64(ino).u64(0).u64(0),
-            Vec::new(),
+            Arc::default(),
+            0..0,
         ))
     }
 
@@ -92,7 +103,8 @@ impl Notifier {
         let head = Body::default().u64(dir).u32(name.len() as u32).u32(0);
         let mut data = name.as_bytes().to_vec();
         data.push(0);
-        unknown_is_fine(self.notify(notify::INVAL_ENTRY, head, data))
+        let part = 0..data.len();
+        unknown_is_fine(self.notify(notify::INVAL_ENTRY, head, Arc::new(data), part))
     }
 }
 
@@ -126,7 +138,8 @@ fn own_table(fd: RawFd) -> io::Result<()> {
 
 fn write_all(fd: RawFd, notices: &Receiver<Notice>) {
     while let Ok(notice) = notices.recv() {
-        let outcome = send(fd, notice.code, 0, [&notice.head, &notice.data]);
+        let outcome = send(fd, notice.code, 0, [&notice.head, &notice.data[notice.part]]);
+        drop(notice.data); // who is told may use it again
         let _ = notice.outcome.send(outcome);
     }
 }

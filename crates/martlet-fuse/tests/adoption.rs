@@ -87,7 +87,7 @@ fn serve(fd: i32, dir: &Path) {
     println!("pushing");
     server.pusher(20).unwrap().push(
         STUCK_PAGES[0] * 4096,
-        &content[STUCK_PAGES[0] as usize * 4096..][..4096],
+        &Arc::new(content[STUCK_PAGES[0] as usize * 4096..][..4096].to_vec()),
     );
     server.join();
 }

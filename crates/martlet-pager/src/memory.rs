@@ -2,7 +2,7 @@
 
 use crate::cache::lock;
 use crate::content::{Content, Where};
-use crate::push::{PagePush, Piece, PushQueue};
+use crate::push::{PagePush, Piece, PushBuffer, PushQueue};
 use crate::sequence::Sequence;
 use crate::{Pager, SourceError, Unsaved};
 use martlet_image::{FRAME_PAGES_MAX, Manifest, PAGE_SIZE, PageSet, TRACE_PAGES_MAX, Trace};
@@ -299,14 +299,19 @@ impl MemoryImage {
     }
 
     /// Pushes a run of pages that were taken; what was not pushed is given back.
-    pub(crate) fn hand_over(&self, target: &dyn PagePush, pages: Range<u64>) -> Handed {
+    pub(crate) fn hand_over(
+        &self,
+        target: &dyn PagePush,
+        pages: Range<u64>,
+        buffer: &mut PushBuffer,
+    ) -> Handed {
         let count = pages.end - pages.start;
-        let mut bytes = vec![0; count as usize * PAGE_SIZE];
         let offset_bytes = pages.start * PAGE_SIZE as u64;
-        let handed = match self.fill(offset_bytes, &mut bytes) {
+        let filled = buffer.fill(count as usize * PAGE_SIZE, |bytes| self.fill(offset_bytes, bytes));
+        let handed = match filled {
             Err(_) => Handed::Failed,
-            Ok(()) if target.push(offset_bytes, &bytes) => Handed::Pushed,
-            Ok(()) => Handed::Refused,
+            Ok(bytes) if target.push(offset_bytes, bytes) => Handed::Pushed,
+            Ok(_) => Handed::Refused,
         };
         match handed {
             Handed::Pushed => drop(self.pushed_pages.fetch_add(count, Relaxed)),

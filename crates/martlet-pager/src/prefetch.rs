@@ -9,6 +9,7 @@
 use crate::MemoryImage;
 use crate::content::Where;
 use crate::memory::Handed;
+use crate::push::PushBuffer;
 use martlet_image::{PAGE_SIZE, Trace};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -102,6 +103,7 @@ impl MemoryImage {
         report.known_pages += (window.len().min(left) - pages.len()) as u64;
         pages.sort_unstable();
 
+        let mut buffer = PushBuffer::default();
         let mut start = 0;
         while start < pages.len() {
             let run = pages[start..]
@@ -118,7 +120,7 @@ impl MemoryImage {
                 self.give_back(pages);
                 continue;
             }
-            match self.hand_over(&*path.target, pages) {
+            match self.hand_over(&*path.target, pages, &mut buffer) {
                 Handed::Pushed => {
                     report.pushes += 1;
                     report.pushed_pages += count;

@@ -9,8 +9,30 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 /// Takes pages that nobody asked for yet (a kernel's page cache, through a notify-store). A push may be lost.
 /// It may also wait for locks of faults in flight: never call it on a thread that answers faults.
 pub trait PagePush: Send + Sync {
-    /// The image's bytes from `offset_bytes`: whole pages within the image. Were they taken?
-    fn push(&self, offset_bytes: u64, data: &[u8]) -> bool;
+    /// The image's bytes from `offset_bytes`: whole pages within the image. Were they taken? The data is shared and not
+    /// copied; what takes it lets go of it before it returns, as a rule, and the buffer is filled again.
+    fn push(&self, offset_bytes: u64, data: &Arc<Vec<u8>>) -> bool;
+}
+
+/// Where pages are put together for pushes, one after another.
+#[derive(Debug, Default)]
+pub(crate) struct PushBuffer(Arc<Vec<u8>>);
+
+impl PushBuffer {
+    /// Filled anew with `len` bytes by `fill`.
+    pub(crate) fn fill<E>(
+        &mut self,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<&Arc<Vec<u8>>, E> {
+        if Arc::get_mut(&mut self.0).is_none() {
+            self.0 = Arc::default(); // somebody still has the other
+        }
+        let bytes = Arc::get_mut(&mut self.0).expect("nobody else has it");
+        bytes.resize(len, 0);
+        fill(bytes)?;
+        Ok(&self.0)
+    }
 }
 
 /// A run of an image's pages on its way.
@@ -79,13 +101,14 @@ impl PushQueue {
 
 impl Shared {
     fn run(&self) {
+        let mut buffer = PushBuffer::default();
         loop {
             let idle = |waiting: &mut Waiting| waiting.pieces.is_empty() && !waiting.closed;
             let waiting = self.changed.wait_while(lock(&self.waiting), idle);
             let Some(piece) = waiting.unwrap_or_else(PoisonError::into_inner).pieces.pop_front() else {
                 return;
             };
-            piece.image.hand_over(&*piece.target, piece.pages);
+            piece.image.hand_over(&*piece.target, piece.pages, &mut buffer);
         }
     }
 }

@@ -122,7 +122,7 @@ impl Caught {
 }
 
 impl crate::PagePush for Caught {
-    fn push(&self, offset_bytes: u64, data: &[u8]) -> bool {
+    fn push(&self, offset_bytes: u64, data: &Arc<Vec<u8>>) -> bool {
         for (page, bytes) in (offset_bytes / PAGE_SIZE as u64..).zip(data.chunks(PAGE_SIZE)) {
             assert!(
                 self.0.lock().unwrap().insert(page, bytes.to_vec()).is_none(),

@@ -4,26 +4,32 @@
 //! | table | key | value |
 //! | --- | --- | --- |
 //! | objects | kind, id (33 bytes) | pack 4, offset 8, stored length 4, content length 4, codec 1 |
-//! | pages | BLAKE3 of a page (32 bytes) | frame 32, slot 1 |
+//! | pages | BLAKE3 of a page (32 bytes) | beginning of its frame's id 8, slot 1 |
 //! | packs | pack number | bytes of it that are committed |
 //! | meta | `root` | the newest root |
+//!
+//! The beginning of a frame's id is enough to find it in `objects`, and halves the index. Where two frames begin alike
+//! (somebody may have worked for that) their pages count as unknown, and when one of them goes both lose their pages.
 //!
 //! A database that has met a write error refuses everything from then on; [`Index::reopen`] starts it afresh.
 
 use crate::backend::Backend;
 use crate::files::Files;
-use crate::record::Key;
+use crate::record::{Key, Kind};
 use crate::{Result, Root, StoreError};
 use martlet_image::{Codec, FrameId};
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 type PageHash = [u8; 32];
+type PagePlace = [u8; 9];
+type FrameBeginning = [u8; 8];
 
 const OBJECTS: TableDefinition<[u8; 33], [u8; 21]> = TableDefinition::new("objects");
-const PAGES: TableDefinition<PageHash, [u8; 33]> = TableDefinition::new("pages");
+const PAGES: TableDefinition<PageHash, PagePlace> = TableDefinition::new("pages");
 const PACKS: TableDefinition<u32, u64> = TableDefinition::new("packs");
 const META: TableDefinition<&str, Vec<u8>> = TableDefinition::new("meta");
 
@@ -81,13 +87,41 @@ pub(crate) struct Change {
     /// Content of pages in new frames.
     pub(crate) pages: Vec<(PageHash, FrameId, u8)>,
     /// Objects that go.
-    pub(crate) dead: std::collections::HashSet<Key>,
+    pub(crate) dead: HashSet<Key>,
     /// Frames on which no new page is to rely: their pages are forgotten.
-    pub(crate) distrusted: std::collections::HashSet<FrameId>,
+    pub(crate) distrusted: HashSet<FrameId>,
     /// Committed length of packs written to.
     pub(crate) packs: Vec<(u32, u64)>,
     /// Packs that go.
     pub(crate) dead_packs: Vec<u32>,
+}
+
+fn beginning(frame: &[u8; 32]) -> FrameBeginning {
+    *frame.first_chunk().expect("8 of 32 bytes")
+}
+
+fn place(frame: &FrameId, slot: u8) -> PagePlace {
+    let mut place = [slot; 9];
+    place[..8].copy_from_slice(&beginning(&frame.0));
+    place
+}
+
+/// The only frame whose id begins so.
+fn frame_at(
+    objects: &impl ReadableTable<[u8; 33], [u8; 21]>,
+    beginning: FrameBeginning,
+) -> Result<Option<FrameId>, redb::Error> {
+    let bound = |filled: u8| {
+        let mut id = [filled; 32];
+        id[..8].copy_from_slice(&beginning);
+        Key::new(Kind::Frame, id).to_bytes()
+    };
+    let mut alike = objects.range(bound(0)..=bound(0xff))?;
+    let (first, second) = (alike.next().transpose()?, alike.next());
+    Ok(match (first, second) {
+        (Some((key, _)), None) => Key::from_bytes(&key.value()).map(|key| FrameId(key.id)),
+        _ => None,
+    })
 }
 
 #[derive(Debug)]
@@ -220,21 +254,23 @@ impl Index {
                     objects.insert(key.to_bytes(), location.to_bytes())?;
                 }
                 let mut pages = txn.open_table(PAGES)?;
-                if !change.dead.is_empty() || !change.distrusted.is_empty() {
-                    pages.retain(|_, page| {
-                        let frame = page.first_chunk::<32>().copied().unwrap_or_default();
-                        let key = Key::new(crate::record::Kind::Frame, frame);
-                        !change.dead.contains(&key) && !change.distrusted.contains(&FrameId(frame))
+                let dead = change.dead.iter().filter(|key| key.kind == Kind::Frame);
+                let going: HashSet<FrameBeginning> = dead
+                    .map(|key| beginning(&key.id))
+                    .chain(change.distrusted.iter().map(|frame| beginning(&frame.0)))
+                    .collect();
+                if !going.is_empty() {
+                    pages.retain(|_, place| {
+                        place
+                            .first_chunk()
+                            .is_some_and(|beginning| !going.contains(beginning))
                     })?;
                 }
                 // In key order each insertion finds the tree's pages in the cache.
                 let mut sorted: Vec<_> = change.pages.iter().collect();
                 sorted.sort_unstable_by_key(|(hash, _, _)| *hash);
                 for (hash, frame, slot) in sorted {
-                    let mut value = [0; 33];
-                    value[..32].copy_from_slice(&frame.0);
-                    value[32] = *slot;
-                    pages.insert(hash, value)?;
+                    pages.insert(hash, place(frame, *slot))?;
                 }
                 let mut packs = txn.open_table(PACKS)?;
                 for (pack, len) in &change.packs {
@@ -296,17 +332,24 @@ impl Index {
     /// Where pages with this content are stored.
     pub(crate) fn find_pages(&self, hashes: &[PageHash]) -> Result<Vec<Option<(FrameId, u8)>>> {
         read!(self, txn, {
-            let table = txn.open_table(PAGES)?;
-            let split = |v: [u8; 33]| {
-                (
-                    FrameId(v.first_chunk::<32>().copied().unwrap_or_default()),
-                    v[32] & 15,
-                )
-            };
-            hashes
-                .iter()
-                .map(|hash| Ok(table.get(hash)?.map(|v| split(v.value()))))
-                .collect()
+            let (pages, objects) = (txn.open_table(PAGES)?, txn.open_table(OBJECTS)?);
+            // Neighbours are often of one frame.
+            let mut last: Option<(FrameBeginning, Option<FrameId>)> = None;
+            let mut found = Vec::with_capacity(hashes.len());
+            for hash in hashes {
+                let Some(place) = pages.get(hash)?.map(|place| place.value()) else {
+                    found.push(None);
+                    continue;
+                };
+                let [beginning @ .., slot] = place;
+                let frame = match last {
+                    Some((known, frame)) if known == beginning => frame,
+                    _ => frame_at(&objects, beginning)?,
+                };
+                last = Some((beginning, frame));
+                found.push(frame.map(|frame| (frame, slot & 15)));
+            }
+            Ok(found)
         })
     }
 
@@ -348,5 +391,57 @@ fn failure(error: redb::Error) -> StoreError {
         redb::Error::Io(error) => StoreError::io("writing or reading the index")(error),
         redb::Error::PreviousIo | redb::Error::DatabaseClosed => StoreError::Unsettled,
         error => StoreError::Index(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::faulty::FaultyFiles;
+
+    fn frame(beginning: u8, end: u8) -> FrameId {
+        let mut id = [beginning; 32];
+        id[31] = end;
+        FrameId(id)
+    }
+
+    fn stored(frame: FrameId) -> (Key, Location) {
+        let location = Location {
+            pack: 1,
+            offset: 0,
+            stored_len: 10,
+            content_len: 4096,
+            codec: Codec::Raw,
+        };
+        (Key::new(Kind::Frame, frame.0), location)
+    }
+
+    #[test]
+    fn pages_of_frames_that_begin_alike_are_unknown_and_never_mistaken() {
+        let index = Index::open(Arc::new(FaultyFiles::new()), Path::new("/store")).unwrap();
+        let (one, two, other) = (frame(7, 1), frame(7, 2), frame(8, 1));
+        let (page, of_two, of_other) = ([1; 32], [2; 32], [3; 32]);
+        let find = || index.find_pages(&[page, of_other, of_two]).unwrap();
+        let put = Change {
+            put: vec![stored(one), stored(other)],
+            pages: vec![(page, one, 3), (of_other, other, 15)],
+            ..Change::default()
+        };
+        index.apply(&put, &Root::default()).unwrap();
+        assert_eq!(find(), [Some((one, 3)), Some((other, 15)), None]);
+        let put = Change {
+            put: vec![stored(two)],
+            pages: vec![(of_two, two, 0)],
+            ..Change::default()
+        };
+        index.apply(&put, &Root::default()).unwrap();
+        assert_eq!(find(), [None, Some((other, 15)), None]);
+        let gone = Change {
+            dead: HashSet::from([stored(one).0]),
+            ..Change::default()
+        };
+        index.apply(&gone, &Root::default()).unwrap();
+        // The page that was in the one that is gone must not be found in the other.
+        assert_eq!(find(), [None, Some((other, 15)), None]);
     }
 }

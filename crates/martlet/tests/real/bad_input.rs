@@ -34,6 +34,16 @@ impl Daemon {
         assert_eq!(self.json(&["verify"])["damaged"], json!([]));
     }
 
+    /// Gives an empty one a file system of its own, and the tiny fixture on it.
+    pub fn on_small_disk(&self) {
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=260M,mode=711", "full"])
+            .arg(self.state_dir())
+            .status();
+        assert!(mounted.unwrap().success());
+        Fixture::Tiny.copy_to(self.state_dir());
+    }
+
     /// Has a guest write nothing to its disk of itself: on a full one it would stand still for that.
     pub fn quiet_disk(&self, name: &str) {
         self.exec(name, "mount -o remount,noatime /; sync");
@@ -212,12 +222,7 @@ fn damage_is_found_named_and_repaired() {
 #[test]
 fn a_full_disk_leaves_the_old_state_whole() {
     let daemon = Daemon::empty();
-    let state = daemon.state_dir().to_str().unwrap().to_owned();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=260M,mode=711", "full", &state])
-        .status();
-    assert!(mounted.unwrap().success());
-    Fixture::Tiny.copy_to(daemon.state_dir());
+    daemon.on_small_disk();
     daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
     daemon.quiet_disk("a");
     daemon.ok(&["checkpoint", "a", "--tag", "before"]);

@@ -50,7 +50,9 @@ pub fn start(daemon: &Daemon, machine: &str, name: &str, line: &str) {
 pub fn run(daemon: &Daemon, machine: &str, count: u64, verify: impl Fn(&str), mut done: impl FnMut(&Cycle)) {
     verify(machine);
     for number in 1..=count {
-        let checkpoint = daemon.json(&["checkpoint", machine, "--tag", &format!("cycle-{number}")]);
+        let tag = format!("cycle-{number}");
+        let method = ["auto", "handover"][(number % 2) as usize];
+        let checkpoint = daemon.json(&["checkpoint", machine, "--tag", &tag, "--method", method]);
         let fork = daemon.json(&["fork", machine, "-n", "1", "--prefix", "clone"]);
         assert_eq!(
             fork["clones"][0]["problem"],

@@ -216,12 +216,7 @@ impl Daemon {
 fn without_room_for_its_pages_a_machine_keeps_them_where_they_are() {
     let mut daemon = Daemon::empty();
     daemon.set_env("MARTLET_POOL", "0");
-    let state = daemon.state_dir().to_str().unwrap().to_owned();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=260M,mode=711", "full", &state])
-        .status();
-    assert!(mounted.unwrap().success());
-    Fixture::Tiny.copy_to(daemon.state_dir());
+    daemon.on_small_disk();
     daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
     daemon.quiet_disk("a");
     daemon.exec(

@@ -162,7 +162,10 @@ impl Operation {
     /// Arguments of the command line, for what is one command.
     pub fn args(&self) -> Vec<&str> {
         match self {
-            Self::Checkpoint { machine, tag } => vec!["checkpoint", machine, "--tag", tag],
+            Self::Checkpoint { machine, tag } => {
+                let method = ["auto", "handover", "copy"][tag.bytes().last().map_or(0, usize::from) % 3];
+                vec!["checkpoint", machine, "--tag", tag, "--method", method]
+            }
             Self::Suspend { machine, tag } => vec!["suspend", machine, "--tag", tag],
             Self::Resume { machine } => vec!["resume", machine],
             Self::Rollback { machine, to } => vec!["rollback", machine, to],
