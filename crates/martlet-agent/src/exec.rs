@@ -13,7 +13,7 @@ use crate::users::User;
 use martlet_agent_api::frame::FLAG_STDERR;
 use martlet_agent_api::{Control, ExecSpec, Finished};
 use std::fs::File;
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -25,6 +25,9 @@ use std::time::Duration;
 
 /// A terminal hands on the last output a little after its last writer has ended.
 const TERMINAL_DRAIN: Duration = Duration::from_millis(50);
+
+/// How often a kernel that has no descriptors for processes is asked whether the command has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Little is needed: the buffers are on the heap.
 const STACK_BYTES: usize = 128 * 1024;
@@ -123,30 +126,56 @@ pub fn attend(running: Running, stream: &Arc<Stream>) -> Finished {
     } else {
         Duration::ZERO
     };
-    let pipes: Option<Vec<_>> = channels.outputs.iter().map(|_| io::pipe().ok()).collect();
-    let (readers, exit_signals): (Vec<_>, Vec<_>) = pipes.unwrap_or_default().into_iter().unzip();
-    let mut readers = readers.into_iter();
-    let pumps: Vec<_> = channels
-        .outputs
-        .into_iter()
-        .filter_map(|(flags, output)| {
-            let (stream, exited) = (Arc::clone(stream), readers.next()?);
-            let pump = thread::Builder::new()
-                .name("exec-output".into())
-                .stack_size(STACK_BYTES);
-            pump.spawn(move || pump_output(output, flags, &exited, drain, &stream))
-                .ok()
-        })
-        .collect();
-    let status = child.wait();
+    let status = move_output(&mut child, channels.outputs, drain, stream);
     alive.store(false, Ordering::Release);
-    drop(exit_signals);
-    for pump in pumps {
-        let _ = pump.join(); // a pump does not panic; if it did, its output has ended
-    }
     match status {
         Ok(status) => ended_as(status),
         Err(error) => Finished::Failed(io_failed("cannot learn how the command ended", &error)),
+    }
+}
+
+/// Hands output on until the command has ended and nothing more is there.
+fn move_output(
+    child: &mut Child,
+    outputs: Vec<(u8, OwnedFd)>,
+    drain: Duration,
+    stream: &Stream,
+) -> io::Result<ExitStatus> {
+    let end = syscalls::open_process(child.id()).ok();
+    let look_again = end.is_none().then_some(LOOK_AGAIN);
+    let mut outputs: Vec<(u8, File)> = outputs
+        .into_iter()
+        .map(|(flags, output)| (flags, File::from(output)))
+        .collect();
+    let mut buffer = vec![0; 32 * 1024];
+    let (mut status, mut wanted) = (None, true);
+    loop {
+        let mut fds: Vec<_> = outputs.iter().map(|(_, output)| output.as_fd()).collect();
+        fds.extend(end.as_ref().filter(|_| status.is_none()).map(AsFd::as_fd));
+        let ready = syscalls::wait_readable(&fds, status.map_or(look_again, |_| Some(drain)))?;
+        if let Some(status) = status
+            && !ready.contains(&true)
+        {
+            return Ok(status);
+        }
+        // What it wrote before its end is there now, and is looked for once more.
+        if status.is_none() && (end.is_none() || ready.len() > outputs.len() && ready[outputs.len()]) {
+            status = child.try_wait()?;
+        }
+        let mut ready = ready.into_iter();
+        outputs.retain_mut(|(flags, output)| {
+            if ready.next() != Some(true) {
+                return true;
+            }
+            match output.read(&mut buffer) {
+                Ok(0) => false,
+                Ok(count) => {
+                    wanted = wanted && stream.output(*flags, &buffer[..count]);
+                    true
+                }
+                Err(error) => error.kind() == io::ErrorKind::Interrupted, // EIO: nobody has the terminal open any more
+            }
+        });
     }
 }
 
@@ -168,28 +197,5 @@ fn feed(mut input: File, stream: &Stream, is_terminal: bool) {
     }
     if is_terminal {
         let _ = input.write_all(END_OF_TRANSMISSION); // the command may be gone
-    }
-}
-
-/// Hands output on until it ends, or nothing more is there once `exited` is closed.
-fn pump_output(output: OwnedFd, flags: u8, exited: &PipeReader, drain: Duration, stream: &Stream) {
-    let mut output = File::from(output);
-    let mut buffer = vec![0; 32 * 1024];
-    let mut wanted = true;
-    loop {
-        match syscalls::wait_readable(output.as_fd(), Some(exited.as_fd()), None) {
-            Ok(true) => {}
-            Ok(false) => match syscalls::wait_readable(output.as_fd(), None, Some(drain)) {
-                Ok(true) => {}
-                Ok(false) | Err(_) => return,
-            },
-            Err(_) => return,
-        }
-        match output.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(count) => wanted = wanted && stream.output(flags, &buffer[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return, // EIO: the last user of the terminal has closed it
-        }
     }
 }

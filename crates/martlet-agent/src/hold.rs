@@ -17,7 +17,7 @@ use crate::log::log;
 use crate::syscalls;
 use martlet_agent_api::{Prepared, RemoteErrorKind};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -48,6 +48,8 @@ type Gate = Box<dyn FnOnce() + Send>;
 
 struct State {
     phase: Phase,
+    /// What was frozen, open for thawing: a guest that was just restored finds nothing as fast.
+    frozen: Vec<File>,
     /// When it began to be held, by a clock that goes on in a clone where it stopped.
     since: Instant,
     /// What waits for the first release: the image's init, the machine's command.
@@ -94,6 +96,7 @@ impl Hold {
             own,
             state: Mutex::new(State {
                 phase,
+                frozen: Vec::new(),
                 since: Instant::now(),
                 gates: Vec::new(),
             }),
@@ -177,10 +180,13 @@ impl Hold {
         };
         match self.freeze_all(root, started + timeout) {
             Ok(groups) => {
+                let count = groups.len() as u32;
+                let opened: io::Result<Vec<File>> = groups.iter().map(|group| freezer(group)).collect();
+                state.frozen = opened.unwrap_or_default(); // they are looked for, else
                 (state.phase, state.since) = (Phase::Held, started);
                 Ok(Prepared {
                     hold_ms: started.elapsed().as_secs_f64() * 1e3,
-                    groups,
+                    groups: count,
                 })
             }
             Err(error) => {
@@ -202,7 +208,9 @@ impl Hold {
         before()?;
         let mut held = Duration::ZERO;
         if state.phase == Phase::Held {
-            if let Some(root) = &self.cgroups {
+            if let Some(root) = &self.cgroups
+                && !thaw(&std::mem::take(&mut state.frozen))
+            {
                 self.thaw_all(root);
             }
             state.phase = Phase::Running;
@@ -228,7 +236,7 @@ impl Hold {
 
     /// Freezes all user code, in several attempts: a process may wait in the kernel for another one that is frozen already
     /// (an automount's, a user-space file system's), which must go on for a moment before both can be frozen.
-    fn freeze_all(&self, root: &Path, deadline: Instant) -> Result<u32> {
+    fn freeze_all(&self, root: &Path, deadline: Instant) -> Result<Vec<PathBuf>> {
         let mut patience = FIRST_ATTEMPT;
         loop {
             let attempt = deadline.min(Instant::now() + patience);
@@ -243,7 +251,7 @@ impl Hold {
         }
     }
 
-    fn freeze_attempt(&self, root: &Path, deadline: Instant) -> Result<u32> {
+    fn freeze_attempt(&self, root: &Path, deadline: Instant) -> Result<Vec<PathBuf>> {
         let cannot = |error: io::Error| failed("cannot hold user code", error);
         self.join_own_group(root).map_err(cannot)?;
         // User code that is not frozen yet may make groups and move processes: go round until there is nothing new.
@@ -256,7 +264,7 @@ impl Hold {
                 .filter(|group| !frozen.contains(group))
                 .collect();
             if new.is_empty() && !moved {
-                return Ok(frozen.len() as u32);
+                return Ok(frozen);
             }
             if moved && Instant::now() >= deadline {
                 let message =
@@ -330,8 +338,18 @@ fn any_frozen(root: &Path) -> bool {
     user_groups(root).is_ok_and(|groups| groups.iter().any(wanted))
 }
 
+fn freezer(group: &Path) -> io::Result<File> {
+    File::options().write(true).open(group.join("cgroup.freeze"))
+}
+
+/// Thaws groups; false if there are none, or not all of them could be.
+fn thaw(groups: &[File]) -> bool {
+    // One that was removed has nobody in it, and says so: then all are gone through.
+    !groups.is_empty() && groups.iter().all(|mut group| group.write_all(b"0").is_ok())
+}
+
 fn set_frozen(group: &Path, frozen: bool) -> io::Result<()> {
-    match fs::write(group.join("cgroup.freeze"), if frozen { "1" } else { "0" }) {
+    match freezer(group).and_then(|mut file| file.write_all(if frozen { b"1" } else { b"0" })) {
         // Removed since it was listed: nobody was in it.
         Err(error)
             if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) =>

@@ -5,6 +5,7 @@
 //! any other failure is reported and does not keep the clone from running. All steps are tried.
 
 use crate::fault::{self, failed};
+use crate::rewrite::rewrite;
 use crate::{hooks, network, syscalls};
 use martlet_agent_api::{Identified, Identity, Outcome, Step};
 use std::fs::{self, File};
@@ -166,13 +167,13 @@ fn set_hostname(identity: &Identity, places: &Places) -> StepResult {
 }
 
 fn write_hostname_files(name: &str, places: &Places) -> io::Result<()> {
-    fs::write(places.etc.join("hostname"), format!("{name}\n"))?;
+    rewrite(&places.etc.join("hostname"), format!("{name}\n"))?;
     let hosts = places.etc.join("hosts");
     let old = match fs::read_to_string(&hosts) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => "127.0.0.1\tlocalhost\n".to_owned(),
         other => other?,
     };
-    fs::write(hosts, with_own_name(&old, name))
+    rewrite(&hosts, with_own_name(&old, name))
 }
 
 /// Debian gives a host's own name the address 127.0.1.1.
@@ -200,17 +201,17 @@ fn set_machine_id(identity: &Identity, places: &Places) -> StepResult {
     };
     let file = places.etc.join("machine-id");
     let line = format!("{id}\n");
-    if let Err(error) = fs::write(&file, &line) {
+    if let Err(error) = rewrite(&file, &line) {
         // A root file system that is read-only: put it over the old one.
         let over = places.run.join("machine-id");
         fs::create_dir_all(&places.run)
-            .and_then(|()| fs::write(&over, &line))
+            .and_then(|()| rewrite(&over, &line))
             .and_then(|()| syscalls::mount(&over, &file, "", libc::MS_BIND, ""))
             .map_err(|second| failed("cannot write the machine id", format_args!("{error}; {second}")))?;
     }
     let dbus = places.var_lib.join("dbus/machine-id");
     if fs::symlink_metadata(&dbus).is_ok_and(|metadata| metadata.is_file()) {
-        fs::write(&dbus, &line).map_err(|error| failed("cannot write D-Bus's machine id", error))?;
+        rewrite(&dbus, &line).map_err(|error| failed("cannot write D-Bus's machine id", error))?;
     }
     Ok(Done::Yes)
 }
@@ -232,7 +233,7 @@ fn set_boot_id(places: &Places) -> StepResult {
     let id = groups.join("-");
     fs::create_dir_all(&places.run).map_err(cannot)?;
     let file = places.run.join("boot_id");
-    fs::write(&file, format!("{id}\n")).map_err(cannot)?;
+    rewrite(&file, format!("{id}\n")).map_err(cannot)?;
     if boot_id() != id {
         syscalls::mount(&file, Path::new(BOOT_ID), "", libc::MS_BIND, "").map_err(cannot)?;
     }
@@ -291,7 +292,7 @@ fn write_generation(identity: &Identity, places: &Places) -> StepResult {
         "index": identity.index,
         "name": identity.name,
     });
-    fs::write(places.run.join("clone"), format!("{clone}\n")).map_err(cannot)?;
+    rewrite(&places.run.join("clone"), format!("{clone}\n")).map_err(cannot)?;
     let generation = File::options()
         .write(true)
         .create(true)

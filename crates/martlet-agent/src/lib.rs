@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Threads and blocking calls: one thread reads the channel and never waits for anything but the host; whatever may take
-//! long has a thread of its own. Nothing here keeps a secret or trusts user code, and all it knows fits in memory, so
+//! long has a thread of its own, which is kept for the next. Nothing here keeps a secret or trusts user code, and all it knows fits in memory, so
 //! it goes on in a clone exactly where its parent's stood, under a new epoch.
 
 pub mod copy;
@@ -27,9 +27,11 @@ pub mod outgoing;
 pub mod port;
 pub mod process;
 pub mod pty;
+pub mod rewrite;
 pub mod serve;
 pub mod stream;
 pub mod syscalls;
 pub mod users;
+pub mod workers;
 
 pub use serve::{Agent, AgentOptions};

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // interface requests are unions, and packets go out by raw socket
 
 use crate::fault::{Result, failed, fault};
+use crate::rewrite::rewrite;
 use martlet_agent_api::{Network, RemoteErrorKind};
 use std::fs::{self, File};
 use std::io::{Error, Write};
@@ -155,7 +156,7 @@ pub fn set_name_servers(etc: &Path, servers: &[Ipv4Addr]) -> Result<()> {
         .collect();
     let file = etc.join("resolv.conf");
     let written =
-        fs::write(&file, &lines).or_else(|_| fs::remove_file(&file).and_then(|()| fs::write(&file, &lines)));
+        rewrite(&file, &lines).or_else(|_| fs::remove_file(&file).and_then(|()| rewrite(&file, &lines)));
     written.map_err(|error| failed("cannot write resolv.conf", error))
 }
 

@@ -12,6 +12,7 @@ use crate::outgoing::{Outgoing, Speech};
 use crate::process::{self, Streams};
 use crate::stream::Stream;
 use crate::users::User;
+use crate::workers::Workers;
 use crate::{copy, exec, metrics, syscalls};
 use martlet_agent_api::{
     Command, Control, Decoder, FEATURE_QUIET, Finished, Frame, Hello, HelloReply, Kind, PROTOCOL,
@@ -79,6 +80,7 @@ pub struct Agent {
     streams: Mutex<HashMap<u32, Arc<Stream>>>,
     command: Mutex<OwnCommand>,
     identify: Mutex<()>,
+    workers: Workers,
 }
 
 /// The machine's own command.
@@ -103,6 +105,7 @@ impl Agent {
             streams: Mutex::default(),
             command: Mutex::default(),
             identify: Mutex::default(),
+            workers: Workers::default(),
         })
     }
 
@@ -215,7 +218,7 @@ impl Agent {
                     Request::Identify(_) => Speech::Answer,
                     _ => Speech::Report,
                 };
-                let started = thread::Builder::new().spawn({
+                let started = self.workers.run({
                     let outgoing = Arc::clone(&outgoing);
                     move || {
                         let done = || reply_to(&outgoing, speech, epoch, id, &Ok(Response::Done));
@@ -225,7 +228,7 @@ impl Agent {
                     }
                 });
                 match started {
-                    Ok(_) => return,
+                    Ok(()) => return,
                     Err(error) => Err(failed("cannot start a thread", error)),
                 }
             }
@@ -317,7 +320,7 @@ impl Agent {
         let stream = Stream::new(id, epoch, Arc::clone(outgoing));
         lock(&self.streams).insert(id, Arc::clone(&stream));
         let agent = Arc::clone(self);
-        let started = thread::Builder::new().spawn({
+        let started = self.workers.run({
             let outgoing = Arc::clone(outgoing);
             move || {
                 if let Err(error) = agent.run_stream(request, id, &stream, &outgoing) {

@@ -192,26 +192,33 @@ pub fn set_window_size(terminal: BorrowedFd<'_>, rows: u16, cols: u16) -> Result
     Ok(())
 }
 
-/// Waits until `fd` can be read, or `wake` can; says whether `fd` can.
-pub fn wait_readable(
-    fd: BorrowedFd<'_>,
-    wake: Option<BorrowedFd<'_>>,
-    timeout: Option<Duration>,
-) -> Result<bool> {
-    let poll_fd = |fd: BorrowedFd<'_>| libc::pollfd {
+/// Waits until one of these can be read, or is at its end; which of them.
+pub fn wait_readable(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Result<Vec<bool>> {
+    let poll_fd = |fd: &BorrowedFd<'_>| libc::pollfd {
         fd: fd.as_raw_fd(),
         events: libc::POLLIN,
         revents: 0,
     };
-    let mut fds = [poll_fd(fd), poll_fd(wake.unwrap_or(fd))];
+    let mut fds: Vec<_> = fds.iter().map(poll_fd).collect();
     let timeout_ms = timeout.map_or(-1, |timeout| timeout.as_millis().min(i32::MAX as u128) as i32);
     loop {
         // SAFETY: pointer and length of one array.
-        match checked(unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout_ms) }) {
-            Ok(_) => return Ok(fds[0].revents != 0),
+        match checked(unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) }) {
+            Ok(_) => return Ok(fds.iter().map(|fd| fd.revents != 0).collect()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// A descriptor that can be read once the process has ended (Linux 5.3).
+pub fn open_process(pid: u32) -> Result<OwnedFd> {
+    // SAFETY: numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+    match i32::try_from(fd) {
+        // SAFETY: a new descriptor that belongs to nobody else.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -113,7 +113,11 @@ fn a_restored_machine_differs_only_in_how_it_begins() {
     );
     assert_eq!(
         new,
-        ["-incoming defer", "-global migration.send-configuration=off"]
+        [
+            "-incoming defer",
+            "-global migration.send-configuration=off",
+            "-global migration.announce-rounds=0"
+        ]
     );
 }
 
