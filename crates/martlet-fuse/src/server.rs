@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Pieces that wait to be pushed: a frame each, but for those who read in order four, so mostly less than 16 MiB.
+/// Pieces that wait to be pushed: a frame each, but for those who read in order eight.
 const PUSH_DEPTH: usize = 256;
 const THREADS_MAX: usize = 64;
 /// Requests the kernel lets be under way without anybody waiting: readahead.

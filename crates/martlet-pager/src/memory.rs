@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, Weak};
 const REACH_PAGES: u64 = 2 * FRAME_PAGES_MAX as u64;
 
 /// Handed over at once to who reads in order: each piece wakes two threads.
-const PIECE_PAGES: usize = 4 * FRAME_PAGES_MAX;
+const PIECE_PAGES: usize = 8 * FRAME_PAGES_MAX;
 
 /// Which VM: chosen by the engine, never used for two VMs during a daemon's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

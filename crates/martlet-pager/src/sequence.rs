@@ -9,7 +9,7 @@ use std::ops::Range;
 /// Reads in order of fewer pages are chance.
 const SEQUENCE_PAGES_MIN: u64 = 32;
 /// Most pages handed over ahead of a reader.
-pub(crate) const WINDOW_PAGES_MAX: u64 = 512;
+pub(crate) const WINDOW_PAGES_MAX: u64 = 1024;
 
 /// The reads of an image, as far as they follow one another.
 #[derive(Debug, Default)]
