@@ -126,9 +126,7 @@ pub fn attend(running: Running, stream: &Arc<Stream>) -> Finished {
     } else {
         Duration::ZERO
     };
-    let status = move_output(&mut child, channels.outputs, drain, stream);
-    alive.store(false, Ordering::Release);
-    match status {
+    match move_output(&mut child, &alive, channels.outputs, drain, stream) {
         Ok(status) => ended_as(status),
         Err(error) => Finished::Failed(io_failed("cannot learn how the command ended", &error)),
     }
@@ -137,6 +135,7 @@ pub fn attend(running: Running, stream: &Arc<Stream>) -> Finished {
 /// Hands output on until the command has ended and nothing more is there.
 fn move_output(
     child: &mut Child,
+    alive: &AtomicBool,
     outputs: Vec<(u8, OwnedFd)>,
     drain: Duration,
     stream: &Stream,
@@ -161,6 +160,7 @@ fn move_output(
         // What it wrote before its end is there now, and is looked for once more.
         if status.is_none() && (end.is_none() || ready.len() > outputs.len() && ready[outputs.len()]) {
             status = child.try_wait()?;
+            alive.store(status.is_none(), Ordering::Release);
         }
         let mut ready = ready.into_iter();
         outputs.retain_mut(|(flags, output)| {

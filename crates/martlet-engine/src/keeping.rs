@@ -9,7 +9,6 @@
 
 use crate::engine::{Engine, FUSE_FD, lock};
 use martlet_vm::SpawnError;
-use martlet_vm::spec::STDERR_LOG;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,20 +44,6 @@ impl Engine {
         self.keeper.replace(&self.keeper_program)?;
         if let Some(connection) = &*lock(&self.connection) {
             self.keeper.put_fd(FUSE_FD, connection.as_fd())?;
-        }
-        self.pool.adopted_by(&self.keeper);
-        for machine in self.all() {
-            let mut pids: Vec<u32> = machine.starting_pid().into_iter().collect();
-            if let Some(live) = machine.live() {
-                pids.extend(live.to_record().pids());
-            }
-            let record = machine.record();
-            let log = self.run_dir(&record).join(STDERR_LOG);
-            for pid in pids {
-                if let Err(error) = self.keeper.adopt(pid, &record.name, &log) {
-                    tracing::warn!(%error, machine = record.name, pid, "QEMU is not kept any more");
-                }
-            }
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use martlet_vm::compat::{Accel, Hardware};
 use martlet_vm::process::own_directory;
 use martlet_vm::running::StartOptions;
 use martlet_vm::spec::{Boot, Disk, MachineSpec, Memory};
-use martlet_vm::{KeeperClient, RunningVm, usage};
+use martlet_vm::{RunningVm, usage};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -184,16 +184,6 @@ impl Pool {
             size: self.size as u64,
             ready: inner.ready.len() as u64,
             memory_bytes: pids.filter_map(usage::of).map(|usage| usage.private_bytes).sum(),
-        }
-    }
-
-    /// Another keeper is to know how those end that are ready.
-    pub fn adopted_by(&self, keeper: &KeeperClient) {
-        for ahead in &lock(&self.inner).ready {
-            let Some(vm) = &ahead.vm else { continue };
-            if let Err(error) = keeper.adopt(vm.pid(), NAME, &vm.handle().stderr_log) {
-                tracing::warn!(%error, pid = vm.pid(), "a QEMU started ahead is not kept any more");
-            }
         }
     }
 

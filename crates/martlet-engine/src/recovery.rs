@@ -73,13 +73,26 @@ impl Engine {
                 continue;
             }
             match self.find_again(&record, adopt) {
-                Ok(files) => found.push(Found { machine, files }),
+                Ok(files) => {
+                    self.keep_again(&record);
+                    found.push(Found { machine, files });
+                }
                 Err(problem) => self.lost(&machine, &problem),
             }
         }
         self.end_strays();
         self.remove_leftovers();
         Ok(found)
+    }
+
+    /// Has the keeper's successor, should it need one, keep a machine's processes too.
+    fn keep_again(&self, record: &Record) {
+        let log = self.run_dir(record).join(STDERR_LOG);
+        for pid in record.running.iter().flat_map(RunningRecord::pids) {
+            if let Err(error) = self.keeper.adopt(pid, &record.name, &log) {
+                tracing::warn!(%error, machine = record.name, pid, "its process is not kept");
+            }
+        }
     }
 
     fn find_again(&self, record: &Record, adopt: bool) -> Result<Refiled, Problem> {

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! It does nothing by itself, so it has no reason to die. If it is killed all the same, its client starts another and
-//! gives it everything again: descriptors, and the processes that it was the parent of, which it can signal and see the
-//! end of as well, only not how they ended ([`KeeperClient::adopt`]). One thread waits for the listening socket, its clients and
+//! gives it everything again: the processes that it was the parent of, which it can signal and see the end of as well, only
+//! not how they ended ([`KeeperClient::replace`]), and descriptors. One thread waits for the listening socket, its clients and
 //! its children (a pidfd each; no signal handlers). A request is one packet of JSON with descriptors attached, the reply
 //! is another. It ends when it is told to, or when nobody could ever want anything from it again: no living child, no
 //! client, and its socket gone from the file system.
@@ -16,15 +16,18 @@
 use crate::fd_passing;
 use crate::process::{ChildState, SpawnError, SpawnRequest, Spawner, start_detached};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 mod server;
@@ -34,6 +37,8 @@ const PACKET_MAX: usize = 128 << 10;
 /// How long the keeper may take to answer.
 const ANSWER_TIMEOUT_S: i64 = 10;
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// A process that was forked executes its program within this time.
+const EXEC_TIME: Duration = Duration::from_millis(100);
 
 /// A child of the keeper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,30 +150,49 @@ impl KeeperProgram {
 /// A connection to the keeper.
 #[derive(Debug)]
 pub struct KeeperClient {
-    socket: Mutex<OwnedFd>,
+    connection: Mutex<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    socket: OwnedFd,
+    /// What another keeper would be given: every process from the instant of its start until it is forgotten.
+    kept: BTreeMap<u32, Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    tag: String,
+    log: PathBuf,
 }
 
 impl KeeperClient {
     /// Connects to a keeper that runs.
     pub fn connect(socket_path: &Path) -> Result<Self, SpawnError> {
-        let socket = connect_to(socket_path).map_err(lost)?;
-        Ok(Self {
-            socket: Mutex::new(socket),
-        })
+        Ok(Self::over(connect_to(socket_path).map_err(lost)?))
+    }
+
+    fn over(socket: OwnedFd) -> Self {
+        let kept = BTreeMap::new();
+        Self {
+            connection: Mutex::new(Connection { socket, kept }),
+        }
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connects to the keeper, after starting it if there is none.
     pub fn connect_or_start(program: &KeeperProgram) -> Result<Self, SpawnError> {
-        let socket = connect_to(&program.socket).or_else(|_| program.start())?;
-        Ok(Self {
-            socket: Mutex::new(socket),
-        })
+        Ok(Self::over(
+            connect_to(&program.socket).or_else(|_| program.start())?,
+        ))
     }
 
     /// Waits for the keeper's end.
     pub fn wait_until_lost(&self) -> Result<(), SpawnError> {
-        let socket = self.socket.lock().unwrap_or_else(|e| e.into_inner()).try_clone();
-        let socket = socket.map_err(lost)?;
+        let socket = self.connection().socket.try_clone().map_err(lost)?;
         // The end of the other side is told without being asked for.
         let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
         loop {
@@ -180,18 +204,38 @@ impl KeeperClient {
         }
     }
 
-    /// Starts another keeper in place of one that has ended. It has nothing yet: see [`KeeperClient::put_fd`] and
-    /// [`KeeperClient::adopt`].
+    /// Starts another keeper in place of one that has ended, and gives it every process that was started or adopted over
+    /// this connection and not forgotten. It has no descriptors yet: see [`KeeperClient::put_fd`].
     pub fn replace(&self, program: &KeeperProgram) -> Result<(), SpawnError> {
         let new = program.start()?;
-        *self.socket.lock().unwrap_or_else(|e| e.into_inner()) = new;
+        let mut connection = self.connection();
+        connection.socket = new;
+        let Connection { socket, kept } = &mut *connection;
+        kept.retain(|pid, Kept { tag, log }| {
+            let (pid, tag, log) = (*pid, tag.clone(), log.clone());
+            let adopted =
+                ask(socket, &Request::Adopt { pid, tag, log }, &[]).and_then(|(reply, _)| done(reply));
+            adopted
+                .inspect_err(
+                    |error| tracing::info!(%error, pid, "a process has ended together with its keeper"),
+                )
+                .is_ok()
+        });
         Ok(())
     }
 
-    /// Gives it a process that another keeper was the parent of. The caller knows that it is still the same process.
+    /// Gives it a process that another keeper was the parent of, unless it has it. The caller knows that it is still the
+    /// same process.
     pub fn adopt(&self, pid: u32, tag: &str, log: &Path) -> Result<(), SpawnError> {
+        let mut connection = self.connection();
+        let kept = Kept {
+            tag: tag.into(),
+            log: log.into(),
+        };
         let (tag, log) = (tag.into(), log.into());
-        done(self.ask(&Request::Adopt { pid, tag, log }, &[])?.0)
+        done(ask(&connection.socket, &Request::Adopt { pid, tag, log }, &[])?.0)?;
+        connection.kept.insert(pid, kept);
+        Ok(())
     }
 
     /// All children that have not been forgotten.
@@ -227,32 +271,54 @@ impl KeeperClient {
     }
 
     fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), SpawnError> {
-        let bytes = serde_json::to_vec(request).map_err(|e| SpawnError::Keeper(e.to_string()))?;
-        if bytes.len() > PACKET_MAX {
-            let program = "the program".into();
-            return Err(SpawnError::BadRequest {
-                program,
-                reason: format!("{} bytes of arguments", bytes.len()),
-            });
-        }
-        let socket = self.socket.lock().unwrap_or_else(|e| e.into_inner());
-        fd_passing::send(socket.as_fd(), &bytes, fds).map_err(lost)?;
-        let mut buffer = vec![0; PACKET_MAX];
-        let (size, fds) = fd_passing::receive(socket.as_fd(), &mut buffer).map_err(lost)?;
-        if size == 0 {
-            return Err(SpawnError::Keeper("it has closed the connection".into()));
-        }
-        let reply = serde_json::from_slice(&buffer[..size]).map_err(|e| SpawnError::Keeper(e.to_string()))?;
-        Ok((reply, fds))
+        ask(&self.connection().socket, request, fds)
     }
+}
+
+fn ask(
+    socket: &OwnedFd,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(Reply, Vec<OwnedFd>), SpawnError> {
+    let bytes = serde_json::to_vec(request).map_err(|e| SpawnError::Keeper(e.to_string()))?;
+    if bytes.len() > PACKET_MAX {
+        let program = "the program".into();
+        return Err(SpawnError::BadRequest {
+            program,
+            reason: format!("{} bytes of arguments", bytes.len()),
+        });
+    }
+    fd_passing::send(socket.as_fd(), &bytes, fds).map_err(lost)?;
+    let mut buffer = vec![0; PACKET_MAX];
+    let (size, fds) = fd_passing::receive(socket.as_fd(), &mut buffer).map_err(lost)?;
+    if size == 0 {
+        return Err(SpawnError::Keeper("it has closed the connection".into()));
+    }
+    let reply = serde_json::from_slice(&buffer[..size]).map_err(|e| SpawnError::Keeper(e.to_string()))?;
+    Ok((reply, fds))
 }
 
 impl Spawner for KeeperClient {
     fn spawn(&self, request: &SpawnRequest, fds: Vec<OwnedFd>) -> Result<u32, SpawnError> {
         let program = request.argv.first().cloned().unwrap_or_default();
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        match self.ask(&Request::Spawn(Box::new(request.clone())), &borrowed)?.0 {
-            Reply::Pid(pid) => Ok(pid),
+        let mut connection = self.connection();
+        let asked = Request::Spawn(Box::new(request.clone()));
+        let answer = ask(&connection.socket, &asked, &borrowed);
+        if answer.is_err() {
+            // It may have been started, and its keeper killed before it could tell. Nobody would ever end it.
+            std::thread::sleep(EXEC_TIME);
+            running(&request.argv).for_each(end);
+        }
+        match answer?.0 {
+            Reply::Pid(pid) => {
+                let kept = Kept {
+                    tag: request.tag.clone(),
+                    log: request.log.clone().unwrap_or_default(),
+                };
+                connection.kept.insert(pid, kept);
+                Ok(pid)
+            }
             Reply::BadRequest(reason) => Err(SpawnError::BadRequest { program, reason }),
             Reply::Refused(reason) => Err(SpawnError::Refused { program, reason }),
             other => Err(unexpected(other)),
@@ -271,8 +337,26 @@ impl Spawner for KeeperClient {
     }
 
     fn forget(&self, pid: u32) -> Result<(), SpawnError> {
-        done(self.ask(&Request::Forget { pid }, &[])?.0)
+        let mut connection = self.connection();
+        connection.kept.remove(&pid);
+        done(ask(&connection.socket, &Request::Forget { pid }, &[])?.0)
     }
+}
+
+/// Processes that were started with exactly these arguments, which name sockets of their own.
+fn running(argv: &[String]) -> impl Iterator<Item = i32> {
+    let wanted: Vec<u8> = argv.iter().flat_map(|arg| arg.bytes().chain([0])).collect();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(move |pid| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found == wanted))
+}
+
+fn end(pid: i32) {
+    tracing::warn!(
+        pid,
+        "its keeper was killed before it could tell of it; it is ended"
+    );
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL); // gone is as well
 }
 
 fn done(reply: Reply) -> Result<(), SpawnError> {
@@ -291,4 +375,29 @@ fn unexpected(reply: Reply) -> SpawnError {
 
 fn lost(e: io::Error) -> SpawnError {
     SpawnError::Keeper(e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_by_its_arguments_and_no_other_is() {
+        let argv = ["sleep", "1000.0078125"].map(String::from);
+        let mut one = std::process::Command::new(&argv[0])
+            .arg(&argv[1])
+            .spawn()
+            .unwrap();
+        let mut other = std::process::Command::new("sleep")
+            .arg("1000.00781250")
+            .spawn()
+            .unwrap();
+        let found: Vec<i32> = running(&argv).collect();
+        for child in [&mut one, &mut other] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(found, [one.id() as i32]);
+        assert_eq!(running(&argv).count(), 0);
+    }
 }

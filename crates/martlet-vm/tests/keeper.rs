@@ -151,6 +151,44 @@ fn children_and_descriptors_outlive_the_client() {
 }
 
 #[test]
+fn a_keeper_that_was_killed_is_replaced_by_one_that_keeps_the_same() {
+    let kept = Kept::new();
+    let client = kept.client();
+    let parent = kept.dir.path().join("parent");
+    let script = format!(
+        "echo $PPID >{0}.new; mv {0}.new {0}; exec sleep 1000",
+        parent.display()
+    );
+    let asleep = client.spawn(&shell(&script), vec![]).unwrap();
+    let over = client.spawn(&shell("exit 0"), vec![]).unwrap();
+    client.wait(over, SOON).unwrap();
+    client.forget(over).unwrap();
+    let deadline = Instant::now() + SOON;
+    while !parent.exists() {
+        assert!(Instant::now() < deadline, "the child does not run");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let keeper: i32 = std::fs::read_to_string(&parent).unwrap().trim().parse().unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(keeper),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    client.wait_until_lost().unwrap();
+    client.replace(&kept.program()).unwrap();
+    let pids: Vec<u32> = client.children().unwrap().iter().map(|child| child.pid).collect();
+    assert_eq!(pids, [asleep]);
+    // What it has already it goes on to have.
+    client.adopt(asleep, "again", Path::new("")).unwrap();
+    assert_eq!(client.state(asleep).unwrap(), ChildState::Running);
+    client.signal(asleep, libc::SIGKILL).unwrap();
+    assert!(matches!(
+        client.wait(asleep, SOON).unwrap(),
+        ChildState::Ended { .. }
+    ));
+}
+
+#[test]
 fn a_process_gets_what_was_asked_for_and_nothing_else() {
     let kept = Kept::new();
     let keeper = kept.client();

@@ -221,16 +221,10 @@ impl Driver<'_> {
             .and_then(|keeper| keeper["found"].as_str())
             .unwrap_or_default()
             .to_owned();
-        let running = self
-            .world
-            .machines
-            .values()
-            .filter(|seen| seen.pid.is_some())
-            .count();
-        let ahead = call(self.daemon, &["df"]).json()["pool"]["ready"]
-            .as_u64()
-            .unwrap_or_default() as usize;
-        Ok((found != format!("keeps {} processes", running + ahead)).then_some(found))
+        // Also those that were started ahead, and those that a machine was handed over from.
+        let living = self.daemon.processes("-name ").len();
+        let wanted = format!("keeps {living} processes");
+        Ok((found != wanted).then(|| format!("{found}, and {living} live")))
     }
 
     /// The model is what it may be and what is listed; names of machines of which something is uncertain.
