@@ -116,7 +116,7 @@ fn a_restored_machine_differs_only_in_how_it_begins() {
         [
             "-incoming defer",
             "-global migration.send-configuration=off",
-            "-global migration.announce-rounds=0"
+            "-global migration.announce-rounds=1"
         ]
     );
 }
