@@ -248,7 +248,7 @@ impl MachineSpec {
         args.flag("-S");
         if self.incoming {
             // User-mode networking has nobody to announce a guest to, and each of QEMU's five rounds is work for the guest.
-            // Not none: a guest that is reset after that has QEMU 7.2 free its timer twice.
+            // Not none: QEMU 7.2 then drops a timer that it needs when the guest is reset, and dies.
             args.opt("-incoming", "defer")
                 .opt("-global", "migration.send-configuration=off")
                 .opt("-global", "migration.announce-rounds=1");
