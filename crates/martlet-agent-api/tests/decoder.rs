@@ -62,15 +62,21 @@ proptest! {
     fn every_frame_and_no_other(input in prop::collection::vec((junk(), frames()), 0..6), cuts in prop::collection::vec(1usize..3000, 1..20)) {
         let mut bytes = Vec::new();
         for (junk, frame) in &input {
+            let following = frame.to_bytes();
             match junk {
                 Junk::Nothing => {}
                 Junk::Bytes(junk) => bytes.extend_from_slice(junk),
                 Junk::CutOff(frame, cut) => {
                     let whole = frame.to_bytes();
-                    bytes.extend_from_slice(&whole[..cut % whole.len()]);
+                    let mut cut = cut % whole.len();
+                    // What comes next must not begin with what is missing: a last byte of 0xf7 is a frame's first one.
+                    while cut > 0 && following.starts_with(&whole[cut..]) {
+                        cut -= 1;
+                    }
+                    bytes.extend_from_slice(&whole[..cut]);
                 }
             }
-            bytes.extend_from_slice(&frame.to_bytes());
+            bytes.extend_from_slice(&following);
         }
         bytes.extend_from_slice(&[0; PREAMBLE_BYTES]); // pushes out what a cut-off frame has swallowed
         let mut cuts = cuts.iter().cycle();

@@ -36,6 +36,10 @@ pub struct RunRequest {
     /// May the guest reach the outside by user-mode networking?
     #[serde(default)]
     pub outbound: bool,
+    /// A tap interface of the host that the guest's network leads to, instead of user-mode networking. It must exist,
+    /// outlive its users, and be free; the guest's gateway, 10.77.0.2, is whoever has that address behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
     /// Wait for the agent (default) or return as soon as QEMU runs.
     #[serde(default)]
     pub detach: bool,
@@ -144,6 +148,9 @@ pub struct MachineInfo {
     pub hostname: String,
     /// Port forwards in force.
     pub ports: Vec<PortForward>,
+    /// The tap interface that its network leads to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
     /// QEMU's process id while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,

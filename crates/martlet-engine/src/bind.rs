@@ -8,7 +8,7 @@ use crate::pool::{Ahead, Shape};
 use crate::problem::{self, Told};
 use crate::run_dir;
 use martlet_api::Problem;
-use martlet_vm::spec::MachineSpec;
+use martlet_vm::spec::{Link, MachineSpec};
 use martlet_vm::{RunningVm, compat};
 use std::sync::Arc;
 
@@ -40,8 +40,10 @@ impl Engine {
         crash::step("start");
         let vm = ahead.vm();
         vm.bind_place(&spec.run_dir, spec.net.as_ref().map(|net| net.address));
-        for forward in spec.net.iter().flat_map(|net| &net.forwards) {
-            vm.add_forward(*forward).told()?;
+        if let Some(Link::User { forwards, .. }) = spec.net.as_ref().map(|net| &net.link) {
+            for forward in forwards {
+                vm.add_forward(*forward).told()?;
+            }
         }
         crash::step("start");
         vm.bind_memory(&self.dirs.memory_file(&placeholder.name), &spec.memory.path)

@@ -293,7 +293,11 @@ impl Engine {
         let written = machine.writing();
         let record = machine.change(change);
         if written.forgotten {
-            return Ok(()); // whoever did that has had the last word
+            // Whoever did that has had the last word, and what is starting must not run.
+            return Err(Problem::new(
+                ProblemCode::NotFound,
+                format!("there is no machine {} any more", record.name),
+            ));
         }
         self.repin(machine, &record);
         self.state

@@ -202,6 +202,8 @@ impl Engine {
                     })
                     .collect::<Vec<_>>(),
             )?,
+            // So is a tap interface.
+            tap: None,
             ..config
         };
         let record = Record {

@@ -11,7 +11,8 @@
 //!
 //! Until it is recorded whose machine it is, the old process is; from then on the new one, also to a daemon that starts
 //! after a crash. What the guest cannot see does not change: its disk, its agent's channel with every command in it. What
-//! QEMU's user-mode network keeps in its process does not go along: connections end, forwards are bound again.
+//! QEMU's user-mode network keeps in its process does not go along: connections end, forwards are bound again. A tap
+//! interface is plugged in at the new process, and connections through it go on.
 
 use crate::console::Consoles;
 use crate::crash;
@@ -183,7 +184,7 @@ impl Engine {
                 tracing::error!(%problem, "that a machine was not handed over could not be recorded");
             }
             if !old.is_ending() {
-                self.forward_again(&old.vm, &before);
+                self.connect_again(&old.vm, &before);
             }
         })
     }
@@ -215,6 +216,10 @@ impl Engine {
         let console_begin_bytes = length(&successor.run_dir.join(CONSOLE_LOG)).saturating_sub(said_bytes);
         let vm = successor.vm.as_ref().expect("it is there until it is taken");
         crash::step("handover");
+        if let Some(tap) = &before.config.tap {
+            old.vm.unbind_tap().told()?;
+            vm.bind_tap(tap).told()?;
+        }
         for port in &before.config.ports {
             // One that is not there any more is not missed.
             let _ = old.vm.remove_forward(port.host_port);
@@ -276,8 +281,15 @@ impl Engine {
         Ok((live, agent_socket))
     }
 
-    /// Forwards the machine's ports, those that are not.
-    pub(crate) fn forward_again(&self, vm: &RunningVm, record: &Record) {
+    /// Forwards the machine's ports, those that are not, and plugs its tap interface in again.
+    pub(crate) fn connect_again(&self, vm: &RunningVm, record: &Record) {
+        if let Some(tap) = &record.config.tap {
+            // It is not plugged in when the attempt failed before it was pulled out.
+            let _ = vm.unbind_tap();
+            if let Err(error) = vm.bind_tap(tap) {
+                tracing::warn!(%error, machine = record.name, "a machine has no network any more");
+            }
+        }
         for port in &record.config.ports {
             let forward = Forward {
                 host_port: port.host_port,

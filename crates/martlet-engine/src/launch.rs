@@ -15,7 +15,7 @@ use crate::crash;
 use crate::engine::Engine;
 use crate::identity;
 use crate::live::Live;
-use crate::machine::{HardwareRecord, Machine, Record, to_compat};
+use crate::machine::{Config, HardwareRecord, Machine, Record, to_compat};
 use crate::mapped::{Mapped, QEMU_GID};
 use crate::pool::Ahead;
 use crate::problem::{self, Told};
@@ -30,7 +30,7 @@ use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::compat;
 use martlet_vm::process::User;
 use martlet_vm::running::StartOptions;
-use martlet_vm::spec::{AGENT_SOCKET, Boot, Disk, Forward, MachineSpec, Memory, UserNet};
+use martlet_vm::spec::{AGENT_SOCKET, Boot, Disk, Forward, Link, MachineSpec, Memory, Net};
 use martlet_vm::{EndReason, RunningVm};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -397,16 +397,12 @@ impl Engine {
                 read_only: false,
             }],
             boot,
-            net: Some(user_net(
-                record.number,
-                record.config.outbound,
-                &record.config.ports,
-            )),
+            net: Some(net(record.number, &record.config)),
             generation_id: identity::uuid(),
             run_dir,
             incoming: matches!(launch.from, From::Snapshot(..)),
         };
-        // From here on it is this machine's, also for a keeper that takes over.
+        // From here on it is this machine's: who kills the machine ends it.
         launch.machine.set_starting_pid(ahead.as_ref().map(Ahead::pid));
         let bound = ahead.and_then(|ahead| match self.bind_ahead(ahead, &spec) {
             Ok(bound) => Some(bound),
@@ -437,13 +433,17 @@ impl Engine {
         let key = VmKey(self.next_key());
         self.registry.set_owner(vm.pid(), key);
         launch.machine.set_starting_pid(Some(vm.pid()));
-        Ok(Spawned {
+        let spawned = Spawned {
             machine: launch.machine,
             vm: Some(vm),
             files,
             key,
             console_begin_bytes,
-        })
+        };
+        if let Some(tap) = &record.config.tap {
+            spawned.vm().bind_tap(tap).told()?;
+        }
+        Ok(spawned)
     }
 
     /// The user that QEMU runs as: nobody's but this machine's. An ordinary user's QEMU runs as that user.
@@ -528,9 +528,9 @@ impl Engine {
                 interface: None,
                 mac: (!booting).then(|| identity::mac_text(identity::mac(record.number))),
                 address: Ipv4Addr::from(identity::address(record.number)),
-                prefix: UserNet::PREFIX_LEN,
-                gateway: Some(UserNet::GATEWAY),
-                dns: vec![UserNet::DNS],
+                prefix: Net::PREFIX_LEN,
+                gateway: Some(Net::GATEWAY),
+                dns: vec![Net::DNS],
             }),
             policy: agent::IdentityPolicy {
                 hostname: is_new,
@@ -613,18 +613,21 @@ fn never_executed(vm: &RunningVm) -> &'static str {
 }
 
 /// The network of the machine with this number.
-pub fn user_net(number: u64, outbound: bool, ports: &[PortForward]) -> UserNet {
-    UserNet {
+fn net(number: u64, config: &Config) -> Net {
+    let forward = |port: &PortForward| Forward {
+        host_port: port.host_port,
+        guest_port: port.guest_port,
+    };
+    Net {
         address: Ipv4Addr::from(identity::address(number)),
         mac: identity::mac_text(identity::mac(number)),
-        forwards: ports
-            .iter()
-            .map(|port| Forward {
-                host_port: port.host_port,
-                guest_port: port.guest_port,
-            })
-            .collect(),
-        outbound,
+        link: match config.tap {
+            Some(_) => Link::Tap,
+            None => Link::User {
+                forwards: config.ports.iter().map(forward).collect(),
+                outbound: config.outbound,
+            },
+        },
     }
 }
 

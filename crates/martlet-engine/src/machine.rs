@@ -99,6 +99,9 @@ pub struct Config {
     pub accel: Option<Accel>,
     /// May the guest reach the outside?
     pub outbound: bool,
+    /// The host's tap interface that its network leads to, instead of user-mode networking.
+    #[serde(default)]
+    pub tap: Option<String>,
     /// Start again from the last checkpoint when QEMU dies.
     pub restart: bool,
     /// Working directory of the command.
@@ -359,6 +362,7 @@ impl Machine {
             disk_bytes: record.config.disk_bytes,
             hostname: record.hostname,
             ports: record.config.ports,
+            tap: record.config.tap,
             pid: record.running.map(|running| running.pid),
             accel: record.hardware.accel,
             machine_type: record.hardware.machine_type,

@@ -14,7 +14,6 @@
 use crate::engine::{Engine, lock};
 use crate::host_memory::has_room_ahead;
 use crate::identity;
-use crate::launch::user_net;
 use crate::machine::Config;
 use crate::mapped::Mapped;
 use crate::problem::{self, Told};
@@ -23,7 +22,7 @@ use martlet_image::{Manifest, PAGE_SIZE};
 use martlet_vm::compat::{Accel, Hardware};
 use martlet_vm::process::own_directory;
 use martlet_vm::running::StartOptions;
-use martlet_vm::spec::{Boot, Disk, MachineSpec, Memory};
+use martlet_vm::spec::{Boot, Disk, Link, MachineSpec, Memory, Net};
 use martlet_vm::{RunningVm, usage};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -53,6 +52,8 @@ pub struct Shape {
     pub memory_bytes: u64,
     /// May the guest reach the outside?
     pub outbound: bool,
+    /// Does its network lead to a tap interface?
+    pub tap: bool,
 }
 
 impl Shape {
@@ -65,6 +66,7 @@ impl Shape {
             cpus: config.cpus,
             memory_bytes: config.memory_bytes,
             outbound: config.outbound,
+            tap: config.tap.is_some(),
         }
     }
 }
@@ -291,7 +293,17 @@ impl Engine {
                 read_only: false,
             }],
             boot: Boot::Firmware,
-            net: Some(user_net(number, shape.outbound, &[])),
+            net: Some(Net {
+                address: identity::address(number).into(),
+                mac: identity::mac_text(identity::mac(number)),
+                link: match shape.tap {
+                    true => Link::Tap,
+                    false => Link::User {
+                        forwards: Vec::new(),
+                        outbound: shape.outbound,
+                    },
+                },
+            }),
             generation_id: identity::uuid(),
             run_dir,
             incoming: true,

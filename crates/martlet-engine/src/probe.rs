@@ -1,6 +1,7 @@
 //! The first response: a service in the guest is asked until it answers.
 
 use crate::engine::Engine;
+use crate::identity;
 use crate::machine::Machine;
 use crate::problem::Told;
 use crate::run::stage;
@@ -29,11 +30,11 @@ impl Engine {
     ) -> Result<(), Problem> {
         let Some(probe) = probe else { return Ok(()) };
         progress(stage("waiting for the service's first response"));
-        let port = self.forwarded(machine, probe.guest_port)?;
+        let address = self.reached(machine, probe.guest_port)?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         let mut last = String::new();
         while Instant::now() < deadline {
-            match ask(port, probe) {
+            match ask(address, probe) {
                 Ok(()) => {
                     let first_response_ms = requested.elapsed().as_secs_f64() * 1e3;
                     return self.update(machine, When::Later, |record| {
@@ -61,11 +62,17 @@ impl Engine {
         )))
     }
 
-    /// The host port that leads to a port of the guest; made if there is none.
-    fn forwarded(&self, machine: &Arc<Machine>, guest_port: u16) -> Result<u16, Problem> {
-        let ports = machine.record().config.ports;
+    /// Where a port of the guest is reached from the host. A port is forwarded to it if there is none.
+    fn reached(&self, machine: &Arc<Machine>, guest_port: u16) -> Result<SocketAddrV4, Problem> {
+        let record = machine.record();
+        if record.config.tap.is_some() {
+            let address = identity::address(record.number).into();
+            return Ok(SocketAddrV4::new(address, guest_port));
+        }
+        let at_host = |port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let ports = record.config.ports;
         if let Some(port) = ports.iter().find(|port| port.guest_port == guest_port) {
-            return Ok(port.host_port);
+            return Ok(at_host(port.host_port));
         }
         let live = machine.live_for(crate::phase::Verb::Exec)?;
         let made = live
@@ -80,12 +87,11 @@ impl Engine {
             guest_port,
         };
         self.update(machine, When::Later, |record| record.config.ports.push(port))?;
-        Ok(made.host_port)
+        Ok(at_host(made.host_port))
     }
 }
 
-fn ask(port: u16, probe: &Probe) -> Result<(), String> {
-    let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+fn ask(address: SocketAddrV4, probe: &Probe) -> Result<(), String> {
     let attempt = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect_timeout(&address.into(), ATTEMPT_TIMEOUT)?;
         stream.set_read_timeout(Some(ATTEMPT_TIMEOUT))?;
@@ -125,15 +131,15 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
-    fn served(answer: &'static [u8]) -> u16 {
+    fn served(answer: &'static [u8]) -> SocketAddrV4 {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port());
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             stream.read_exact(&mut [0; 6]).unwrap();
             stream.write_all(answer).unwrap();
         });
-        port
+        address
     }
 
     #[test]

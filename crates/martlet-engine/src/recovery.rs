@@ -45,6 +45,9 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The daemon serves after this time at the latest, though not every machine has answered.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(8);
 
+/// A process that is killed has ended within this time.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Files of a machine, served again.
 struct Refiled {
     disk: Arc<CowDisk>,
@@ -60,10 +63,17 @@ pub(crate) struct Found {
     files: Refiled,
 }
 
+/// What a daemon finds when it starts.
+pub(crate) struct FoundAll {
+    machines: Vec<Found>,
+    /// Processes that are being ended. They may need what is served to come to their ends.
+    strays: Arc<[u32]>,
+}
+
 impl Engine {
     /// Loads all records. With `adopt`, the files of machines whose QEMU still lives are put back under their numbers.
-    pub(crate) fn load_machines(self: &Arc<Self>, adopt: bool) -> Result<Vec<Found>, Problem> {
-        let mut found = Vec::new();
+    pub(crate) fn load_machines(self: &Arc<Self>, adopt: bool) -> Result<FoundAll, Problem> {
+        let mut machines = Vec::new();
         for record in self.state.machines::<Record>().told()? {
             tracing::info!(machine = record.name, phase = ?record.phase, awaited = record.awaited, "on record");
             let machine = Machine::new(record.clone());
@@ -75,14 +85,14 @@ impl Engine {
             match self.find_again(&record, adopt) {
                 Ok(files) => {
                     self.keep_again(&record);
-                    found.push(Found { machine, files });
+                    machines.push(Found { machine, files });
                 }
                 Err(problem) => self.lost(&machine, &problem),
             }
         }
-        self.end_strays();
+        let strays = self.end_strays();
         self.remove_leftovers();
-        Ok(found)
+        Ok(FoundAll { machines, strays })
     }
 
     /// Has the keeper's successor, should it need one, keep a machine's processes too.
@@ -110,18 +120,22 @@ impl Engine {
         }
     }
 
-    /// QEMUs that no record knows: starts that the daemon's death cut short.
-    fn end_strays(&self) {
+    /// Ends QEMUs that no record knows, of starts that the daemon's death cut short; their processes.
+    fn end_strays(&self) -> Arc<[u32]> {
         let running = self
             .all()
             .into_iter()
             .filter_map(|machine| machine.record().running);
         let known: Vec<u32> = running.flat_map(|running| running.pids()).collect();
-        for child in self.keeper.children().unwrap_or_default() {
-            if !known.contains(&child.pid) {
-                let _ = self.spawner.signal(child.pid, libc::SIGKILL);
-            }
+        let children = self.keeper.children().unwrap_or_default().into_iter();
+        let strays: Arc<[u32]> = children
+            .map(|child| child.pid)
+            .filter(|pid| !known.contains(pid))
+            .collect();
+        for pid in &*strays {
+            let _ = self.spawner.signal(*pid, libc::SIGKILL);
         }
+        strays
     }
 
     /// A machine cannot go on: it is what it was before the restore that was under way, else it has failed.
@@ -224,17 +238,18 @@ impl Engine {
 
     /// With the images served again, machines can answer: QEMU and agents are connected to. All at once, and those that
     /// take their time are not waited for: nobody can be served, and nothing that hangs be killed, before this returns.
-    pub(crate) fn reconnect_machines(self: &Arc<Self>, found: Vec<Found>) {
+    pub(crate) fn reconnect_machines(self: &Arc<Self>, found: FoundAll) {
         let (connecting, connected) = channel::<()>();
-        for Found { machine, files } in found {
+        for Found { machine, files } in found.machines {
             let (engine, connecting) = (self.clone(), connecting.clone());
+            let strays = found.strays.clone();
             let reconnect = move || {
                 let _connecting = connecting;
                 // Whatever else is asked of it has to wait, but to be killed.
                 let Ok(_operation) = machine.begin("recovery") else {
                     return;
                 };
-                if let Err(problem) = engine.reconnect(&machine, files) {
+                if let Err(problem) = engine.reconnect(&machine, files, &strays) {
                     engine.lost(&machine, &problem);
                 }
             };
@@ -250,7 +265,12 @@ impl Engine {
         let _ = connected.recv_timeout(CONNECT_PATIENCE);
     }
 
-    fn reconnect(self: &Arc<Self>, machine: &Arc<Machine>, files: Refiled) -> Result<(), Problem> {
+    fn reconnect(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        files: Refiled,
+        strays: &[u32],
+    ) -> Result<(), Problem> {
         let record = machine.record();
         let running = record.running.as_ref().expect("it was found by it");
         let key = VmKey(self.next_key());
@@ -282,8 +302,13 @@ impl Engine {
         });
         machine.set_live(Some(live.clone()));
         if matches!(record.phase, Phase::Pausing) {
-            // They may have been on their way to another process.
-            self.forward_again(&live.vm, &record);
+            // Ports and interface may have been on their way to another process, which has them until it is gone.
+            for pid in strays {
+                if let Ok(ChildState::Running) = self.spawner.wait(*pid, END_TIMEOUT) {
+                    tracing::warn!(pid, "a process that nobody needs does not end");
+                }
+            }
+            self.connect_again(&live.vm, &record);
         }
         self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
         self.watch(machine, &live);

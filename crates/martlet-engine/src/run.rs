@@ -464,6 +464,7 @@ impl Engine {
             MEMORY_MIN_BYTES
         };
         check_memory(memory_bytes, memory_min_bytes)?;
+        check_network(request)?;
         check_sizes(cpus, disk_bytes, disk)?;
         let base_env = snapshot.env.iter().filter_map(|pair| pair.split_once('='));
         let mut env: std::collections::BTreeMap<_, _> =
@@ -482,6 +483,7 @@ impl Engine {
             ports: pick_ports(&request.ports)?,
             accel: request.accel,
             outbound: request.outbound,
+            tap: request.tap.clone(),
             restart: request.restart,
             workdir: snapshot.labels.get("workdir").cloned(),
             user: snapshot.labels.get("user").cloned(),
@@ -644,6 +646,24 @@ fn check_sizes(cpus: u32, disk_bytes: u64, disk_min_bytes: u64) -> Result<(), Pr
         );
     }
     Ok(())
+}
+
+/// A tap interface comes instead of what user-mode networking has.
+fn check_network(request: &RunRequest) -> Result<(), Problem> {
+    match &request.tap {
+        Some(tap) if !martlet_vm::tap::is_name(tap) => Err(Problem::new(
+            ProblemCode::InvalidArgument,
+            format!("{tap:?} cannot be the name of an interface"),
+        )),
+        Some(tap) if request.outbound || !request.ports.is_empty() => Err(Problem::new(
+            ProblemCode::InvalidArgument,
+            "a machine at a tap interface has no forwarded ports, and reaches what the interface leads to",
+        )
+        .remediation(format!(
+            "leave these options out; the guest is reached by its own address, through {tap}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Fills in free host ports, and refuses ports that are taken.

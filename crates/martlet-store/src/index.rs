@@ -8,7 +8,7 @@
 //! | packs | pack number | bytes of it that are committed |
 //! | meta | `root` | the newest root |
 //!
-//! The beginning of a frame's id is enough to find it in `objects`, and halves the index. Where two frames begin alike
+//! The beginning of a frame's id is enough to find it in `objects`, and makes an entry a third shorter. Where two frames begin alike
 //! (somebody may have worked for that) their pages count as unknown, and when one of them goes both lose their pages.
 //!
 //! A database that has met a write error refuses everything from then on; [`Index::reopen`] starts it afresh.
@@ -443,5 +443,20 @@ mod tests {
         index.apply(&gone, &Root::default()).unwrap();
         // The page that was in the one that is gone must not be found in the other.
         assert_eq!(find(), [None, Some((other, 15)), None]);
+    }
+
+    #[test]
+    fn an_index_of_another_shape_counts_as_damaged() {
+        const FORMER: TableDefinition<PageHash, [u8; 33]> = TableDefinition::new("pages");
+        let (files, dir) = (FaultyFiles::new(), Path::new("/store"));
+        let file = files.create(&dir.join("index.redb")).unwrap();
+        let former = Database::builder().create_with_backend(Backend(file)).unwrap();
+        let txn = former.begin_write().unwrap();
+        txn.open_table(FORMER).unwrap().insert([1; 32], [2; 33]).unwrap();
+        txn.commit().unwrap();
+        drop(former);
+        // The store puts it aside, and makes another from the packs.
+        let opened = Index::open(Arc::new(files), dir);
+        assert!(matches!(opened, Err(StoreError::Index(_))), "{opened:?}");
     }
 }

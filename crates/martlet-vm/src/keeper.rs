@@ -305,7 +305,7 @@ impl Spawner for KeeperClient {
         let mut connection = self.connection();
         let asked = Request::Spawn(Box::new(request.clone()));
         let answer = ask(&connection.socket, &asked, &borrowed);
-        if answer.is_err() {
+        if let Err(SpawnError::Keeper(_)) = answer {
             // It may have been started, and its keeper killed before it could tell. Nobody would ever end it.
             std::thread::sleep(EXEC_TIME);
             running(&request.argv).for_each(end);

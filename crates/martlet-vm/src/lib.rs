@@ -20,6 +20,7 @@ pub mod process;
 pub mod qmp;
 pub mod running;
 pub mod spec;
+pub mod tap;
 pub mod usage;
 
 pub use compat::{Accel, Hardware, Incompatible};

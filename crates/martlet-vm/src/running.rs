@@ -30,6 +30,7 @@ mod bind;
 mod descriptor_file;
 mod forward;
 mod room;
+mod tap;
 
 use descriptor_file::DescriptorFile;
 

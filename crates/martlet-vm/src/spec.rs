@@ -48,8 +48,8 @@ pub struct MachineSpec {
     pub disks: Vec<Disk>,
     /// What is booted; ignored by a machine that is restored.
     pub boot: Boot,
-    /// Network, if it has one.
-    pub net: Option<UserNet>,
+    /// Network card, if it has one.
+    pub net: Option<Net>,
     /// Identifies this very start to guests that look (VMGenID): a new one for each clone.
     pub generation_id: String,
     /// The machine's own directory: sockets and logs. The user QEMU runs as must own it.
@@ -95,18 +95,30 @@ pub enum Boot {
     },
 }
 
-/// User-mode networking: no privilege, no interface on the host. All machines share 10.77.0.0/16 in name, so that
-/// each has an address of its own on this host, but each has the network for itself.
+/// A network card. All machines have addresses in 10.77.0.0/16, each its own on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UserNet {
-    /// The guest's address; the agent sets it, DHCP offers it.
+pub struct Net {
+    /// The guest's address; the agent sets it.
     pub address: Ipv4Addr,
     /// Its MAC address.
     pub mac: String,
-    /// Ports forwarded from the start. Port 0 is not allowed here; see `RunningVm::add_forward`.
-    pub forwards: Vec<Forward>,
-    /// May the guest reach the outside?
-    pub outbound: bool,
+    /// Where the cable leads.
+    pub link: Link,
+}
+
+/// The other end of a network card's cable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// User-mode networking: no privilege, no interface on the host, and the machine has the network for itself. DHCP
+    /// offers the guest its address.
+    User {
+        /// Ports forwarded from the start. Port 0 is not allowed here; see `RunningVm::add_forward`.
+        forwards: Vec<Forward>,
+        /// May the guest reach the outside?
+        outbound: bool,
+    },
+    /// An interface of the host, which `RunningVm::bind_tap` plugs in.
+    Tap,
 }
 
 /// `127.0.0.1:host_port` on the host reaches `guest_port` in the guest.
@@ -118,7 +130,7 @@ pub struct Forward {
     pub guest_port: u16,
 }
 
-impl UserNet {
+impl Net {
     /// The gateway, which is also the host as the guest sees it.
     pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
     /// The name server.
@@ -132,6 +144,9 @@ impl UserNet {
         o[0] == 10 && o[1] == 77 && (o[2] > 0 || o[3] > 3) && o != [10, 77, 255, 255]
     }
 }
+
+/// The hub that a tap interface is plugged into.
+pub(crate) const HUB: u32 = 0;
 
 /// Name of the QMP socket in a machine's run directory.
 pub const QMP_SOCKET: &str = "qmp.sock";
@@ -186,13 +201,15 @@ impl MachineSpec {
             return bad(format!("{} disks; {DISKS_MAX} are possible", self.disks.len()));
         }
         if let Some(net) = &self.net {
-            if !UserNet::is_guest_address(net.address) {
+            if !Net::is_guest_address(net.address) {
                 return bad(format!("{} is not a guest address in 10.77.0.0/16", net.address));
             }
             if !is_mac(&net.mac) {
                 return bad(format!("{:?} is not a MAC address", net.mac));
             }
-            if net.forwards.iter().any(|f| f.host_port == 0 || f.guest_port == 0) {
+            if let Link::User { forwards, .. } = &net.link
+                && forwards.iter().any(|f| f.host_port == 0 || f.guest_port == 0)
+            {
                 return bad("a forwarded port is 0".into());
             }
         }
@@ -321,21 +338,18 @@ impl MachineSpec {
 
     fn network(&self, args: &mut Args) {
         let Some(net) = &self.net else { return };
-        let restrict = if net.outbound { "off" } else { "on" };
-        let mut user = format!(
-            "user,id=net,ipv6=off,net=10.77.0.0/{},host={},dns={},dhcpstart={},restrict={restrict}",
-            UserNet::PREFIX_LEN,
-            UserNet::GATEWAY,
-            UserNet::DNS,
-            net.address
+        args.opt(
+            "-netdev",
+            match &net.link {
+                Link::User { forwards, outbound } => user_netdev(net.address, forwards, *outbound),
+                // QEMU gives a card its cable at its start; what is plugged into a hub may come and go.
+                Link::Tap => format!("hubport,id=net,hubid={HUB}"),
+            },
         );
-        for f in &net.forwards {
-            user += &format!(
-                ",hostfwd=tcp:127.0.0.1:{}-{}:{}",
-                f.host_port, net.address, f.guest_port
-            );
+        if net.link == Link::Tap {
+            // It leads nowhere; but QEMU refuses the descriptor of a machine that had one when there is none.
+            args.opt("-netdev", "user,id=unused,ipv6=off,restrict=on");
         }
-        args.opt("-netdev", user);
         // No boot ROM: nothing boots from this network, and ROMs differ between distributions.
         args.opt(
             "-device",
@@ -345,6 +359,23 @@ impl MachineSpec {
             ),
         );
     }
+}
+
+fn user_netdev(address: Ipv4Addr, forwards: &[Forward], outbound: bool) -> String {
+    let restrict = if outbound { "off" } else { "on" };
+    let mut user = format!(
+        "user,id=net,ipv6=off,net=10.77.0.0/{},host={},dns={},dhcpstart={address},restrict={restrict}",
+        Net::PREFIX_LEN,
+        Net::GATEWAY,
+        Net::DNS,
+    );
+    for f in forwards {
+        user += &format!(
+            ",hostfwd=tcp:127.0.0.1:{}-{address}:{}",
+            f.host_port, f.guest_port
+        );
+    }
+    user
 }
 
 fn disk_args(args: &mut Args, index: usize, disk: &Disk) {

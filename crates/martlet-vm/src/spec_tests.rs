@@ -25,14 +25,10 @@ fn spec() -> MachineSpec {
             initrd: Some("/k/initrd".into()),
             cmdline: "console=ttyS0 a=1,2".into(),
         },
-        net: Some(UserNet {
+        net: Some(Net {
             address: Ipv4Addr::new(10, 77, 3, 4),
             mac: "52:54:00:12:34:56".into(),
-            forwards: vec![Forward {
-                host_port: 8080,
-                guest_port: 80,
-            }],
-            outbound: false,
+            link: user(8080, false),
         }),
         generation_id: "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87".into(),
         run_dir: "/run/m".into(),
@@ -41,6 +37,18 @@ fn spec() -> MachineSpec {
 }
 
 /// The whole command line, written out: descriptors in people's stores depend on it.
+/// User-mode networking with one forwarded port.
+fn user(host_port: u16, outbound: bool) -> Link {
+    let forward = Forward {
+        host_port,
+        guest_port: 80,
+    };
+    Link::User {
+        forwards: vec![forward],
+        outbound,
+    }
+}
+
 #[test]
 fn a_booting_machine() {
     let expected = "\
@@ -127,12 +135,14 @@ fn choices_are_on_the_command_line() {
     spec.hardware.accel = Accel::Kvm;
     spec.memory.free_page_reporting = false;
     spec.boot = Boot::Firmware;
-    spec.net.as_mut().unwrap().outbound = true;
+    spec.net.as_mut().unwrap().link = user(8080, true);
     let text = lines(&spec).join("\n");
     assert!(text.contains("-accel kvm\n"));
     assert!(text.contains("free-page-reporting=off"));
     assert!(text.contains("restrict=off"));
     assert!(!text.contains("-kernel"));
+    spec.net.as_mut().unwrap().link = Link::Tap;
+    assert!(lines(&spec).contains(&"-netdev hubport,id=net,hubid=0".into()));
     spec.net = None;
     assert!(!lines(&spec).join("\n").contains("netdev"));
 }
@@ -163,7 +173,7 @@ fn impossible_machines_are_refused_with_the_reason() {
         &|s| s.net.as_mut().unwrap().mac = "52:54:00:12:34:5,".into(),
         "MAC",
     );
-    refused(&|s| s.net.as_mut().unwrap().forwards[0].host_port = 0, "port");
+    refused(&|s| s.net.as_mut().unwrap().link = user(0, false), "port");
     refused(
         &|s| s.run_dir = format!("/run/{}", "x".repeat(100)).into(),
         "too long",

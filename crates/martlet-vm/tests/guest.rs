@@ -7,7 +7,7 @@ use martlet_image::PAGE_SIZE;
 use martlet_vm::capture::{Capture, CapturedMemory, Mapping};
 use martlet_vm::process::{ChildState, ExitStatus, User, own_directory};
 use martlet_vm::running::{EndReason, StartOptions};
-use martlet_vm::spec::{Boot, Forward, Memory, UserNet};
+use martlet_vm::spec::{Boot, Forward, Link, Memory, Net};
 use martlet_vm::{DirectSpawner, MachineSpec, Qemu, RunningVm, Spawner, VmError, VmEvent};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -153,11 +153,13 @@ impl Lab {
                 initrd: Some(self.dir.path().join("initrd")),
                 cmdline: "console=ttyS0 quiet mitigations=off panic=-1".into(),
             },
-            net: Some(UserNet {
+            net: Some(Net {
                 address: [10, 77, 1, 1].into(),
                 mac: "52:54:00:00:00:01".into(),
-                forwards: Vec::new(),
-                outbound: false,
+                link: Link::User {
+                    forwards: Vec::new(),
+                    outbound: false,
+                },
             }),
             generation_id: "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87".into(),
             run_dir: self.dir.path().join(name),

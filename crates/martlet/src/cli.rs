@@ -361,6 +361,9 @@ pub struct RunArgs {
     /// Let the guest reach the outside
     #[arg(long)]
     pub outbound: bool,
+    /// Lead its network to this tap interface of the host, instead of user-mode networking
+    #[arg(long, value_name = "INTERFACE", conflicts_with_all = ["ports", "outbound"])]
+    pub tap: Option<String>,
     /// Return at once: the start goes on by itself, `ps` and `inspect` show what becomes of it
     #[arg(short, long)]
     pub detach: bool,

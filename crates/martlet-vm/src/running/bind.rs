@@ -1,7 +1,7 @@
-//! A machine that was started ahead gets, late, what it is to run: its place and address, its memory, its disks.
+//! A machine that was started ahead gets, late, what it is to run: its place and address, its memory, its disks, its cable.
 //!
 //! ```text
-//!   started with a file of zeros ──► bind_place ──► bind_memory ──► bind_disk (each) ──► load_descriptor
+//!   started with a file of zeros ──► bind_place ──► bind_memory ──► bind_disk (each), bind_tap ──► load_descriptor
 //!   as memory and with no disks
 //! ```
 

@@ -26,6 +26,7 @@ pub fn run(context: &Context, args: RunArgs) -> Outcome {
         ports: args.ports,
         accel: args.accel.map(Into::into),
         outbound: args.outbound,
+        tap: args.tap,
         detach: args.detach,
         restart: args.restart,
         probe: args.probe.probe,
@@ -136,6 +137,7 @@ fn describe(machine: MachineInfo) -> String {
         ("host name", machine.hostname),
         ("address", format!("{} ({})", machine.address, machine.mac)),
         ("ports", ports(&machine.ports)),
+        ("tap", show::or_none(machine.tap.as_deref().unwrap_or_default())),
         (
             "process",
             machine

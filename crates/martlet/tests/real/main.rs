@@ -23,6 +23,7 @@ mod pool;
 mod pressure;
 mod recovery;
 mod stress;
+mod tap;
 
 pub use daemon::Daemon;
 pub use fixture::Fixture;

@@ -60,6 +60,7 @@ pub fn machine(name: &str, state: MachineState) -> MachineInfo {
         address: "10.77.0.17".into(),
         mac: "52:4d:00:00:00:01".into(),
         hostname: name.into(),
+        tap: None,
         ports: vec![PortForward {
             host_port: 8080,
             guest_port: 80,
