@@ -274,6 +274,14 @@ impl Driver<'_> {
                 .flatten()
                 .for_each(|machine| machine.adopted = true);
         }
+        for machine in possible.values_mut().flatten().flatten() {
+            // What was removed is not the one that it maps, when it may be another.
+            if machine.mapped.len() > 1 {
+                machine
+                    .mapped
+                    .retain(|one| self.model.snapshots.contains_key(one));
+            }
+        }
         let mut machines = BTreeMap::new();
         for (name, possible) in &possible {
             if let Some(machine) = self.world.narrow(name, possible)? {
@@ -382,7 +390,8 @@ impl Driver<'_> {
             if ended.answer.is_ok && !users.is_empty() {
                 return Err(format!("{snapshot} was removed, and {users:?} need it"));
             }
-            if ended.answer.code == "in_use" && earlier.is_empty() && later.is_empty() {
+            let nobody = |model: &Model| model.possible_users(snapshot).is_empty();
+            if ended.answer.code == "in_use" && nobody(&before) && nobody(&self.model) {
                 return Err(format!("{snapshot} is needed by nobody: {}", ended.answer.words));
             }
         }

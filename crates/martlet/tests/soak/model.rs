@@ -41,8 +41,8 @@ pub struct Machine {
     pub contents: Contents,
     /// The snapshot it was last saved to or started from.
     pub newest: Reference,
-    /// The snapshot whose memory it maps.
-    pub mapped: Option<Reference>,
+    /// Snapshots of which it maps the memory of one: a checkpoint by handover, which it may be, has it map what it made.
+    pub mapped: BTreeSet<Reference>,
     /// Its QEMU's keeper is not the one that started it, so how it ends may not be known.
     pub adopted: bool,
 }
@@ -54,17 +54,17 @@ impl Machine {
             state: State::Running,
             contents: contents.clone(),
             newest: snapshot.clone(),
-            mapped: Some(snapshot.clone()),
+            mapped: [snapshot.clone()].into(),
             adopted: false,
         }
     }
 
     /// The same, saved to a snapshot.
     pub fn saved_to(&self, snapshot: &Reference) -> Self {
-        Self {
-            newest: snapshot.clone(),
-            ..self.clone()
-        }
+        let mut saved = self.clone();
+        saved.newest = snapshot.clone();
+        saved.mapped.insert(snapshot.clone());
+        saved
     }
 
     /// The same without a QEMU.
@@ -76,7 +76,7 @@ impl Machine {
         Self {
             state,
             contents,
-            mapped: None,
+            mapped: BTreeSet::new(),
             ..self.clone()
         }
     }
@@ -130,9 +130,18 @@ impl Model {
 
     /// Machines that need a snapshot.
     pub fn users(&self, reference: &Reference) -> BTreeSet<&str> {
-        let uses =
-            |machine: &Machine| machine.newest == *reference || machine.mapped.as_ref() == Some(reference);
-        let users = self.machines.iter().filter(|(_, machine)| uses(machine));
+        self.machines_that(|machine| {
+            machine.newest == *reference || machine.mapped.len() == 1 && machine.mapped.contains(reference)
+        })
+    }
+
+    /// Machines that need it or may do so.
+    pub fn possible_users(&self, reference: &Reference) -> BTreeSet<&str> {
+        self.machines_that(|machine| machine.newest == *reference || machine.mapped.contains(reference))
+    }
+
+    fn machines_that(&self, use_it: impl Fn(&Machine) -> bool) -> BTreeSet<&str> {
+        let users = self.machines.iter().filter(|(_, machine)| use_it(machine));
         users.map(|(name, _)| name.as_str()).collect()
     }
 }
