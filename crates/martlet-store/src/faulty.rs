@@ -273,6 +273,12 @@ impl Files for FaultyFiles {
         disk.names.insert(to.to_owned(), node);
         Ok(())
     }
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if self.disk().names.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.rename(from, to)
+    }
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let disk = self.disk();
         let names = disk.names.keys().filter(|path| path.parent() == Some(dir));

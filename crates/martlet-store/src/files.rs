@@ -2,7 +2,7 @@
 //! behind it that fills up, fails, tears writes and forgets what was not synced ([`crate::faulty`]).
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, Flock, FlockArg, RenameFlags, fallocate, renameat2};
 use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{self, OpenOptions};
@@ -25,6 +25,8 @@ pub trait Files: Debug + Send + Sync + 'static {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Renames a file, replacing what has that name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Renames a file to a name that nothing has; if something has it that is `AlreadyExists`, and nothing happens.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Names in a directory; empty where there is none.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Makes created, renamed and removed names durable.
@@ -78,6 +80,16 @@ impl Files for RealFiles {
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+            // Network file systems cannot, but they have links, which FAT has not.
+            Err(Errno::EINVAL) => {
+                fs::hard_link(from, to)?;
+                fs::remove_file(from)
+            }
+            done => Ok(done?),
+        }
     }
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let entries = match fs::read_dir(dir) {

@@ -1,0 +1,227 @@
+//! A directory: on this host, on a disk that is carried, on a network's file system.
+//!
+//! ```text
+//! DIR/packs/NAME      an object, under its name only once it is whole and durable
+//! DIR/tmp/RANDOM      one that is being written, or whose writer has died
+//! ```
+
+use crate::{Entry, Key, Objects, Put, Result, Room, SourceError};
+use martlet_store::{File, Files, RealFiles};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, ErrorKind};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    dir: PathBuf,
+    files: Arc<dyn Files>,
+}
+
+impl Directory {
+    /// At `dir`, which is made if it is not there.
+    pub fn new(dir: &Path) -> Self {
+        Self::on(dir, Arc::new(RealFiles))
+    }
+
+    /// The same on other files.
+    pub fn on(dir: &Path, files: Arc<dyn Files>) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            files,
+        }
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        self.room(key.room()).join(key.name())
+    }
+
+    fn room(&self, room: Room) -> PathBuf {
+        self.dir.join(room.as_str())
+    }
+
+    fn open(&self, key: &Key, action: &'static str) -> Result<Arc<dyn File>> {
+        self.files
+            .open_to_read(&self.path(key))
+            .map_err(|error| self.failure(Some(key), action, &error))
+    }
+
+    fn failure(&self, key: Option<&Key>, action: &'static str, error: &io::Error) -> SourceError {
+        let (place, reason) = (self.place(), error.to_string());
+        match (error.kind(), key) {
+            (ErrorKind::NotFound, Some(key)) => SourceError::NotFound {
+                place,
+                key: key.clone(),
+            },
+            (ErrorKind::StorageFull | ErrorKind::QuotaExceeded, _) => SourceError::Full { place },
+            (ErrorKind::ReadOnlyFilesystem, _) => SourceError::ReadOnly { place },
+            (ErrorKind::PermissionDenied, _) => SourceError::Refused {
+                place,
+                action,
+                reason,
+            },
+            _ => SourceError::Unavailable {
+                place,
+                action,
+                reason,
+            },
+        }
+    }
+
+    /// Writes a file that nobody else writes.
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let file = self.files.create(path)?;
+        file.set_size(bytes.len() as u64)?;
+        file.write_at(0, bytes)?;
+        file.sync()
+    }
+
+    fn put_by_way_of(&self, tmp: &Path, key: &Key, bytes: &[u8]) -> io::Result<Put> {
+        let room = self.room(key.room());
+        for dir in [&room, &self.dir.join("tmp")] {
+            self.files.create_dir(dir)?;
+        }
+        self.write(tmp, bytes)?;
+        let put = match self.files.rename_new(tmp, &self.path(key)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                self.files.remove(tmp)?;
+                Put::WasThere
+            }
+            renamed => renamed.map(|()| Put::Made)?,
+        };
+        // Also what was there may not have been durable: whoever put it may have died before.
+        self.files.sync_dir(&room)?;
+        self.files.sync_dir(&self.dir)?;
+        Ok(put)
+    }
+}
+
+impl Objects for Directory {
+    fn place(&self) -> String {
+        self.dir.display().to_string()
+    }
+
+    fn get(&self, key: &Key, size_bytes_max: u64) -> Result<Vec<u8>> {
+        let file = self.open(key, "read")?;
+        let size_bytes = file
+            .size()
+            .map_err(|error| self.failure(Some(key), "read", &error))?;
+        if size_bytes > size_bytes_max {
+            return Err(SourceError::Wrong {
+                place: self.place(),
+                key: key.clone(),
+                reason: format!("{size_bytes} bytes; at most {size_bytes_max} are expected"),
+            });
+        }
+        self.read(&*file, key, 0..size_bytes)
+    }
+
+    fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Vec<u8>> {
+        let file = self.open(key, "read")?;
+        self.read(&*file, key, range)
+    }
+
+    fn put_new(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
+        // Another host may be writing the same one.
+        let name = format!("{:016x}", RandomState::new().build_hasher().finish());
+        let tmp = self.dir.join("tmp").join(name);
+        self.put_by_way_of(&tmp, key, bytes).map_err(|error| {
+            let _ = self.files.remove(&tmp); // if it is still there
+            self.failure(None, "write", &error)
+        })
+    }
+
+    fn list(&self, room: Room) -> Result<Vec<Entry>> {
+        let listed = |error: io::Error| self.failure(None, "list", &error);
+        let names = self.files.list(&self.room(room)).map_err(listed)?;
+        let mut entries = Vec::new();
+        // Files of other names are none of ours.
+        for key in names.into_iter().filter_map(|name| Key::new(room, name)) {
+            match self.files.open_to_read(&self.path(&key)) {
+                Ok(file) => entries.push(Entry {
+                    size_bytes: file.size().map_err(listed)?,
+                    key,
+                }),
+                Err(error) if error.kind() == ErrorKind::NotFound => {} // removed meanwhile
+                Err(error) => return Err(listed(error)),
+            }
+        }
+        entries.sort();
+        Ok(entries)
+    }
+
+    fn remove(&self, key: &Key) -> Result<()> {
+        let removed = self.files.remove(&self.path(key));
+        let removed = removed.and_then(|()| self.files.sync_dir(&self.room(key.room())));
+        match removed {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|error| self.failure(None, "remove", &error)),
+        }
+    }
+}
+
+impl Directory {
+    fn read(&self, file: &dyn File, key: &Key, range: Range<u64>) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; range.end.saturating_sub(range.start) as usize];
+        match file.read_at(range.start, &mut bytes) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(SourceError::Wrong {
+                place: self.place(),
+                key: key.clone(),
+                reason: format!("it ends before byte {}", range.end),
+            }),
+            Err(error) => Err(self.failure(Some(key), "read", &error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use martlet_store::faulty::{Fault, FaultyFiles};
+
+    /// Puts an object on a disk that fails at its `after`-th operation, and looks at what is left of it.
+    fn cut_short(fault: Fault, after: u64) -> bool {
+        let files = FaultyFiles::new();
+        let remote = Directory::on(Path::new("/remote"), Arc::new(files.clone()));
+        let [old, new] = ["old", "new"].map(|name| Key::new(Room::Packs, name).unwrap());
+        let content = vec![7; 100_000];
+        assert_eq!(remote.put_new(&old, b"old").unwrap(), Put::Made);
+        files.fail_after(after, fault);
+        let put = remote.put_new(&new, &content);
+        match fault {
+            Fault::NoPower => files.crash(after),
+            Fault::NoSpace | Fault::Broken => files.mend(),
+        }
+        match (&put, remote.get(&new, 1 << 20)) {
+            (Ok(Put::Made), there) => assert_eq!(there.unwrap(), content),
+            (Err(error), Ok(there)) => {
+                assert_eq!(there, content, "{error}");
+            }
+            (Err(error), Err(missing)) => {
+                assert!(matches!(missing, SourceError::NotFound { .. }), "{missing}");
+                assert!(
+                    fault != Fault::NoSpace || matches!(error, SourceError::Full { .. }),
+                    "{error}"
+                );
+            }
+            (Ok(Put::WasThere), _) => panic!("nobody else put it"),
+        }
+        assert_eq!(remote.get(&old, 3).unwrap(), b"old");
+        // It goes on where it was cut short.
+        remote.put_new(&new, &content).unwrap();
+        assert_eq!(remote.get(&new, 1 << 20).unwrap(), content);
+        assert_eq!(remote.list(Room::Packs).unwrap().len(), 2);
+        put.is_err()
+    }
+
+    #[test]
+    fn an_object_is_there_wholly_or_not_at_all() {
+        for fault in [Fault::NoSpace, Fault::Broken, Fault::NoPower] {
+            let steps = (0..).take_while(|after| cut_short(fault, *after)).count();
+            assert!(steps > 2, "{fault:?}: {steps} steps");
+        }
+    }
+}

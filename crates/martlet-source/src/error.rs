@@ -1,0 +1,77 @@
+//! What goes wrong with a remote, in kinds a caller can act on.
+
+use crate::Key;
+use thiserror::Error;
+
+/// An operation on a remote failed.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// There is no such object.
+    #[error("{place} has no {key}")]
+    NotFound {
+        /// The remote.
+        place: String,
+        /// The object.
+        key: Key,
+    },
+    /// The remote does not let us.
+    #[error("{place} refuses to {action}: {reason}")]
+    Refused {
+        /// The remote.
+        place: String,
+        /// What was tried.
+        action: &'static str,
+        /// The remote's words.
+        reason: String,
+    },
+    /// The remote does not answer as it must.
+    #[error("{place} cannot {action}: {reason}")]
+    Unavailable {
+        /// The remote.
+        place: String,
+        /// What was tried.
+        action: &'static str,
+        /// What is known.
+        reason: String,
+    },
+    /// The remote answered with something else than what was asked for.
+    #[error("{place} gave something wrong for {key}: {reason}")]
+    Wrong {
+        /// The remote.
+        place: String,
+        /// The object.
+        key: Key,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is no space left.
+    #[error("{place} is full")]
+    Full {
+        /// The remote.
+        place: String,
+    },
+    /// An address that no remote has.
+    #[error("{address:?} is no address of a remote: {reason}")]
+    BadAddress {
+        /// What was given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// This kind of remote only lets itself be read.
+    #[error("{place} can only be read")]
+    ReadOnly {
+        /// The remote.
+        place: String,
+    },
+}
+
+impl SourceError {
+    /// Could the same call succeed if it is made again, with nothing changed?
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, SourceError>;

@@ -1,0 +1,23 @@
+//! Places that snapshots come from and go to.
+//!
+//! ```text
+//!              ┌── Directory   a disk, also a carried one
+//!  Objects ◄───┼── Cloud       a bucket (S3); a web server, to read
+//!              └── …
+//! ```
+//!
+//! [`Objects`] is all that a place has to be able to do; the same suite of tests is run over each kind with real servers.
+
+mod check;
+mod cloud;
+mod directory;
+mod error;
+mod key;
+mod objects;
+
+pub use check::check;
+pub use cloud::{Cloud, Credentials, Patience};
+pub use directory::Directory;
+pub use error::{Result, SourceError};
+pub use key::{Key, NAME_BYTES_MAX, Room};
+pub use objects::{Entry, Objects, Put};
