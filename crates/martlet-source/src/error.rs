@@ -1,6 +1,7 @@
 //! What goes wrong with a remote, in kinds a caller can act on.
 
 use crate::Key;
+use martlet_store::StoreError;
 use thiserror::Error;
 
 /// An operation on a remote failed.
@@ -58,6 +59,33 @@ pub enum SourceError {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is no snapshot of this name.
+    #[error("{place} has no snapshot {name}")]
+    NoSnapshot {
+        /// The remote.
+        place: String,
+        /// What was asked for.
+        name: String,
+    },
+    /// The remote does not have all of a snapshot that it says it has.
+    #[error("{place} lacks {object}, which the snapshot needs")]
+    Incomplete {
+        /// The remote.
+        place: String,
+        /// What is missing.
+        object: String,
+    },
+    /// A name stands for something else since it was looked at.
+    #[error("{name} was changed at {place} by somebody else meanwhile")]
+    Changed {
+        /// The remote.
+        place: String,
+        /// The name.
+        name: String,
+    },
+    /// The local store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// This kind of remote only lets itself be read.
     #[error("{place} can only be read")]
     ReadOnly {
@@ -69,7 +97,11 @@ pub enum SourceError {
 impl SourceError {
     /// Could the same call succeed if it is made again, with nothing changed?
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        match self {
+            Self::Unavailable { .. } | Self::Changed { .. } => true,
+            Self::Store(error) => error.is_retryable(),
+            _ => false,
+        }
     }
 }
 

@@ -12,6 +12,8 @@ pub enum Room {
     Packs,
     /// Where things are in the packs.
     Indexes,
+    /// In which packs a snapshot is.
+    Contents,
     /// What snapshots are called.
     Refs,
     /// What `Objects::check` tries.
@@ -20,13 +22,20 @@ pub enum Room {
 
 impl Room {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Packs, Self::Indexes, Self::Refs, Self::Checks];
+    pub const ALL: [Self; 5] = [
+        Self::Packs,
+        Self::Indexes,
+        Self::Contents,
+        Self::Refs,
+        Self::Checks,
+    ];
 
     /// Its name in a remote. **A format**: add, never rename.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Packs => "packs",
             Self::Indexes => "indexes",
+            Self::Contents => "contents",
             Self::Refs => "refs",
             Self::Checks => "checks",
         }

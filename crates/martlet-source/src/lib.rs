@@ -4,6 +4,8 @@
 //!              ┌── Directory   a disk, also a carried one
 //!  Objects ◄───┼── Cloud       a bucket (S3); a web server, to read
 //!              └── …
+//!      ▲
+//!   Remote    sealed packs, their indexes, names ◄── push, pull ──► martlet_store::Store
 //! ```
 //!
 //! [`Objects`] is all that a place has to be able to do; the same suite of tests is run over each kind with real servers.
@@ -14,6 +16,12 @@ mod directory;
 mod error;
 mod key;
 mod objects;
+mod pack;
+mod pull;
+mod push;
+mod realm;
+mod refs;
+mod remote;
 
 pub use check::check;
 pub use cloud::{Cloud, Credentials, Patience};
@@ -21,3 +29,8 @@ pub use directory::Directory;
 pub use error::{Result, SourceError};
 pub use key::{Key, NAME_BYTES_MAX, Room};
 pub use objects::{Entry, Objects, Put};
+pub use pull::{PullReport, pull};
+pub use push::{PushReport, push};
+pub use realm::{Realm, SEAL_BYTES};
+pub use refs::Ref;
+pub use remote::Remote;

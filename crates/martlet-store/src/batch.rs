@@ -48,11 +48,11 @@ pub struct Committed {
 /// Writes that are committed together.
 #[derive(Debug)]
 pub struct Batch {
-    inner: Arc<Inner>,
-    id: u64,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) id: u64,
     writer: PackWriter,
     objects: HashMap<Key, Location>,
-    pages: HashMap<[u8; 32], (FrameId, u8)>,
+    pub(crate) pages: HashMap<[u8; 32], (FrameId, u8)>,
     /// Bytes of manifests put, for those put after them.
     manifests: HashMap<ManifestId, Vec<u8>>,
     snapshots: Vec<SnapshotId>,
@@ -187,7 +187,7 @@ impl Batch {
         )
     }
 
-    fn append(
+    pub(crate) fn append(
         &mut self,
         key: Key,
         codec: martlet_image::Codec,

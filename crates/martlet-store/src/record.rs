@@ -62,7 +62,8 @@ pub struct Key {
 }
 
 impl Key {
-    pub(crate) fn new(kind: Kind, id: [u8; 32]) -> Self {
+    /// The object of this kind with this id.
+    pub fn new(kind: Kind, id: [u8; 32]) -> Self {
         Self { kind, id }
     }
 
