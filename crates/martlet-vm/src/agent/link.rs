@@ -22,6 +22,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+/// Read at once from a guest: each machine has a buffer of its own, and QEMU passes on no more than a few pages.
+const READ_BYTES: usize = 16 << 10;
+
 /// A guest that has not taken a frame for this long is not going to.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -437,7 +440,7 @@ fn start_reader(socket: Arc<UnixStream>, link: Weak<Link>) -> Result<(), AgentEr
 
 fn read_frames(socket: &Arc<UnixStream>, link: &Weak<Link>) {
     let mut decoder = Decoder::new();
-    let mut buffer = vec![0; 64 * 1024];
+    let mut buffer = vec![0; READ_BYTES];
     let reason = loop {
         let count = match (&**socket).read(&mut buffer) {
             Ok(0) => break None,
