@@ -81,6 +81,7 @@ impl Web {
 /// SeaweedFS with one bucket.
 pub struct Bucket {
     port: u16,
+    ports: [u16; 8],
     _server: Server,
     _dir: tempfile::TempDir,
 }
@@ -101,6 +102,7 @@ impl Bucket {
         std::fs::write(&config, identity).unwrap();
         let data = dir.path().join("data");
         std::fs::create_dir(&data).unwrap();
+        let ports = free_ports();
         let [
             s3,
             master,
@@ -110,7 +112,7 @@ impl Bucket {
             filer,
             filer_grpc,
             s3_grpc,
-        ] = free_ports();
+        ] = ports;
         let mut command = Command::new("weed");
         command
             .current_dir(dir.path())
@@ -135,6 +137,7 @@ impl Bucket {
         let server = Server::start(&mut command, s3);
         let bucket = Self {
             port: s3,
+            ports,
             _server: server,
             _dir: dir,
         };
@@ -184,5 +187,19 @@ impl Bucket {
             Patience::default(),
         )
         .unwrap()
+    }
+}
+
+impl Drop for Bucket {
+    fn drop(&mut self) {
+        // It makes sockets there whatever it is told.
+        for entry in std::fs::read_dir("/tmp").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_ours =
+                |port: &u16| name.starts_with("seaweedfs-") && name.ends_with(&format!("-{port}.sock"));
+            if self.ports.iter().any(is_ours) {
+                let _ = std::fs::remove_file(entry.path()); // only untidy
+            }
+        }
     }
 }
