@@ -67,7 +67,8 @@ fn answers_that_are_none_are_told_apart() {
     let refused = |error: &SourceError| matches!(error, SourceError::Refused { .. });
     let missing = |error: &SourceError| matches!(error, SourceError::NotFound { .. });
     let retryable = |error: &SourceError| error.is_retryable();
-    let cases: [(Lie, &dyn Fn(&SourceError) -> bool); 8] = [
+    type Expected<'a> = &'a dyn Fn(&SourceError) -> bool;
+    let cases: [(Lie, Expected<'_>); 8] = [
         (Lie::Status(403), &refused),
         (Lie::Status(401), &refused),
         (Lie::Status(404), &missing),
