@@ -20,7 +20,8 @@ impl Daemon {
     pub fn kill_daemon(&self) {
         let pid = self.pid().expect("a daemon runs");
         kill(pid.into(), "-9");
-        wait_for("the daemon's end", || self.pid().is_none());
+        // Of this one: a command that was waiting for it may have started the next already.
+        wait_for("the daemon's end", || !exists(pid.into()));
     }
 
     /// Keepers that run for it.
