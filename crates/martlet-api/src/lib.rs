@@ -13,6 +13,7 @@ pub mod names;
 mod paths;
 mod problem;
 mod progress;
+mod remote;
 mod store;
 mod version;
 
@@ -24,5 +25,6 @@ pub use machine::*;
 pub use paths::*;
 pub use problem::*;
 pub use progress::*;
+pub use remote::*;
 pub use store::*;
 pub use version::*;

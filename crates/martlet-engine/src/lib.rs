@@ -39,6 +39,7 @@ mod predecessor;
 mod probe;
 mod problem;
 mod recovery;
+mod remotes;
 mod run;
 mod run_dir;
 mod snapshots;

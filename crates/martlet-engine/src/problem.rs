@@ -69,7 +69,7 @@ pub fn of_guest(vm: &RunningVm, problem: Problem) -> Problem {
     }
 }
 
-fn problem(code: ProblemCode, error: &dyn std::error::Error, remedy: &str) -> Problem {
+pub(crate) fn problem(code: ProblemCode, error: &dyn std::error::Error, remedy: &str) -> Problem {
     let problem = Problem::new(code, error.to_string());
     if remedy.is_empty() {
         problem

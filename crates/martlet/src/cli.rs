@@ -218,6 +218,36 @@ pub enum Command {
         #[arg(required = true, value_parser = reference)]
         references: Vec<String>,
     },
+    /// Know places that keep snapshots: directories, S3 buckets, web servers
+    #[command(subcommand)]
+    Remote(RemoteCommand),
+    /// Send a snapshot to a remote: what that lacks of it
+    Push {
+        /// Only say what would be sent
+        #[arg(long)]
+        dry_run: bool,
+        /// What the remote is to call it [default: as it is called here]
+        #[arg(long = "as", value_parser = new_reference, value_name = "NAME:TAG")]
+        reference: Option<String>,
+        /// Snapshot (NAME:TAG or id)
+        #[arg(value_parser = reference)]
+        snapshot: String,
+        /// Remote
+        #[arg(value_parser = name)]
+        remote: String,
+    },
+    /// Get a snapshot from a remote: what is lacking here of it
+    Pull {
+        /// What it is to be called here [default: as the remote calls it]
+        #[arg(long = "as", value_parser = new_reference, value_name = "NAME:TAG")]
+        reference: Option<String>,
+        /// Remote
+        #[arg(value_parser = name)]
+        remote: String,
+        /// What the remote calls it (NAME:TAG)
+        #[arg(value_parser = reference)]
+        snapshot: String,
+    },
     /// Free space that nothing refers to
     Gc {
         /// Only say what would be freed
@@ -256,6 +286,48 @@ pub enum Command {
 }
 
 /// `martlet base …`
+#[derive(Debug, Subcommand)]
+pub enum RemoteCommand {
+    /// Give a place a name, once it was tried out
+    Add {
+        /// Its name
+        #[arg(value_parser = name)]
+        name: String,
+        /// Directory, s3://BUCKET/PREFIX, http://HOST/PATH or https://HOST/PATH
+        address: String,
+        /// The S3 server [default: Amazon's]
+        #[arg(long, value_name = "URL")]
+        endpoint: Option<String>,
+        /// The S3 region
+        #[arg(long)]
+        region: Option<String>,
+        /// S3 access key [default: the daemon's environment says who it is]
+        #[arg(long, value_name = "ID", requires = "secret_file")]
+        access_key_id: Option<String>,
+        /// File with its secret; - is standard input
+        #[arg(long, value_name = "FILE", requires = "access_key_id")]
+        secret_file: Option<PathBuf>,
+    },
+    /// List remotes, or what one has
+    Ls {
+        /// Remote
+        #[arg(value_parser = name)]
+        name: Option<String>,
+    },
+    /// Forget remotes; what they keep stays
+    Rm {
+        /// Remotes
+        #[arg(required = true, value_parser = name)]
+        names: Vec<String>,
+    },
+    /// Try a remote out
+    Check {
+        /// Remote
+        #[arg(value_parser = name)]
+        name: String,
+    },
+}
+
 #[derive(Debug, Subcommand)]
 pub enum BaseCommand {
     /// Build a base from Debian packages

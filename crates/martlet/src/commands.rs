@@ -3,6 +3,7 @@
 mod base;
 mod bench;
 mod machine;
+mod remote;
 mod service;
 mod snapshot;
 mod store;
@@ -14,7 +15,7 @@ use crate::daemon::Daemon;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Reporter;
 use crate::{console, exec, files, show, terminal};
-use martlet_api::{CheckpointMethod, ExecRequest, Problem, ProblemCode};
+use martlet_api::{CheckpointMethod, ExecRequest, Problem, ProblemCode, PullRequest, PushRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -85,6 +86,25 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Log { source } => snapshot::log(&context, &source),
         Command::Diff { from, to } => snapshot::diff(&context, &from, &to),
         Command::Tag { reference, new } => snapshot::tag(&context, &reference, new),
+        Command::Remote(command) => remote::run(&context, command),
+        Command::Push {
+            dry_run,
+            reference,
+            snapshot,
+            remote,
+        } => {
+            let request = PushRequest {
+                snapshot,
+                reference,
+                dry_run,
+            };
+            remote::push(&context, &remote, &request)
+        }
+        Command::Pull {
+            reference,
+            remote,
+            snapshot,
+        } => remote::pull(&context, &remote, &PullRequest { snapshot, reference }),
         Command::Gc { dry_run } => store::gc(&context, dry_run),
         Command::Df => store::df(&context),
         Command::Bench(BenchCommand::Local(args)) => bench::local(&context, &args),

@@ -101,6 +101,20 @@ pub trait Control: Send + Sync + 'static {
     fn tag(&self, reference: &str, new: &str) -> Answer<SnapshotInfo>;
     /// Removes a reference, and its snapshot when no reference is left.
     fn snapshot_remove(&self, reference: &str) -> Answer<()>;
+    /// Gives a place that keeps snapshots a name.
+    fn remote_add(&self, request: RemoteAddRequest) -> Answer<RemoteInfo>;
+    /// All remotes.
+    fn remotes(&self) -> Answer<Vec<RemoteInfo>>;
+    /// Forgets a remote.
+    fn remote_remove(&self, name: &str) -> Answer<()>;
+    /// Tries a remote out.
+    fn remote_check(&self, name: &str) -> Answer<RemoteInfo>;
+    /// What a remote has.
+    fn remote_snapshots(&self, name: &str) -> Answer<Vec<RemoteSnapshot>>;
+    /// Sends a snapshot to a remote.
+    fn push(&self, remote: &str, request: PushRequest, progress: ProgressSink<'_>) -> Answer<TransferReport>;
+    /// Gets a snapshot from a remote.
+    fn pull(&self, remote: &str, request: PullRequest, progress: ProgressSink<'_>) -> Answer<TransferReport>;
     /// Frees what nothing refers to.
     fn gc(&self, dry_run: bool, progress: ProgressSink<'_>) -> Answer<GcReport>;
     /// Reads everything and compares it with its hash; mends from the stores in these directories.

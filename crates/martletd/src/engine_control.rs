@@ -179,6 +179,27 @@ impl Control for EngineControl {
     fn snapshot_remove(&self, reference: &str) -> Answer<()> {
         self.0.snapshot_remove(reference)
     }
+    fn remote_add(&self, request: RemoteAddRequest) -> Answer<RemoteInfo> {
+        self.0.remote_add(request)
+    }
+    fn remotes(&self) -> Answer<Vec<RemoteInfo>> {
+        self.0.remotes()
+    }
+    fn remote_remove(&self, name: &str) -> Answer<()> {
+        self.0.remote_remove(name)
+    }
+    fn remote_check(&self, name: &str) -> Answer<RemoteInfo> {
+        self.0.remote_check(name)
+    }
+    fn remote_snapshots(&self, name: &str) -> Answer<Vec<RemoteSnapshot>> {
+        self.0.remote_snapshots(name)
+    }
+    fn push(&self, remote: &str, request: PushRequest, progress: ProgressSink<'_>) -> Answer<TransferReport> {
+        self.0.push(remote, request, progress)
+    }
+    fn pull(&self, remote: &str, request: PullRequest, progress: ProgressSink<'_>) -> Answer<TransferReport> {
+        self.0.pull(remote, request, progress)
+    }
     fn gc(&self, dry_run: bool, progress: ProgressSink<'_>) -> Answer<GcReport> {
         self.0.gc(dry_run, progress)
     }

@@ -3,6 +3,7 @@
 mod bases;
 mod guest;
 mod machines;
+mod remotes;
 mod service;
 mod snapshots;
 mod store;
@@ -16,5 +17,6 @@ pub fn all() -> Routes {
     let routes = machines::routes(routes);
     let routes = guest::routes(routes);
     let routes = snapshots::routes(routes);
+    let routes = remotes::routes(routes);
     store::routes(routes)
 }

@@ -22,6 +22,7 @@ mod no_byte;
 mod pool;
 mod pressure;
 mod recovery;
+mod remotes;
 mod stress;
 mod tap;
 

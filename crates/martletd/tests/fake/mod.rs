@@ -451,6 +451,40 @@ impl Control for Fake {
                 .cause("machine web uses it"),
         )
     }
+    fn remote_add(&self, request: RemoteAddRequest) -> Answer<RemoteInfo> {
+        Ok(RemoteInfo {
+            name: request.name,
+            address: request.address,
+            writable: true,
+        })
+    }
+    fn remotes(&self) -> Answer<Vec<RemoteInfo>> {
+        Ok(vec![self.remote_check("disk")?])
+    }
+    fn remote_remove(&self, _: &str) -> Answer<()> {
+        Ok(())
+    }
+    fn remote_check(&self, name: &str) -> Answer<RemoteInfo> {
+        Ok(RemoteInfo {
+            name: name.into(),
+            address: "/media/disk".into(),
+            writable: true,
+        })
+    }
+    fn remote_snapshots(&self, _: &str) -> Answer<Vec<RemoteSnapshot>> {
+        Ok(vec![RemoteSnapshot {
+            reference: "web:1".into(),
+            snapshot: "ab".repeat(32),
+            version: 1,
+            here: true,
+        }])
+    }
+    fn push(&self, _: &str, request: PushRequest, _: ProgressSink<'_>) -> Answer<TransferReport> {
+        Ok(transfer(request.snapshot, request.dry_run))
+    }
+    fn pull(&self, _: &str, request: PullRequest, _: ProgressSink<'_>) -> Answer<TransferReport> {
+        Ok(transfer(request.snapshot, false))
+    }
     fn gc(&self, dry_run: bool, _: ProgressSink<'_>) -> Answer<GcReport> {
         Ok(GcReport {
             dry_run,
@@ -658,5 +692,15 @@ impl Drop for Served {
         if !std::thread::panicking() {
             self.thread.take().unwrap().join().unwrap();
         }
+    }
+}
+
+fn transfer(reference: String, dry_run: bool) -> TransferReport {
+    TransferReport {
+        snapshot: "ab".repeat(32),
+        reference,
+        objects: 1000,
+        moved_bytes: 10 << 20,
+        dry_run,
     }
 }

@@ -1,0 +1,90 @@
+//! Remotes, and snapshots that go to them and come from them.
+
+use crate::extract::{Body, Named, WantsEvents};
+use crate::openapi::Method::{Delete, Get, Post};
+use crate::openapi::{Routes, Spec};
+use crate::operation::Reply;
+use crate::server::Server;
+use axum::extract::State;
+use martlet_api::{PullRequest, PushRequest, RemoteAddRequest, RemoteInfo, RemoteSnapshot, TransferReport};
+
+pub fn routes(routes: Routes) -> Routes {
+    let add_spec = Spec::new("Give a place that keeps snapshots a name, once it was tried out")
+        .takes::<RemoteAddRequest>()
+        .gives::<RemoteInfo>();
+    let check_spec = Spec::new("Try a remote out").gives::<RemoteInfo>();
+    let snapshots_spec = Spec::new("What a remote has").lists::<RemoteSnapshot>();
+    let push_spec = Spec::new("Send a snapshot to a remote")
+        .takes::<PushRequest>()
+        .gives::<TransferReport>();
+    let pull_spec = Spec::new("Get a snapshot from a remote")
+        .takes::<PullRequest>()
+        .gives::<TransferReport>();
+    routes
+        .route(Get, "/v1/remotes", Spec::new("All remotes").lists::<RemoteInfo>(), list)
+        .route(Post, "/v1/remotes", add_spec.with_events(), add)
+        .route(
+            Delete,
+            "/v1/remotes/{name}",
+            Spec::new("Forget a remote; what it keeps stays"),
+            remove,
+        )
+        .route(Post, "/v1/remotes/{name}/check", check_spec.with_events(), check)
+        .route(Get, "/v1/remotes/{name}/snapshots", snapshots_spec, snapshots)
+        .route(Post, "/v1/remotes/{name}/push", push_spec.with_events(), push)
+        .route(Post, "/v1/remotes/{name}/pull", pull_spec.with_events(), pull)
+}
+
+async fn list(State(server): State<Server>) -> Reply {
+    server.answer(|control| control.remotes()).await
+}
+
+async fn add(
+    State(server): State<Server>,
+    WantsEvents(events): WantsEvents,
+    Body(request): Body<RemoteAddRequest>,
+) -> Reply {
+    martlet_api::names::check_name(&request.name)?;
+    server
+        .operation(events, |control, _| control.remote_add(request))
+        .await
+}
+
+async fn remove(State(server): State<Server>, Named(name): Named) -> Reply {
+    server.effect(move |control| control.remote_remove(&name)).await
+}
+
+async fn check(State(server): State<Server>, WantsEvents(events): WantsEvents, Named(name): Named) -> Reply {
+    server
+        .operation(events, move |control, _| control.remote_check(&name))
+        .await
+}
+
+async fn snapshots(State(server): State<Server>, Named(name): Named) -> Reply {
+    server.answer(move |control| control.remote_snapshots(&name)).await
+}
+
+async fn push(
+    State(server): State<Server>,
+    WantsEvents(events): WantsEvents,
+    Named(name): Named,
+    Body(request): Body<PushRequest>,
+) -> Reply {
+    if let Some(reference) = &request.reference {
+        martlet_api::names::check_new_reference(reference)?;
+    }
+    server
+        .operation(events, move |control, progress| control.push(&name, request, progress))
+        .await
+}
+
+async fn pull(
+    State(server): State<Server>,
+    WantsEvents(events): WantsEvents,
+    Named(name): Named,
+    Body(request): Body<PullRequest>,
+) -> Reply {
+    server
+        .operation(events, move |control, progress| control.pull(&name, request, progress))
+        .await
+}
