@@ -22,6 +22,9 @@ pub struct RemoteAddRequest {
     /// Its secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_access_key: Option<String>,
+    /// Realm that what is pushed to it is sealed in; `default`, else, which is made when it is first needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub realm: Option<String>,
 }
 
 /// A remote.
@@ -33,6 +36,8 @@ pub struct RemoteInfo {
     pub address: String,
     /// Can snapshots be pushed to it?
     pub writable: bool,
+    /// Realm that what it keeps is sealed in.
+    pub realm: String,
 }
 
 /// A snapshot as a remote calls it.

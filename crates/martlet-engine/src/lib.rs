@@ -38,6 +38,7 @@ mod pool;
 mod predecessor;
 mod probe;
 mod problem;
+mod realms;
 mod recovery;
 mod remotes;
 mod run;

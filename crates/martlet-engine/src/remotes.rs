@@ -2,21 +2,22 @@
 
 use crate::engine::Engine;
 use crate::problem::{Tell, Told, problem};
+use crate::realms::DEFAULT_REALM;
 use martlet_api::{
     Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, PullRequest, PushRequest, RemoteAddRequest,
     RemoteInfo, RemoteSnapshot, TransferReport,
 };
-use martlet_source::{Cloud, Credentials, Directory, Objects, Patience, Realm, Remote, SourceError};
+use martlet_source::{Cloud, Credentials, Directory, Objects, Patience, Ref, Remote, SourceError};
 use martlet_store::RefName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::Arc;
 use url::Url;
 
-/// Settings in the state database.
+/// Setting in the state database.
 const REMOTES: &str = "remotes";
-const REALM: &str = "realm default";
 
 /// A remote as it is remembered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,6 +27,7 @@ struct Known {
     region: Option<String>,
     access_key_id: Option<String>,
     secret_access_key: Option<String>,
+    realm: String,
 }
 
 impl Known {
@@ -65,7 +67,9 @@ fn bad_address(address: &str, reason: impl std::fmt::Display) -> Problem {
         ProblemCode::InvalidArgument,
         format!("{address:?} is no address of a remote: {reason}"),
     )
-    .remediation("a directory's absolute path, s3://BUCKET/PREFIX, http://HOST/PATH or https://HOST/PATH is one")
+    .remediation(
+        "a directory's absolute path, s3://BUCKET/PREFIX, http://HOST/PATH or https://HOST/PATH is one",
+    )
 }
 
 impl Tell for SourceError {
@@ -73,15 +77,22 @@ impl Tell for SourceError {
         let retry = self.is_retryable();
         let (code, remedy) = match self {
             Self::Store(error) => return error.tell(),
-            Self::NoSnapshot { .. } => (ProblemCode::NotFound, "`martlet remote ls NAME` lists what it has"),
-            Self::NotFound { .. } | Self::Incomplete { .. } => {
-                (ProblemCode::Damaged, "push the snapshot again from a host that has it")
-            }
+            Self::NoSnapshot { .. } => (
+                ProblemCode::NotFound,
+                "`martlet remote ls NAME` lists what it has",
+            ),
+            Self::NotFound { .. } | Self::Incomplete { .. } => (
+                ProblemCode::Damaged,
+                "push the snapshot again from a host that has it",
+            ),
             Self::Wrong { .. } => (
                 ProblemCode::Damaged,
                 "nothing of it was taken; `martlet remote check NAME` tries the remote out",
             ),
-            Self::Refused { .. } => (ProblemCode::PermissionDenied, "check the remote's credentials and rights"),
+            Self::Refused { .. } => (
+                ProblemCode::PermissionDenied,
+                "check the remote's credentials and rights",
+            ),
             Self::ReadOnly { .. } | Self::BadAddress { .. } => (ProblemCode::InvalidArgument, ""),
             Self::Changed { .. } => (ProblemCode::Busy, "push again: only what is lacking is sent"),
             Self::Full { .. } => (ProblemCode::NoSpace, "make room there; what was sent is kept"),
@@ -109,46 +120,93 @@ impl Engine {
         })
     }
 
-    fn remote(&self, name: &str) -> Result<Remote, Problem> {
-        Ok(Remote::new(self.known_remote(name)?.objects()?, self.realm()?))
+    /// A remote as each secret of its realm shows it, the newest first: to that one is pushed.
+    fn opened(&self, name: &str) -> Result<Vec<Remote>, Problem> {
+        let known = self.known_remote(name)?;
+        let objects = known.objects()?;
+        let realms = self.realm(&known.realm)?;
+        Ok(realms
+            .into_iter()
+            .map(|realm| Remote::new(objects.clone(), realm))
+            .collect())
     }
 
-    /// The realm of what leaves this host, made when something first does.
-    fn realm(&self) -> Result<Realm, Problem> {
-        let secret = match self.state.setting::<[u8; 32]>(REALM).told()? {
-            Some(secret) => secret,
-            None => {
-                let secret = crate::identity::random::<32>();
-                self.state.put_setting(REALM, &secret).told()?;
-                secret
+    /// A remote to push to.
+    fn newest(&self, name: &str) -> Result<Remote, Problem> {
+        let opened = self.opened(name)?.into_iter().next();
+        opened.ok_or_else(|| {
+            Problem::new(
+                ProblemCode::Internal,
+                format!("the realm of {name} has no secret"),
+            )
+        })
+    }
+
+    /// A remote as it has a snapshot of this name.
+    fn find_remote(&self, name: &str, reference: &RefName) -> Result<(Remote, Ref), Problem> {
+        let opened = self.opened(name)?;
+        let place = opened.first().map(Remote::place).unwrap_or_default();
+        for remote in opened {
+            if let Some(found) = remote.find_ref(reference).told()? {
+                return Ok((remote, found));
             }
-        };
-        Ok(Realm::new(&secret))
+        }
+        Err(SourceError::NoSnapshot {
+            place,
+            name: reference.to_string(),
+        }
+        .tell())
+    }
+
+    /// The remotes of a realm.
+    pub(crate) fn remotes_in(&self, realm: &str) -> Result<Vec<String>, Problem> {
+        let remotes = self.known_remotes()?.into_iter();
+        Ok(remotes
+            .filter(|(_, known)| known.realm == realm)
+            .map(|(name, _)| name)
+            .collect())
+    }
+
+    fn change_remotes(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<String, Known>) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        let changed = self.state.change_setting(REMOTES, |remotes: Option<_>| {
+            let mut remotes = remotes.unwrap_or_default();
+            change(&mut remotes)?;
+            Ok(remotes)
+        });
+        changed.told()?
     }
 
     /// Gives a place a name. It is tried out before.
     pub fn remote_add(&self, request: RemoteAddRequest) -> Result<RemoteInfo, Problem> {
         martlet_api::names::check_name(&request.name)?;
-        let mut remotes = self.known_remotes()?;
-        if remotes.contains_key(&request.name) {
-            return Err(Problem::new(
-                ProblemCode::AlreadyExists,
-                format!("there is a remote {} already", request.name),
-            )
-            .remediation(format!("`martlet remote rm {}` forgets it", request.name)));
-        }
         let known = Known {
             address: request.address,
             endpoint: request.endpoint,
             region: request.region,
             access_key_id: request.access_key_id,
             secret_access_key: request.secret_access_key,
+            realm: request.realm.unwrap_or_else(|| DEFAULT_REALM.into()),
         };
+        self.realm(&known.realm)?;
         let objects = known.objects()?;
-        martlet_source::check(&*objects).told()?;
         let info = info(&request.name, &known, &*objects);
-        remotes.insert(request.name, known);
-        self.state.put_setting(REMOTES, &remotes).told()?;
+        if !self.known_remotes()?.contains_key(&request.name) {
+            martlet_source::check(&*objects).told()?;
+        }
+        self.change_remotes(|remotes| match remotes.entry(request.name) {
+            Entry::Vacant(entry) => {
+                entry.insert(known);
+                Ok(())
+            }
+            Entry::Occupied(entry) => Err(Problem::new(
+                ProblemCode::AlreadyExists,
+                format!("there is a remote {} already", entry.key()),
+            )
+            .remediation(format!("`martlet remote rm {}` forgets it", entry.key()))),
+        })?;
         Ok(info)
     }
 
@@ -164,9 +222,10 @@ impl Engine {
     /// Forgets a remote; what it keeps stays there.
     pub fn remote_remove(&self, name: &str) -> Result<(), Problem> {
         self.known_remote(name)?;
-        let mut remotes = self.known_remotes()?;
-        remotes.remove(name);
-        self.state.put_setting(REMOTES, &remotes).told()
+        self.change_remotes(|remotes| {
+            remotes.remove(name);
+            Ok(())
+        })
     }
 
     /// Tries a remote out.
@@ -180,7 +239,12 @@ impl Engine {
     /// What a remote has.
     pub fn remote_snapshots(&self, name: &str) -> Result<Vec<RemoteSnapshot>, Problem> {
         let here = self.store.snapshots();
-        let refs = self.remote(name)?.refs().told()?;
+        let mut refs = BTreeMap::new();
+        for remote in self.opened(name)? {
+            for (reference, found) in remote.refs().told()? {
+                refs.entry(reference).or_insert(found); // sealed anew since
+            }
+        }
         let snapshots = refs.into_iter().map(|(reference, found)| RemoteSnapshot {
             reference: reference.to_string(),
             snapshot: found.snapshot.to_string(),
@@ -202,7 +266,7 @@ impl Engine {
             Some(reference) => reference.parse::<RefName>().told()?,
             None => self.reference_of(&request.snapshot, &id)?,
         };
-        let remote = self.remote(remote)?;
+        let remote = self.newest(remote)?;
         let mut told = |done: u64, total: u64| {
             progress(Progress {
                 stage: format!("pushing {reference}"),
@@ -225,11 +289,17 @@ impl Engine {
     /// The name that a snapshot was asked for by, or the first that it has.
     fn reference_of(&self, asked: &str, id: &martlet_image::SnapshotId) -> Result<RefName, Problem> {
         let names = self.store.refs_to(id);
-        let asked = asked.parse::<RefName>().ok().filter(|asked| names.contains(asked));
+        let asked = asked
+            .parse::<RefName>()
+            .ok()
+            .filter(|asked| names.contains(asked));
         asked.or_else(|| names.into_iter().next()).ok_or_else(|| {
             Problem::new(
                 ProblemCode::InvalidArgument,
-                format!("snapshot {} has no name that the remote could call it by", id.short()),
+                format!(
+                    "snapshot {} has no name that the remote could call it by",
+                    id.short()
+                ),
             )
             .remediation("say what it is to be called: `--as NAME:TAG`")
         })
@@ -250,10 +320,9 @@ impl Engine {
             }
             None => name.clone(),
         };
-        let remote = self.remote(remote)?;
+        let (remote, found) = self.find_remote(remote, &name)?;
         if let Some(there) = self.store.refs().get(&called) {
-            let found = remote.find_ref(&name).told()?;
-            if found.is_some_and(|found| found.snapshot != *there) {
+            if found.snapshot != *there {
                 return Err(Problem::new(
                     ProblemCode::AlreadyExists,
                     format!("{called} is another snapshot here"),
@@ -286,5 +355,6 @@ fn info(name: &str, known: &Known, objects: &dyn Objects) -> RemoteInfo {
         name: name.to_owned(),
         address: known.address.clone(),
         writable: objects.is_writable(),
+        realm: known.realm.clone(),
     }
 }

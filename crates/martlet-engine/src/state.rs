@@ -240,6 +240,32 @@ impl State {
         self.put(TRACES, snapshot, None, When::Later)
     }
 
+    /// Changes a setting, in one transaction. `change` is given what there is and says what there is to be, or why it is to
+    /// stay as it is.
+    pub fn change_setting<T: Serialize + DeserializeOwned, E>(
+        &self,
+        key: &str,
+        change: impl FnOnce(Option<T>) -> Result<T, E>,
+    ) -> Result<Result<(), E>, StateError> {
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            let changed = {
+                let mut table = transaction.open_table(SETTINGS)?;
+                let now = table.get(key)?.map(|value| value.value().to_vec());
+                let now = now.map(|bytes| serde_json::from_slice(&bytes)).transpose()?;
+                match change(now) {
+                    Ok(value) => Ok(drop(table.insert(key, &*serde_json::to_vec(&value)?)?)),
+                    Err(refused) => Err(refused),
+                }
+            };
+            match changed {
+                Ok(()) => transaction.commit()?,
+                Err(_) => transaction.abort()?,
+            }
+            Ok(changed)
+        })
+    }
+
     /// Keeps a setting.
     pub fn put_setting<T: Serialize>(&self, key: &str, value: &T) -> Result<(), StateError> {
         self.put(SETTINGS, key, Some(&serde_json::to_vec(value)?), When::Now)

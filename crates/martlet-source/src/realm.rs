@@ -41,6 +41,11 @@ impl Realm {
         }
     }
 
+    /// What it is known by: the same on every host that has the secret, which it does not tell.
+    pub fn id(&self) -> String {
+        blake3::Hash::from_bytes(self.name(b"realm")).to_hex()[..16].to_owned()
+    }
+
     /// What something is called where others can see it.
     pub fn name(&self, what: &[u8]) -> [u8; 32] {
         *blake3::keyed_hash(&self.names, what).as_bytes()

@@ -221,6 +221,9 @@ pub enum Command {
     /// Know places that keep snapshots: directories, S3 buckets, web servers
     #[command(subcommand)]
     Remote(RemoteCommand),
+    /// Know realms: who can read what leaves this host
+    #[command(subcommand)]
+    Realm(RealmCommand),
     /// Send a snapshot to a remote: what that lacks of it
     Push {
         /// Only say what would be sent
@@ -285,7 +288,41 @@ pub enum Command {
     Version,
 }
 
-/// `martlet base …`
+/// `martlet realm …`
+#[derive(Debug, Subcommand)]
+pub enum RealmCommand {
+    /// Make a realm: a secret by which what is pushed is sealed
+    Create {
+        /// Its name
+        #[arg(value_parser = name)]
+        name: String,
+    },
+    /// Print a line by which another host joins a realm. Who sees it can read and write all that the realm keeps
+    Share {
+        /// Realm
+        #[arg(value_parser = name, default_value = "default")]
+        name: String,
+    },
+    /// Join a realm of another host, or get its newer secrets
+    Join {
+        /// What it is to be called here [default: as there]
+        #[arg(long = "as", value_parser = name, value_name = "NAME")]
+        name: Option<String>,
+        /// File with the line that `martlet realm share` printed; - is standard input
+        #[arg(default_value = "-", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Give a realm a new secret, by which everything is sealed from now on; share it again with who is to have it
+    Rotate {
+        /// Realm
+        #[arg(value_parser = name)]
+        name: String,
+    },
+    /// List realms
+    Ls,
+}
+
+/// `martlet remote …`
 #[derive(Debug, Subcommand)]
 pub enum RemoteCommand {
     /// Give a place a name, once it was tried out
@@ -307,6 +344,9 @@ pub enum RemoteCommand {
         /// File with its secret; - is standard input
         #[arg(long, value_name = "FILE", requires = "access_key_id")]
         secret_file: Option<PathBuf>,
+        /// Realm that what is pushed to it is sealed in [default: default]
+        #[arg(long, value_parser = name, value_name = "NAME")]
+        realm: Option<String>,
     },
     /// List remotes, or what one has
     Ls {
@@ -328,6 +368,7 @@ pub enum RemoteCommand {
     },
 }
 
+/// `martlet base …`
 #[derive(Debug, Subcommand)]
 pub enum BaseCommand {
     /// Build a base from Debian packages

@@ -3,6 +3,7 @@
 mod base;
 mod bench;
 mod machine;
+mod realm;
 mod remote;
 mod service;
 mod snapshot;
@@ -87,6 +88,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Diff { from, to } => snapshot::diff(&context, &from, &to),
         Command::Tag { reference, new } => snapshot::tag(&context, &reference, new),
         Command::Remote(command) => remote::run(&context, command),
+        Command::Realm(command) => realm::run(&context, command),
         Command::Push {
             dry_run,
             reference,
@@ -131,6 +133,16 @@ impl Context {
     /// Reads something and shows it.
     fn get<T: DeserializeOwned>(&self, path: &str, text: impl FnOnce(T) -> String) -> Outcome {
         self.show(self.client()?.get(path)?, text)
+    }
+
+    /// Does something short and shows what came of it.
+    fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        text: impl FnOnce(T) -> String,
+    ) -> Outcome {
+        self.show(self.client()?.post(path, body)?, text)
     }
 
     /// Does something long and shows what came of it.

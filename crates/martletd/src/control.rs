@@ -111,6 +111,16 @@ pub trait Control: Send + Sync + 'static {
     fn remote_check(&self, name: &str) -> Answer<RemoteInfo>;
     /// What a remote has.
     fn remote_snapshots(&self, name: &str) -> Answer<Vec<RemoteSnapshot>>;
+    /// Makes a realm.
+    fn realm_create(&self, name: &str) -> Answer<RealmInfo>;
+    /// All realms.
+    fn realms(&self) -> Answer<Vec<RealmInfo>>;
+    /// What lets another host join a realm.
+    fn realm_share(&self, name: &str) -> Answer<RealmInvitation>;
+    /// Joins a realm of another host.
+    fn realm_join(&self, request: &RealmJoinRequest) -> Answer<RealmInfo>;
+    /// Gives a realm a new secret.
+    fn realm_rotate(&self, name: &str) -> Answer<RealmInfo>;
     /// Sends a snapshot to a remote.
     fn push(&self, remote: &str, request: PushRequest, progress: ProgressSink<'_>) -> Answer<TransferReport>;
     /// Gets a snapshot from a remote.

@@ -194,6 +194,21 @@ impl Control for EngineControl {
     fn remote_snapshots(&self, name: &str) -> Answer<Vec<RemoteSnapshot>> {
         self.0.remote_snapshots(name)
     }
+    fn realm_create(&self, name: &str) -> Answer<RealmInfo> {
+        self.0.realm_create(name)
+    }
+    fn realms(&self) -> Answer<Vec<RealmInfo>> {
+        self.0.realms()
+    }
+    fn realm_share(&self, name: &str) -> Answer<RealmInvitation> {
+        self.0.realm_share(name)
+    }
+    fn realm_join(&self, request: &RealmJoinRequest) -> Answer<RealmInfo> {
+        self.0.realm_join(request)
+    }
+    fn realm_rotate(&self, name: &str) -> Answer<RealmInfo> {
+        self.0.realm_rotate(name)
+    }
     fn push(&self, remote: &str, request: PushRequest, progress: ProgressSink<'_>) -> Answer<TransferReport> {
         self.0.push(remote, request, progress)
     }

@@ -3,6 +3,7 @@
 mod bases;
 mod guest;
 mod machines;
+mod realms;
 mod remotes;
 mod service;
 mod snapshots;
@@ -17,6 +18,7 @@ pub fn all() -> Routes {
     let routes = machines::routes(routes);
     let routes = guest::routes(routes);
     let routes = snapshots::routes(routes);
+    let routes = realms::routes(routes);
     let routes = remotes::routes(routes);
     store::routes(routes)
 }

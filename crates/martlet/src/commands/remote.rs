@@ -20,6 +20,7 @@ pub fn run(context: &Context, command: RemoteCommand) -> Outcome {
             region,
             access_key_id,
             secret_file,
+            realm,
         } => {
             let request = RemoteAddRequest {
                 name,
@@ -27,7 +28,8 @@ pub fn run(context: &Context, command: RemoteCommand) -> Outcome {
                 endpoint,
                 region,
                 access_key_id,
-                secret_access_key: secret_file.map(|file| secret(&file)).transpose()?,
+                secret_access_key: secret_file.map(|file| read_secret(&file)).transpose()?,
+                realm,
             };
             context.long("/v1/remotes", &request, "trying it out", tried)
         }
@@ -58,11 +60,16 @@ fn absolute(address: String) -> Outcome<String> {
         .map_err(|error| Failure::io(format!("{address} cannot be a directory"), error))
 }
 
-fn secret(file: &Path) -> Outcome<String> {
+/// A line that is not to be seen by others on the command line.
+pub fn read_secret(file: &Path) -> Outcome<String> {
     let mut secret = String::new();
     let read = match file.to_str() {
-        Some("-") => std::io::stdin().take(SECRET_BYTES_MAX).read_to_string(&mut secret),
-        _ => std::fs::File::open(file).and_then(|file| file.take(SECRET_BYTES_MAX).read_to_string(&mut secret)),
+        Some("-") => std::io::stdin()
+            .take(SECRET_BYTES_MAX)
+            .read_to_string(&mut secret),
+        _ => {
+            std::fs::File::open(file).and_then(|file| file.take(SECRET_BYTES_MAX).read_to_string(&mut secret))
+        }
     };
     read.map_err(|error| Failure::io(format!("cannot read {}", file.display()), error))?;
     Ok(secret.trim().to_owned())
@@ -97,16 +104,20 @@ fn moved(report: &TransferReport) -> String {
 }
 
 fn tried(remote: RemoteInfo) -> String {
-    let to = if remote.writable { "to read and to write" } else { "to read" };
+    let to = if remote.writable {
+        "to read and to write"
+    } else {
+        "to read"
+    };
     format!("remote {} at {}: {to}\n", remote.name, remote.address)
 }
 
 fn list(remotes: Vec<RemoteInfo>) -> String {
     show::table(
-        ["NAME", "ADDRESS", "TO WRITE"],
+        ["NAME", "ADDRESS", "TO WRITE", "REALM"],
         remotes.into_iter().map(|remote| {
             let writable = if remote.writable { "yes" } else { "no" };
-            [remote.name, remote.address, writable.into()]
+            [remote.name, remote.address, writable.into(), remote.realm]
         }),
     )
 }

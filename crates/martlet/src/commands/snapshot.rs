@@ -249,8 +249,7 @@ pub fn diff(context: &Context, from: &str, to: &str) -> Outcome {
 
 pub fn tag(context: &Context, reference: &str, new: String) -> Outcome {
     let path = format!("/v1/snapshots/{reference}/tag");
-    let answer = context.client()?.post(&path, &TagRequest { reference: new })?;
-    context.show(answer, |snapshot: SnapshotInfo| {
+    context.post(&path, &TagRequest { reference: new }, |snapshot: SnapshotInfo| {
         format!(
             "{} ({})\n",
             snapshot.references.join(" "),

@@ -62,6 +62,11 @@ impl Daemon {
         Self::in_new_dir(&test, TEST_LIMIT, Some(turn))
     }
 
+    /// Another host for the same test, with nothing in its store.
+    pub fn another(&self) -> Self {
+        Self::with_limit("another host", TEST_LIMIT)
+    }
+
     /// One for making a fixture, in the turn of the test that needs it.
     pub fn for_fixture(name: &str) -> Self {
         Self::with_limit(&format!("making fixture {name}"), TEST_LIMIT)
@@ -158,6 +163,25 @@ impl Daemon {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "martlet {args:?} succeeded");
         (output.status.code().unwrap_or(-1), stderr)
+    }
+
+    /// Runs the command line with this standard input, which must succeed; its standard output, trimmed.
+    #[track_caller]
+    pub fn ok_with_input(&self, args: &[&str], input: &str) -> String {
+        let output = self.call_with_input(args, input.as_bytes());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "martlet {args:?}: {stderr}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Runs the command line with this standard input, which must fail; the code of the problem.
+    #[track_caller]
+    pub fn fails_with_input(&self, args: &[&str], input: &str) -> String {
+        let output = self.call_with_input(&[&["--json"], args].concat(), input.as_bytes());
+        assert!(!output.status.success(), "martlet {args:?} succeeded");
+        let problem: Value = serde_json::from_slice(&output.stderr).unwrap_or_default();
+        let code = problem["code"].as_str().map(str::to_owned);
+        code.unwrap_or_else(|| panic!("{args:?}: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
     /// Runs the command line with `--json`, which must succeed.

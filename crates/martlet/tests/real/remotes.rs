@@ -10,28 +10,115 @@ fn what_was_saved_here_runs_there() {
     let added = here.json(&["remote", "add", "disk", &address]);
     assert_eq!(added["writable"], true);
     here.ok(&["run", "tiny0:booted", "--name", "a"]);
-    here.exec("a", "head -c 3000000 /dev/urandom >/dev/shm/noise; cp /dev/shm/noise /noise; sync");
+    here.exec(
+        "a",
+        "head -c 3000000 /dev/urandom >/dev/shm/noise; cp /dev/shm/noise /noise; sync",
+    );
     let sums = here.exec("a", "sha256sum /dev/shm/noise /noise");
     here.ok(&["suspend", "a", "--tag", "travels"]);
 
     let would = here.json(&["push", "--dry-run", "a:travels", "disk"]);
-    assert!(would["dry_run"] == true && would["moved_bytes"].as_u64().unwrap() > 6_000_000, "{would}");
+    assert!(
+        would["dry_run"] == true && would["moved_bytes"].as_u64().unwrap() > 6_000_000,
+        "{would}"
+    );
     assert_eq!(here.json(&["remote", "ls", "disk"]), serde_json::json!([]));
     let sent = here.json(&["push", "a:travels", "disk"]);
     assert_eq!(sent["moved_bytes"], would["moved_bytes"]);
     assert_eq!(here.json(&["push", "a:travels", "disk"])["objects"], 0);
     let listed = here.json(&["remote", "ls", "disk"]);
-    assert_eq!((&listed[0]["reference"], &listed[0]["here"]), (&"a:travels".into(), &true.into()));
-    drop(sums);
+    assert_eq!(
+        (&listed[0]["reference"], &listed[0]["here"]),
+        (&"a:travels".into(), &true.into())
+    );
+
+    // Who is not of the realm finds nothing, and who has the line finds all.
+    let there = here.another();
+    there.ok(&["remote", "add", "disk", &address]);
+    assert_eq!(there.json(&["remote", "ls", "disk"]), serde_json::json!([]));
+    there.ok(&["remote", "rm", "disk"]);
+    let line = here.ok(&["realm", "share"]);
+    assert_eq!(
+        there.fails_with_input(&["realm", "join"], &line),
+        "already_exists"
+    );
+    there.ok_with_input(&["realm", "join", "--as", "home"], &line);
+    there.ok(&["remote", "add", "disk", &address, "--realm", "home"]);
+    let listed = there.json(&["remote", "ls", "disk"]);
+    assert_eq!(
+        (&listed[0]["reference"], &listed[0]["here"]),
+        (&"a:travels".into(), &false.into())
+    );
+    let got = there.json(&["pull", "disk", "a:travels"]);
+    assert!(
+        got["moved_bytes"].as_u64().unwrap() >= sent["moved_bytes"].as_u64().unwrap() / 2,
+        "{got}"
+    );
+    assert_eq!(there.json(&["pull", "disk", "a:travels"])["objects"], 0);
+    there.ok(&["run", "a:travels", "--name", "b"]);
+    assert_eq!(there.exec("b", "sha256sum /dev/shm/noise /noise"), sums);
+
+    // What is new there goes back, sealed by a secret that is new to both.
+    let ids = |daemon: &Daemon, realm: &str| {
+        let realms = daemon.json(&["realm", "ls"]);
+        let found = realms
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|found| found["name"] == realm);
+        found.unwrap()["id"].clone()
+    };
+    assert_eq!(ids(&here, "default"), ids(&there, "home"));
+    there.ok(&["realm", "rotate", "home"]);
+    let line = there.ok(&["realm", "share", "home"]);
+    here.ok_with_input(&["realm", "join", "--as", "default"], &line);
+    assert_eq!(ids(&here, "default"), ids(&there, "home"));
+    there.exec("b", "echo back > /back; sync");
+    there.ok(&["suspend", "b", "--tag", "back"]);
+    there.ok(&["push", "b:back", "disk"]);
+    let listed = here.json(&["remote", "ls", "disk"]);
+    let names: Vec<_> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|found| &found["reference"])
+        .collect();
+    assert_eq!(names, ["a:travels", "b:back"], "the old secret is not forgotten");
+    here.ok(&["pull", "disk", "b:back"]);
+    here.ok(&["run", "b:back", "--name", "c"]);
+    assert_eq!(
+        here.exec("c", "cat /back; sha256sum /dev/shm/noise /noise"),
+        format!("back\n{sums}")
+    );
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_words() {
+    let remote = tempfile::tempdir().unwrap();
+    let address = remote.path().to_string_lossy().into_owned();
+    let daemon = Daemon::new(Fixture::Tiny);
+    daemon.ok(&["remote", "add", "disk", &address]);
     for (args, code) in [
         (&["push", "a:nothing", "disk"][..], "not_found"),
-        (&["push", "a:travels", "nowhere"], "not_found"),
+        (&["push", "tiny0:booted", "nowhere"], "not_found"),
         (&["pull", "disk", "b:nothing"], "not_found"),
         (&["remote", "add", "disk", &address], "already_exists"),
         (&["remote", "add", "odd", "ftp://host/path"], "invalid_argument"),
+        (
+            &["remote", "add", "odd", &address, "--realm", "none"],
+            "not_found",
+        ),
+        (&["remote", "rm", "odd"], "not_found"),
+        (&["realm", "share", "none"], "not_found"),
+        (&["realm", "rotate", "none"], "not_found"),
+        (&["realm", "create", "default"], "already_exists"),
     ] {
-        let refused = here.call(&[&["--json"], args].concat());
-        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(words.contains(code), "{args:?}: {words}");
+        assert_eq!(daemon.fails_with_input(args, ""), code, "{args:?}");
     }
+    let line = daemon.ok(&["realm", "share"]);
+    let cut = &line[..line.len() - 3];
+    assert_eq!(
+        daemon.fails_with_input(&["realm", "join", "--as", "cut"], cut),
+        "invalid_argument"
+    );
 }

@@ -21,7 +21,12 @@ pub fn routes(routes: Routes) -> Routes {
         .takes::<PullRequest>()
         .gives::<TransferReport>();
     routes
-        .route(Get, "/v1/remotes", Spec::new("All remotes").lists::<RemoteInfo>(), list)
+        .route(
+            Get,
+            "/v1/remotes",
+            Spec::new("All remotes").lists::<RemoteInfo>(),
+            list,
+        )
         .route(Post, "/v1/remotes", add_spec.with_events(), add)
         .route(
             Delete,
@@ -61,7 +66,9 @@ async fn check(State(server): State<Server>, WantsEvents(events): WantsEvents, N
 }
 
 async fn snapshots(State(server): State<Server>, Named(name): Named) -> Reply {
-    server.answer(move |control| control.remote_snapshots(&name)).await
+    server
+        .answer(move |control| control.remote_snapshots(&name))
+        .await
 }
 
 async fn push(
@@ -74,7 +81,9 @@ async fn push(
         martlet_api::names::check_new_reference(reference)?;
     }
     server
-        .operation(events, move |control, progress| control.push(&name, request, progress))
+        .operation(events, move |control, progress| {
+            control.push(&name, request, progress)
+        })
         .await
 }
 
@@ -85,6 +94,8 @@ async fn pull(
     Body(request): Body<PullRequest>,
 ) -> Reply {
     server
-        .operation(events, move |control, progress| control.pull(&name, request, progress))
+        .operation(events, move |control, progress| {
+            control.pull(&name, request, progress)
+        })
         .await
 }

@@ -456,6 +456,7 @@ impl Control for Fake {
             name: request.name,
             address: request.address,
             writable: true,
+            realm: "default".into(),
         })
     }
     fn remotes(&self) -> Answer<Vec<RemoteInfo>> {
@@ -469,6 +470,7 @@ impl Control for Fake {
             name: name.into(),
             address: "/media/disk".into(),
             writable: true,
+            realm: "default".into(),
         })
     }
     fn remote_snapshots(&self, _: &str) -> Answer<Vec<RemoteSnapshot>> {
@@ -478,6 +480,29 @@ impl Control for Fake {
             version: 1,
             here: true,
         }])
+    }
+    fn realm_create(&self, name: &str) -> Answer<RealmInfo> {
+        Ok(RealmInfo {
+            name: name.into(),
+            id: "0123456789abcdef".into(),
+            secrets: 1,
+            remotes: vec!["disk".into()],
+        })
+    }
+    fn realms(&self) -> Answer<Vec<RealmInfo>> {
+        Ok(vec![self.realm_create("default")?])
+    }
+    fn realm_share(&self, name: &str) -> Answer<RealmInvitation> {
+        Ok(RealmInvitation {
+            name: name.into(),
+            invitation: "martlet-realm:…".into(),
+        })
+    }
+    fn realm_join(&self, request: &RealmJoinRequest) -> Answer<RealmInfo> {
+        self.realm_create(request.name.as_deref().unwrap_or("default"))
+    }
+    fn realm_rotate(&self, name: &str) -> Answer<RealmInfo> {
+        self.realm_create(name)
     }
     fn push(&self, _: &str, request: PushRequest, _: ProgressSink<'_>) -> Answer<TransferReport> {
         Ok(transfer(request.snapshot, request.dry_run))
