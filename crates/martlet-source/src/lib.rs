@@ -23,6 +23,7 @@ mod push;
 mod realm;
 mod refs;
 mod remote;
+mod scope;
 
 pub use check::check;
 pub use cloud::{Cloud, Credentials, Patience};

@@ -1,6 +1,7 @@
 //! A remote: objects of a realm at a place.
 
 use crate::pack::{Extent, INDEX_BYTES_MAX, Name, SealedPack, key_in, name_of, open_index, open_record};
+use crate::scope::Scope;
 use crate::{Key, Objects, Realm, Result, Room, SourceError};
 use martlet_store::{Key as ObjectKey, Stored};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -32,7 +33,7 @@ impl Remote {
     /// That of a realm at a place.
     pub fn new(objects: Arc<dyn Objects>, realm: Realm) -> Self {
         Self {
-            objects,
+            objects: Arc::new(Scope::new(objects, &realm)),
             realm,
             index: Mutex::default(),
         }

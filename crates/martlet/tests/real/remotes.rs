@@ -12,7 +12,7 @@ fn what_was_saved_here_runs_there() {
     here.ok(&["run", "tiny0:booted", "--name", "a"]);
     here.exec(
         "a",
-        "head -c 3000000 /dev/urandom >/dev/shm/noise; cp /dev/shm/noise /noise; sync",
+        "mkdir -p /dev/shm && head -c 3000000 /dev/urandom >/dev/shm/noise && cp /dev/shm/noise /noise && sync",
     );
     let sums = here.exec("a", "sha256sum /dev/shm/noise /noise");
     here.ok(&["suspend", "a", "--tag", "travels"]);

@@ -1,0 +1,70 @@
+//! The objects of one realm at a place that several realms may share.
+//!
+//! Their names begin with the realm's id, so that a realm that is read or cleaned up does not come across another's, of
+//! which it could not tell what is needed.
+
+use crate::{Entry, Key, Objects, Put, Realm, Result, Room, SourceError};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Scope {
+    place: Arc<dyn Objects>,
+    prefix: String,
+}
+
+impl Scope {
+    /// That of a realm.
+    pub fn new(place: Arc<dyn Objects>, realm: &Realm) -> Self {
+        Self {
+            place,
+            prefix: format!("{}-", realm.id()),
+        }
+    }
+
+    fn outer(&self, key: &Key) -> Result<Key> {
+        Key::new(key.room(), format!("{}{}", self.prefix, key.name())).ok_or_else(|| SourceError::Wrong {
+            place: self.place(),
+            key: key.clone(),
+            reason: "its name is too long".into(),
+        })
+    }
+}
+
+impl Objects for Scope {
+    fn place(&self) -> String {
+        self.place.place()
+    }
+
+    fn is_writable(&self) -> bool {
+        self.place.is_writable()
+    }
+
+    fn get(&self, key: &Key, size_bytes_max: u64) -> Result<Vec<u8>> {
+        self.place.get(&self.outer(key)?, size_bytes_max)
+    }
+
+    fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Vec<u8>> {
+        self.place.get_range(&self.outer(key)?, range)
+    }
+
+    fn put_new(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
+        self.place.put_new(&self.outer(key)?, bytes)
+    }
+
+    fn list(&self, room: Room) -> Result<Vec<Entry>> {
+        let inner = |entry: Entry| {
+            let name = entry.key.name().strip_prefix(&self.prefix)?;
+            Some(Entry {
+                key: Key::new(room, name)?,
+                size_bytes: entry.size_bytes,
+            })
+        };
+        Ok(self.place.list(room)?.into_iter().filter_map(inner).collect())
+    }
+
+    fn remove(&self, key: &Key) -> Result<()> {
+        self.place.remove(&self.outer(key)?)
+    }
+}
