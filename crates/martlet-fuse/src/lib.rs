@@ -37,6 +37,7 @@ mod proto;
 mod registry;
 mod request;
 mod server;
+mod threads;
 
 pub use mount::{MountOptions, READAHEAD_KIB, mount, mounts_at, set_readahead, unmount};
 pub use prefetcher::Prefetcher;

@@ -6,6 +6,7 @@ use crate::registry::{Content, Registry};
 use martlet_pager::{MemoryImage, SourceError, VmKey};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 type Errno = i32;
 
@@ -49,6 +50,7 @@ const DONE: Result<Answer, Failed> = Ok(Answer::Body(Body(Vec::new())));
 pub(crate) struct Worker {
     pub(crate) device: Arc<Device>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) stopping: Arc<AtomicBool>,
     pub(crate) data: Vec<u8>, // what reads are answered from
 }
 
@@ -74,6 +76,8 @@ impl Worker {
             Ok(Answer::Body(body)) => device.answer(header.unique, Ok([&body.0, &[]])),
             Ok(Answer::Data(count)) => device.answer(header.unique, Ok([&self.data[..count], &[]])),
             Ok(Answer::Silence) => {}
+            // A read that was given up for the stop is not one that failed: the successor is asked again.
+            Err(Failed(libc::EIO)) if self.stopping.load(Ordering::SeqCst) => {}
             Err(Failed(errno)) => device.answer(header.unique, Err(errno)),
         }
     }

@@ -1,30 +1,24 @@
-//! The threads that serve a connection.
+//! A connection being served.
 //!
 //! ```text
 //!   mount ──► start(.., None)            INIT is read and answered ──► serving ──► unmounted: threads end
 //!   keeper ─► start(.., Some(negotiated)) RESEND is written        ──► serving ──► stop: threads end, the
 //!                                                                                  connection stays as it is
 //! ```
-#![allow(unsafe_code)] // a signal that only interrupts system calls
 
 use crate::device::{Arrival, Device, StorePush};
 use crate::notifier::Notifier;
 use crate::proto::{self, Body, MAJOR, MINOR, MINOR_MIN, Opcode, REQUEST_BYTES_MAX, TRANSFER_BYTES_MAX, cap};
 use crate::registry::{Content, Registry};
-use crate::request::Worker;
+use crate::threads::Threads;
 use martlet_pager::{PagePush, PushQueue};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 /// Pieces that wait to be pushed: a frame each, but for those who read in order eight.
 const PUSH_DEPTH: usize = 256;
-const THREADS_MAX: usize = 64;
 /// Requests the kernel lets be under way without anybody waiting: readahead.
 const BACKGROUND_MAX: u16 = 64;
 
@@ -84,12 +78,11 @@ pub struct Server {
     registry: Arc<Registry>,
     negotiated: Negotiated,
     push: Arc<PushQueue>,
-    stopping: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Arc<Threads>,
 }
 
 impl Server {
-    /// Serves the files of `registry` on `threads` threads. `adopted` is `None` for a fresh mount, else what the
+    /// Serves the files of `registry` on `threads` threads, or more while those wait. `adopted` is `None` for a fresh mount, else what the
     /// connection's first server negotiated; then the registry must have all files under their numbers already,
     /// and what the predecessor left unanswered is answered now.
     pub fn start(
@@ -103,47 +96,26 @@ impl Server {
             Some(negotiated) => negotiated,
             None => negotiate(&device)?,
         };
-        catch_wake_signal();
         let push = PushQueue::start(PUSH_DEPTH);
         let notifier = Arc::new(Notifier::start(&device));
         registry.set_push(Some((push.clone(), notifier.clone())));
-        let stopping = Arc::new(AtomicBool::new(false));
-        let mut server = Self {
+        let started = Threads::start(device.clone(), registry.clone(), threads);
+        let threads = started.map_err(|source| ServerError::Io {
+            what: "start a thread for",
+            source,
+        })?;
+        let server = Self {
             notifier,
             device,
             registry,
             negotiated,
             push,
-            stopping,
-            threads: Vec::new(),
+            threads,
         };
-        for index in 0..threads.clamp(1, THREADS_MAX) {
-            server.spawn(index).map_err(|source| ServerError::Io {
-                what: "start a thread for",
-                source,
-            })?;
-        }
         if adopted.is_some() {
             server.resend();
         }
         Ok(server)
-    }
-
-    fn spawn(&mut self, index: usize) -> io::Result<()> {
-        let data = vec![0; TRANSFER_BYTES_MAX as usize];
-        let worker = Worker {
-            device: self.device.clone(),
-            registry: self.registry.clone(),
-            data,
-        };
-        let stopping = self.stopping.clone();
-        let run = move || serve(worker, &stopping);
-        self.threads.push(
-            std::thread::Builder::new()
-                .name(format!("fuse-{index}"))
-                .spawn(run)?,
-        );
-        Ok(())
     }
 
     fn resend(&self) {
@@ -162,7 +134,7 @@ impl Server {
     }
     /// Is any thread still serving? Not after an unmount.
     pub fn is_serving(&self) -> bool {
-        self.threads.iter().any(|thread| !thread.is_finished())
+        self.threads.is_serving()
     }
 
     /// Stores pages into the page cache of memory image `ino`. Memory images in the registry have their path already;
@@ -187,52 +159,20 @@ impl Server {
     }
 
     /// Waits until the file system is unmounted.
-    pub fn join(mut self) {
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+    pub fn join(self) {
+        self.threads.join();
     }
 
-    /// Ends serving; requests under way are answered first. The connection stays: a successor may adopt it.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
-        self.stopping.store(true, Ordering::SeqCst);
-        self.registry.set_push(None);
-        self.push.close();
-        // A signal that arrives just before a thread goes to read is lost, hence again and again.
-        for thread in self.threads.drain(..) {
-            while !thread.is_finished() {
-                // SAFETY: the thread is not joined yet, so its handle is valid; the signal has a handler.
-                unsafe { libc::pthread_kill(thread.as_pthread_t(), wake_signal()) };
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            let _ = thread.join();
-        }
-    }
+    /// Ends serving; requests under way are answered first, unless they fail: those are left to a successor, who may adopt
+    /// the connection, which stays.
+    pub fn stop(self) {}
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// Reads and answers requests until it is stopped or there is no mount.
-fn serve(mut worker: Worker, stopping: &AtomicBool) {
-    let mut message = vec![0; REQUEST_BYTES_MAX];
-    while !stopping.load(Ordering::SeqCst) {
-        match worker.device.read(&mut message) {
-            Ok(Arrival::Request(length)) => worker.handle(&message[..length]),
-            Ok(Arrival::Nothing) => {}
-            Ok(Arrival::Unmounted) => return,
-            Err(error) => {
-                tracing::error!(%error, "the FUSE connection failed");
-                return;
-            }
-        }
+        self.registry.set_push(None);
+        self.push.close();
+        self.threads.end();
     }
 }
 
@@ -309,22 +249,5 @@ fn negotiate(device: &Device) -> Result<Negotiated, ServerError> {
             .zeros(7 * 4);
         device.answer(header.unique, Ok([&body.0, &[]]));
         return Ok(negotiated);
-    }
-}
-
-/// Ends a blocking read. A real-time signal, so that it is nobody else's by convention.
-fn wake_signal() -> i32 {
-    libc::SIGRTMIN() + 5
-}
-
-extern "C" fn on_wake(_: i32) {}
-
-/// Installs a handler that does nothing, without `SA_RESTART`, so that the signal interrupts system calls.
-fn catch_wake_signal() {
-    // SAFETY: all zero is a valid sigaction; the handler only returns, which is safe in any thread at any time.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_wake as extern "C" fn(i32) as usize;
-        libc::sigaction(wake_signal(), &action, std::ptr::null_mut());
     }
 }

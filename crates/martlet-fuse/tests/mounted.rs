@@ -7,14 +7,14 @@ use martlet_disk::CowDisk;
 use martlet_fuse::{
     MountOptions, Placement, Prefetcher, Registry, Server, mount, mounts_at, set_readahead, unmount,
 };
-use martlet_image::{PAGE_SIZE, PageSet, Trace};
-use martlet_pager::{MemoryImage, Pager, VmKey};
+use martlet_image::{FrameId, PAGE_SIZE, PageSet, Trace};
+use martlet_pager::{FrameSource, MemoryImage, Pager, SourceError, VmKey};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Barrier;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use support::{Mapping, Mounted, image};
 
@@ -374,4 +374,52 @@ fn mounting_again_replaces_what_was_left() {
     unmount(&mounted.dir).unwrap();
     assert_eq!(mounts_at(&mounted.dir).unwrap(), 0);
     server.join();
+}
+
+#[test]
+fn reads_that_wait_hold_up_no_others() {
+    /// Far away until the gate is open.
+    struct Far(Arc<support::Shelf>, Arc<Mutex<()>>);
+    impl FrameSource for Far {
+        fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+            drop(self.1.lock().unwrap_or_else(PoisonError::into_inner));
+            self.0.frame(id)
+        }
+    }
+    let gate = Arc::new(Mutex::new(()));
+    let (shelf, manifest, far_content) = image(16 * 16, 1);
+    let far = Pager::new(Arc::new(Far(shelf, gate.clone())), 16 << 20);
+    let (shelf, near_manifest, near_content) = image(16, 2);
+    let near = Pager::new(shelf, 16 << 20);
+    let registry = Registry::new();
+    registry
+        .add_memory("far", MemoryImage::new(far, manifest), Placement::default())
+        .unwrap();
+    registry
+        .add_memory(
+            "near",
+            MemoryImage::new(near, near_manifest),
+            Placement::default(),
+        )
+        .unwrap();
+    let (mounted, _server) = Mounted::served(&registry);
+    let closed = gate.lock().unwrap();
+    let read = |name: &str, frame: u64| {
+        let mut bytes = vec![0; 4096];
+        let file = File::open(mounted.mem(name)).unwrap();
+        file.read_exact_at(&mut bytes, frame * 16 * 4096).unwrap();
+        bytes
+    };
+    std::thread::scope(|scope| {
+        // Twice as many as there are threads.
+        let readers: Vec<_> = (0..8)
+            .map(|frame| scope.spawn(move || read("far", frame * 2)))
+            .collect();
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(read("near", 0), near_content[..4096]);
+        drop(closed);
+        for (frame, reader) in readers.into_iter().enumerate() {
+            assert_eq!(reader.join().unwrap(), far_content[frame * 2 * 65536..][..4096]);
+        }
+    });
 }

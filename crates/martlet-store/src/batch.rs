@@ -230,8 +230,8 @@ impl Batch {
         self.put_object(Kind::Blob, bytes).map(BlobId)
     }
 
-    /// Stores a manifest: what differs from `parent`, if that pays. Every frame it names has to be in the store or
-    /// in this batch.
+    /// Stores a manifest: what differs from `parent`, if that pays. Every frame it names has to be in the store, in
+    /// this batch, or promised from elsewhere.
     pub fn put_manifest(&mut self, manifest: &Manifest, parent: Option<ManifestId>) -> Result<ManifestId> {
         if manifest.page_count() > MANIFEST_PAGES_MAX {
             return Err(StoreError::Invalid(format!(
@@ -281,7 +281,8 @@ impl Batch {
         others.sort_unstable();
         let _gate = self.inner.gate.read().unwrap_or_else(PoisonError::into_inner);
         let found = self.inner.index.get_many(&others)?;
-        if let Some((key, _)) = others.iter().zip(&found).find(|(_, found)| found.is_none()) {
+        let mut missing = others.iter().zip(&found).filter(|(_, found)| found.is_none());
+        if let Some((key, _)) = missing.find(|(key, _)| !self.inner.is_promised(key)) {
             return Err(StoreError::NotFound(key.to_string()));
         }
         lock(&self.inner.held).entry(self.id).or_default().extend(others);

@@ -12,6 +12,7 @@
 mod backend;
 mod batch;
 mod cache;
+mod elsewhere;
 mod error;
 mod exchange;
 pub mod faulty;
@@ -30,6 +31,7 @@ mod verify;
 
 pub use backend::Backend;
 pub use batch::{Batch, Committed, IngestStats};
+pub use elsewhere::Elsewhere;
 pub use error::{Result, StoreError};
 pub use exchange::Stored;
 pub use files::{File, Files, RealFiles};

@@ -14,7 +14,7 @@ use crate::files::Files;
 use crate::index::{Change, Index, Location};
 use crate::pack::{PackWriter, Packs};
 use crate::record::{Key, Kind};
-use crate::{Batch, LATEST, RefName, Result, Root, StoreError, recover};
+use crate::{Batch, Elsewhere, LATEST, RefName, Result, Root, StoreError, recover};
 use martlet_image::{
     BlobId, FrameId, Manifest, ManifestHeader, ManifestId, SnapshotId, SnapshotRecord, compress, decompress,
 };
@@ -22,7 +22,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 /// How a store is opened.
 #[derive(Debug, Clone)]
@@ -64,6 +64,8 @@ pub(crate) struct Inner {
     pub(crate) next_batch: AtomicU64,
     manifests: ManifestCache,
     unsettled: Mutex<Unsettled>,
+    /// Asked for frames that are not here.
+    pub(crate) elsewhere: OnceLock<Weak<dyn Elsewhere>>,
     _lock: Box<dyn Any + Send + Sync>,
 }
 
@@ -147,6 +149,7 @@ impl Store {
                 next_batch: AtomicU64::new(0),
                 manifests: ManifestCache::default(),
                 unsettled: Mutex::default(),
+                elsewhere: OnceLock::new(),
                 _lock: lock,
             }),
         })
@@ -161,11 +164,6 @@ impl Store {
     pub fn begin(&self) -> Result<Batch> {
         self.inner.check_settled()?;
         Ok(Batch::new(self.inner.clone()))
-    }
-
-    /// The pages of a frame, read from disk and verified. Not cached here.
-    pub fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>> {
-        Ok(self.inner.read(Key::new(Kind::Frame, id.0))?.into())
     }
 
     /// Many frames: one index transaction, read in the order in which they lie on disk.

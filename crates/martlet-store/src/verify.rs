@@ -24,6 +24,8 @@ pub struct VerifyReport {
     pub damaged: Vec<DamagedObject>,
     /// Repaired from another copy.
     pub repaired: u64,
+    /// Frames that are promised from elsewhere and not here yet.
+    pub away: u64,
 }
 
 /// A damaged or missing object, and whom it hurts.
@@ -84,9 +86,13 @@ impl Store {
                 .collect::<HashSet<_>>()
                 .into_iter()
                 .collect();
+            report.away = 0;
             for (key, found) in all.iter().zip(self.inner.index.get_many(&all)?) {
-                if found.is_none() && !damaged.contains_key(key) {
-                    damaged.insert(*key, (None, "it is missing".to_owned()));
+                match found {
+                    None if damaged.contains_key(key) => {}
+                    None if self.inner.is_promised(key) => report.away += 1,
+                    None => drop(damaged.insert(*key, (None, "it is missing".to_owned()))),
+                    Some(_) => {}
                 }
             }
             let wanted = damaged
