@@ -11,6 +11,7 @@
 //! machine: a second one is refused, naming the first. `phase` has the states of a machine, `checkpoint` and `launch`
 //! those of the two ways through a pause.
 
+mod away;
 mod bases;
 mod bind;
 mod boot;
