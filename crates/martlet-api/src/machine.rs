@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// Start a machine from a base (boots) or from a snapshot (restores under a new name and identity).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RunRequest {
     /// Name; generated when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

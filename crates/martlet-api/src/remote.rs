@@ -64,6 +64,9 @@ pub struct PushRequest {
     /// Only say what would go.
     #[serde(default)]
     pub dry_run: bool,
+    /// No more than so many bytes in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_bytes: Option<u64>,
 }
 
 /// A snapshot is to come from a remote.
@@ -74,6 +77,52 @@ pub struct PullRequest {
     /// What it is to be called here, if not the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
+    /// Only say what would come.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// No more than so many bytes in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_bytes: Option<u64>,
+}
+
+/// A snapshot is to come from a remote, its frames when they are read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FetchRequest {
+    /// What the remote calls it, `NAME:TAG`.
+    pub snapshot: String,
+    /// What it is to be called here, if not the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Have the rest come, too, while nothing is read.
+    #[serde(default)]
+    pub rest: bool,
+}
+
+/// A snapshot of which not all is here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AwaySnapshot {
+    /// Its id.
+    pub snapshot: String,
+    /// Its names.
+    pub references: Vec<String>,
+    /// The remote that has the rest.
+    pub remote: String,
+    /// Does the rest come without being read?
+    pub rest: bool,
+    /// Frames that it consists of.
+    pub frames: u64,
+    /// Of these, how many are not here.
+    pub missing_frames: u64,
+    /// Frames that came because they were read.
+    pub read_frames: u64,
+    /// What those took.
+    pub read_bytes: u64,
+    /// How long reads waited for them, together.
+    pub waited_ms: f64,
+    /// The longest wait.
+    pub waited_max_ms: f64,
+    /// What came without being read, since the daemon started.
+    pub rest_bytes: u64,
 }
 
 /// What a push or pull did, or would do.

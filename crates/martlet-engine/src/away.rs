@@ -10,9 +10,9 @@
 //! promised: a machine stalls before it breaks.
 
 use crate::engine::lock;
-use martlet_image::{FrameId, SnapshotId};
+use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
 use martlet_source::SourceError;
-use martlet_store::{Elsewhere, Key, Kind, Pin, Store, StoreError, Stored};
+use martlet_store::{Elsewhere, Key, Kind, Store, StoreError, Stored};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::io;
@@ -35,6 +35,8 @@ const PIECE_FRAMES_MAX: usize = 64;
 const COMMIT_BYTES: usize = 16 << 20;
 
 /// A place that has frames.
+///
+/// Separate from a remote, so that a peer or a carried disk can be one as well.
 pub trait Place: Debug + Send + Sync {
     /// What it is called in messages.
     fn name(&self) -> String;
@@ -79,12 +81,13 @@ struct Distant {
     waited_us: AtomicU64,
     waited_max_us: AtomicU64,
     rest_bytes: AtomicU64,
-    _pin: Pin,
 }
 
 impl Debug for Distant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Distant").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Distant")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -130,11 +133,10 @@ impl Away {
         Ok(away)
     }
 
-    /// Promises the frames of a snapshot that has its record and manifests here.
-    pub fn promise(self: &Arc<Self>, id: SnapshotId, open: Open) -> Result<(), StoreError> {
-        let pin = self.store.pin(id, "what it still waits for")?;
+    /// Promises the frames of a snapshot, whose manifests are here.
+    pub fn promise(&self, id: SnapshotId, record: &SnapshotRecord, open: Open) -> Result<(), StoreError> {
         let mut frames = HashSet::new();
-        for manifest in self.store.snapshot(&id)?.manifests() {
+        for manifest in record.manifests() {
             frames.extend(self.store.manifest(&manifest)?.frames());
         }
         let distant = Distant {
@@ -148,7 +150,6 @@ impl Away {
             waited_us: AtomicU64::new(0),
             waited_max_us: AtomicU64::new(0),
             rest_bytes: AtomicU64::new(0),
-            _pin: pin,
         };
         lock(&self.snapshots).insert(id, Arc::new(distant));
         Ok(())
@@ -159,6 +160,11 @@ impl Away {
         if let Some(distant) = lock(&self.snapshots).remove(id) {
             distant.is_forgotten.store(true, SeqCst);
         }
+    }
+
+    /// Snapshots of which not all is here.
+    pub fn all(&self) -> Vec<SnapshotId> {
+        lock(&self.snapshots).keys().copied().collect()
     }
 
     /// How far a snapshot is; `None` if all of it is here.
@@ -185,14 +191,21 @@ impl Away {
 
     fn missing(&self, distant: &Distant) -> Result<Vec<FrameId>, StoreError> {
         let keys: Vec<Key> = distant.frames.iter().map(frame_key).collect();
-        Ok(self.store.lacks(&keys)?.into_iter().map(|key| FrameId(key.id)).collect())
+        Ok(self
+            .store
+            .lacks(&keys)?
+            .into_iter()
+            .map(|key| FrameId(key.id))
+            .collect())
     }
 
     fn store_arrivals(&self) {
         let arrivals = lock(&self.arrivals);
-        let wait = self.arrived.wait_timeout_while(arrivals, Duration::from_secs(1), |arrivals| {
-            arrivals.frames.is_empty() && !self.stopping.load(SeqCst)
-        });
+        let wait = self
+            .arrived
+            .wait_timeout_while(arrivals, Duration::from_secs(1), |arrivals| {
+                arrivals.frames.is_empty() && !self.stopping.load(SeqCst)
+            });
         drop(wait);
         std::thread::sleep(STORE_AFTER);
         let frames: Vec<Stored> = lock(&self.arrivals).frames.values().cloned().collect();
@@ -219,7 +232,10 @@ impl Away {
 
     fn holder(&self, frame: &FrameId) -> Option<Arc<Distant>> {
         let snapshots = lock(&self.snapshots);
-        snapshots.values().find(|distant| distant.frames.contains(frame)).cloned()
+        snapshots
+            .values()
+            .find(|distant| distant.frames.contains(frame))
+            .cloned()
     }
 
     /// Gets a frame, however often that has to be tried.
@@ -244,7 +260,7 @@ impl Away {
     }
 
     /// Waits, unless it is to stop.
-    fn pause(&self, time: Duration) -> Result<(), ()> {
+    pub fn pause(&self, time: Duration) -> Result<(), ()> {
         let until = Instant::now() + time;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             if self.stopping.load(SeqCst) {
@@ -278,7 +294,12 @@ impl Away {
             }
             let piece: Vec<FrameId> = missing.split_off(missing.len().saturating_sub(piece_frames));
             let keys: Vec<Key> = piece.iter().map(frame_key).collect();
-            let lacking: Vec<FrameId> = self.store.lacks(&keys)?.iter().map(|key| FrameId(key.id)).collect();
+            let lacking: Vec<FrameId> = self
+                .store
+                .lacks(&keys)?
+                .iter()
+                .map(|key| FrameId(key.id))
+                .collect();
             if lacking.is_empty() {
                 continue;
             }
@@ -333,6 +354,20 @@ impl Away {
         }
         order.reverse();
         Ok(order)
+    }
+}
+
+impl Place for martlet_source::Remote {
+    fn name(&self) -> String {
+        self.place()
+    }
+
+    fn frames(
+        &self,
+        frames: &[FrameId],
+        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        self.frames(frames.iter().map(frame_key), each)
     }
 }
 

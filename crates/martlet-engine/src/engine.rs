@@ -1,5 +1,6 @@
 //! The engine: owner of the store, the mount, the keeper and every machine.
 
+use crate::away::Away;
 use crate::dirs::Dirs;
 use crate::machine::{Machine, Record};
 use crate::mapped::Images;
@@ -52,6 +53,7 @@ pub struct Engine {
     pub(crate) dirs: Dirs,
     pub(crate) options: Options,
     pub(crate) store: Arc<Store>,
+    pub(crate) away: Arc<Away>,
     pub(crate) pager: Arc<Pager>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) images: Images,
@@ -113,6 +115,8 @@ impl Engine {
         martlet_base::clear_abandoned(&dirs.cache());
         let store =
             Arc::new(Store::open(&dirs.store(), Arc::new(RealFiles)).told_as("the store cannot be opened")?);
+        let away = Away::new(store.clone())
+            .map_err(|error| problem::io("start a thread for", &dirs.state, &error))?;
         let state = State::open(&dirs.database(), Arc::new(RealFiles))
             .told_as("the state database cannot be opened")?;
         let pager = Pager::new(Arc::new(Frames(store.clone())), CACHE_BYTES);
@@ -140,6 +144,7 @@ impl Engine {
             dirs,
             options,
             store,
+            away,
             pager,
             registry,
             state,
@@ -153,6 +158,7 @@ impl Engine {
             server: Mutex::default(),
         });
         engine.remove_half_boot_files();
+        engine.recover_away()?;
         engine.recover()?;
         engine.pool.fill(Arc::downgrade(&engine));
         Ok(engine)
@@ -211,6 +217,7 @@ impl Engine {
         let Some(server) = lock(&self.server).take() else {
             return;
         };
+        self.away.stop();
         if live {
             server.stop();
             return;

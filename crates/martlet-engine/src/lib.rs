@@ -47,6 +47,7 @@ mod run_dir;
 mod snapshots;
 mod state;
 mod storing;
+mod transfer;
 mod watch;
 
 pub use console::Console;

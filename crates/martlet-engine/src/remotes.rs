@@ -1,4 +1,4 @@
-//! Remotes by name, and snapshots that go to them and come from them.
+//! Remotes by name.
 
 use crate::engine::Engine;
 use crate::problem::{Tell, Told, problem};
@@ -7,7 +7,7 @@ use martlet_api::{
     Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, PullRequest, PushRequest, RemoteAddRequest,
     RemoteInfo, RemoteSnapshot, TransferReport,
 };
-use martlet_source::{Cloud, Credentials, Directory, Objects, Patience, Ref, Remote, SourceError};
+use martlet_source::{Cloud, Credentials, Directory, Objects, Patience, Ref, Remote, SourceError, Throttled};
 use martlet_store::RefName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -121,9 +121,12 @@ impl Engine {
     }
 
     /// A remote as each secret of its realm shows it, the newest first: to that one is pushed.
-    fn opened(&self, name: &str) -> Result<Vec<Remote>, Problem> {
+    fn opened(&self, name: &str, bandwidth_bytes: Option<u64>) -> Result<Vec<Remote>, Problem> {
         let known = self.known_remote(name)?;
-        let objects = known.objects()?;
+        let objects = match (known.objects()?, bandwidth_bytes) {
+            (objects, Some(bytes)) => Arc::new(Throttled::new(objects, bytes)),
+            (objects, None) => objects,
+        };
         let realms = self.realm(&known.realm)?;
         Ok(realms
             .into_iter()
@@ -132,8 +135,8 @@ impl Engine {
     }
 
     /// A remote to push to.
-    fn newest(&self, name: &str) -> Result<Remote, Problem> {
-        let opened = self.opened(name)?.into_iter().next();
+    pub(crate) fn newest(&self, name: &str, bandwidth_bytes: Option<u64>) -> Result<Remote, Problem> {
+        let opened = self.opened(name, bandwidth_bytes)?.into_iter().next();
         opened.ok_or_else(|| {
             Problem::new(
                 ProblemCode::Internal,
@@ -143,8 +146,13 @@ impl Engine {
     }
 
     /// A remote as it has a snapshot of this name.
-    fn find_remote(&self, name: &str, reference: &RefName) -> Result<(Remote, Ref), Problem> {
-        let opened = self.opened(name)?;
+    pub(crate) fn find_remote(
+        &self,
+        name: &str,
+        reference: &RefName,
+        bandwidth_bytes: Option<u64>,
+    ) -> Result<(Remote, Ref), Problem> {
+        let opened = self.opened(name, bandwidth_bytes)?;
         let place = opened.first().map(Remote::place).unwrap_or_default();
         for remote in opened {
             if let Some(found) = remote.find_ref(reference).told()? {
@@ -240,7 +248,7 @@ impl Engine {
     pub fn remote_snapshots(&self, name: &str) -> Result<Vec<RemoteSnapshot>, Problem> {
         let here = self.store.snapshots();
         let mut refs = BTreeMap::new();
-        for remote in self.opened(name)? {
+        for remote in self.opened(name, None)? {
             for (reference, found) in remote.refs().told()? {
                 refs.entry(reference).or_insert(found); // sealed anew since
             }
@@ -252,101 +260,6 @@ impl Engine {
             here: here.contains(&found.snapshot),
         });
         Ok(snapshots.collect())
-    }
-
-    /// Sends a snapshot to a remote, which then has a name for it.
-    pub fn push(
-        &self,
-        remote: &str,
-        request: PushRequest,
-        progress: ProgressSink<'_>,
-    ) -> Result<TransferReport, Problem> {
-        let (id, _) = self.snapshot_named(&request.snapshot)?;
-        let reference = match request.reference {
-            Some(reference) => reference.parse::<RefName>().told()?,
-            None => self.reference_of(&request.snapshot, &id)?,
-        };
-        let remote = self.newest(remote)?;
-        let mut told = |done: u64, total: u64| {
-            progress(Progress {
-                stage: format!("pushing {reference}"),
-                done,
-                total: Some(total),
-                unit: ProgressUnit::Bytes,
-            });
-        };
-        let pushed = martlet_source::push(&self.store, &remote, id, &reference, request.dry_run, &mut told);
-        let (report, _) = pushed.told()?;
-        Ok(TransferReport {
-            snapshot: id.to_string(),
-            reference: reference.to_string(),
-            objects: report.sent_objects,
-            moved_bytes: report.sent_bytes,
-            dry_run: request.dry_run,
-        })
-    }
-
-    /// The name that a snapshot was asked for by, or the first that it has.
-    fn reference_of(&self, asked: &str, id: &martlet_image::SnapshotId) -> Result<RefName, Problem> {
-        let names = self.store.refs_to(id);
-        let asked = asked
-            .parse::<RefName>()
-            .ok()
-            .filter(|asked| names.contains(asked));
-        asked.or_else(|| names.into_iter().next()).ok_or_else(|| {
-            Problem::new(
-                ProblemCode::InvalidArgument,
-                format!(
-                    "snapshot {} has no name that the remote could call it by",
-                    id.short()
-                ),
-            )
-            .remediation("say what it is to be called: `--as NAME:TAG`")
-        })
-    }
-
-    /// Gets a snapshot from a remote.
-    pub fn pull(
-        &self,
-        remote: &str,
-        request: PullRequest,
-        progress: ProgressSink<'_>,
-    ) -> Result<TransferReport, Problem> {
-        let name = request.snapshot.parse::<RefName>().told()?;
-        let called = match &request.reference {
-            Some(reference) => {
-                martlet_api::names::check_new_reference(reference)?;
-                reference.parse::<RefName>().told()?
-            }
-            None => name.clone(),
-        };
-        let (remote, found) = self.find_remote(remote, &name)?;
-        if let Some(there) = self.store.refs().get(&called) {
-            if found.snapshot != *there {
-                return Err(Problem::new(
-                    ProblemCode::AlreadyExists,
-                    format!("{called} is another snapshot here"),
-                )
-                .remediation("choose another name: `--as NAME:TAG`"));
-            }
-        }
-        let mut told = |done: u64, total: u64| {
-            progress(Progress {
-                stage: format!("pulling {name}"),
-                done,
-                total: Some(total),
-                unit: ProgressUnit::Items,
-            });
-        };
-        let pulled = martlet_source::pull(&self.store, &remote, &name, &called, &mut told);
-        let (report, found) = pulled.told()?;
-        Ok(TransferReport {
-            snapshot: found.snapshot.to_string(),
-            reference: called.to_string(),
-            objects: report.got_objects,
-            moved_bytes: report.got_bytes,
-            dry_run: false,
-        })
     }
 }
 

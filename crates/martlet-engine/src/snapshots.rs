@@ -91,7 +91,16 @@ impl Engine {
         let others: Vec<RefName> = others
             .filter(|name| Some(name) != by_name.as_ref() || by_name.is_none())
             .collect();
-        let used_by = self.used_by(&id);
+        let mut used_by = self.used_by(&id);
+        if self.away.progress(&id).told()?.is_some() {
+            let children = self.store.children(&id).told()?;
+            used_by.extend(children.iter().map(|child| {
+                format!(
+                    "snapshot {}, which needs frames that are still to come",
+                    child.short()
+                )
+            }));
+        }
         // An id means all of its names.
         let last = by_name.is_none() || others.is_empty();
         if last && !used_by.is_empty() {
@@ -117,6 +126,7 @@ impl Engine {
                 self.store.remove_ref(&name).told()?;
             }
             let _ = self.state.remove_trace(&id.to_string());
+            self.forget_away(&id)?;
         }
         Ok(())
     }

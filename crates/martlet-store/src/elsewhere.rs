@@ -9,7 +9,7 @@
 //! that is missing is missing.
 
 use crate::record::{Key, Kind};
-use crate::store::Store;
+use crate::store::{Inner, Store};
 use crate::{Result, StoreError, Stored};
 use martlet_image::FrameId;
 use std::fmt::Debug;
@@ -30,17 +30,13 @@ impl Store {
         let _ = self.inner.elsewhere.set(elsewhere);
     }
 
-    fn elsewhere(&self) -> Option<Arc<dyn Elsewhere>> {
-        self.inner.elsewhere.get()?.upgrade()
-    }
-
     /// The pages of a frame, read from disk and verified; got from elsewhere if that is where it is. Not cached here.
     pub fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>> {
         let key = Key::new(Kind::Frame, id.0);
         match self.inner.read(key) {
             Err(error @ (StoreError::NotFound(_) | StoreError::Damaged { .. })) => {
-                match self.elsewhere().filter(|e| e.promises(id)) {
-                    Some(elsewhere) => content_of(key, &elsewhere.fetch(id)?),
+                match self.inner.fetch(&key) {
+                    Some(fetched) => Ok(fetched?.content()?.into()),
                     None => Err(error),
                 }
             }
@@ -49,17 +45,29 @@ impl Store {
     }
 }
 
-impl crate::store::Inner {
-    /// Is a frame promised that is not here?
-    pub(crate) fn is_promised(&self, key: &Key) -> bool {
-        let elsewhere = self.elsewhere.get().and_then(Weak::upgrade);
-        key.kind == Kind::Frame && elsewhere.is_some_and(|elsewhere| elsewhere.promises(&FrameId(key.id)))
+impl Inner {
+    fn elsewhere(&self) -> Option<Arc<dyn Elsewhere>> {
+        self.elsewhere.get()?.upgrade()
     }
-}
 
-fn content_of(key: Key, stored: &Stored) -> Result<Arc<[u8]>> {
-    if stored.key != key {
-        return Err(StoreError::Invalid(format!("{} came for {key}", stored.key)));
+    /// Is this a frame that is promised?
+    pub(crate) fn is_promised(&self, key: &Key) -> bool {
+        key.kind == Kind::Frame
+            && self
+                .elsewhere()
+                .is_some_and(|elsewhere| elsewhere.promises(&FrameId(key.id)))
     }
-    Ok(stored.content()?.into())
+
+    /// Gets what is promised; `None` for what is not.
+    pub(crate) fn fetch(&self, key: &Key) -> Option<Result<Stored>> {
+        let elsewhere = self.elsewhere().filter(|_| self.is_promised(key))?;
+        Some(
+            elsewhere
+                .fetch(&FrameId(key.id))
+                .and_then(|stored| match stored.key == *key {
+                    true => Ok(stored),
+                    false => Err(StoreError::Invalid(format!("{} came for {key}", stored.key))),
+                }),
+        )
+    }
 }

@@ -4,7 +4,7 @@ use crate::batch::Batch;
 use crate::record::{CONTENT_BYTES_MAX, Key, Kind};
 use crate::store::{Store, lock};
 use crate::{Location, Result, StoreError};
-use martlet_image::{Codec, FrameId, PAGE_SIZE, SnapshotId, is_zero};
+use martlet_image::{Codec, FrameId, PAGE_SIZE, SnapshotId, SnapshotRecord, is_zero};
 use std::collections::HashSet;
 use std::sync::PoisonError;
 
@@ -41,26 +41,45 @@ impl Stored {
 }
 
 impl Store {
-    /// All that a snapshot needs, itself included, in the order in which it lies on disk, and how many bytes each takes.
+    /// All that a snapshot needs, itself included, in the order in which it lies on disk, and how many bytes each takes;
+    /// first what is promised from elsewhere, which takes none here.
     pub fn needs(&self, id: &SnapshotId) -> Result<Vec<(Key, u32)>> {
         let roots = HashSet::from([Key::new(Kind::Snapshot, id.0)]);
         let mut keys: Vec<Key> = self.inner.closure(&roots, true)?.into_iter().collect();
         keys.sort_unstable();
         let locations = self.inner.index.get_many(&keys)?;
-        let located = keys.into_iter().zip(locations);
-        let located: Result<Vec<_>> = located
-            .map(|(key, location)| {
-                Ok((
-                    key,
-                    location.ok_or_else(|| StoreError::NotFound(key.to_string()))?,
-                ))
-            })
-            .collect();
-        let mut located = located?;
+        let mut needs = Vec::new();
+        let mut located = Vec::new();
+        for (key, location) in keys.into_iter().zip(locations) {
+            match location {
+                Some(location) => located.push((key, location)),
+                None if self.inner.is_promised(&key) => needs.push((key, 0)),
+                None => return Err(StoreError::NotFound(key.to_string())),
+            }
+        }
         located.sort_by_key(|(_, location)| (location.pack, location.offset));
-        Ok(located
+        needs.extend(
+            located
+                .into_iter()
+                .map(|(key, location)| (key, location.stored_len)),
+        );
+        Ok(needs)
+    }
+
+    /// Frames of a snapshot that are not here. Its manifests are.
+    pub fn needs_elsewhere(&self, record: &SnapshotRecord) -> Result<Vec<FrameId>> {
+        let mut frames = HashSet::new();
+        for manifest in record.manifests() {
+            frames.extend(self.manifest(&manifest)?.frames());
+        }
+        let keys: Vec<Key> = frames
+            .iter()
+            .map(|frame| Key::new(Kind::Frame, frame.0))
+            .collect();
+        Ok(self
+            .lacks(&keys)?
             .into_iter()
-            .map(|(key, location)| (key, location.stored_len))
+            .map(|key| FrameId(key.id))
             .collect())
     }
 
@@ -74,11 +93,13 @@ impl Store {
         Ok(lacking.map(|(key, _)| key).collect())
     }
 
-    /// An object as it is stored, its bytes as they were written.
+    /// An object as it is stored, its bytes as they were written; had from elsewhere if that is where it is.
     pub fn stored(&self, key: &Key) -> Result<Stored> {
         let missing = || StoreError::NotFound(key.to_string());
         loop {
-            let location = self.inner.index.get(key)?.ok_or_else(missing)?;
+            let Some(location) = self.inner.index.get(key)? else {
+                return self.inner.fetch(key).unwrap_or_else(|| Err(missing()));
+            };
             match self.inner.packs.read(key, &location) {
                 Ok(bytes) => {
                     return Ok(Stored {

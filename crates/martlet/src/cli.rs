@@ -229,6 +229,9 @@ pub enum Command {
         /// Only say what would be sent
         #[arg(long)]
         dry_run: bool,
+        /// Send no more than so many bytes in a second (5M, 200K)
+        #[arg(long, value_parser = size, value_name = "BYTES")]
+        bandwidth: Option<u64>,
         /// What the remote is to call it [default: as it is called here]
         #[arg(long = "as", value_parser = new_reference, value_name = "NAME:TAG")]
         reference: Option<String>,
@@ -241,16 +244,36 @@ pub enum Command {
     },
     /// Get a snapshot from a remote: what is lacking here of it
     Pull {
-        /// What it is to be called here [default: as the remote calls it]
-        #[arg(long = "as", value_parser = new_reference, value_name = "NAME:TAG")]
-        reference: Option<String>,
-        /// Remote
-        #[arg(value_parser = name)]
-        remote: String,
-        /// What the remote calls it (NAME:TAG)
-        #[arg(value_parser = reference)]
-        snapshot: String,
+        /// Only say what would come
+        #[arg(long)]
+        dry_run: bool,
+        /// Get no more than so many bytes in a second (5M, 200K)
+        #[arg(long, value_parser = size, value_name = "BYTES")]
+        bandwidth: Option<u64>,
+        #[command(flatten)]
+        from: FromRemote,
     },
+    /// Get what a snapshot consists of from a remote. It can be run at once: memory and disks come when they are read
+    Fetch {
+        /// Have the rest come, too, while nothing is read
+        #[arg(long)]
+        rest: bool,
+        #[command(flatten)]
+        from: FromRemote,
+    },
+    /// Run a machine from a remote's snapshot
+    Clone {
+        /// Name of the machine [default: a generated one]
+        #[arg(long, value_parser = name)]
+        name: Option<String>,
+        /// What comes when
+        #[arg(long, value_enum, default_value_t)]
+        policy: Policy,
+        #[command(flatten)]
+        from: FromRemote,
+    },
+    /// List snapshots of which not all is here yet, and what has come of them
+    Away,
     /// Free space that nothing refers to
     Gc {
         /// Only say what would be freed
@@ -286,6 +309,32 @@ pub enum Command {
     },
     /// Print the versions of this program and of the daemon
     Version,
+}
+
+/// A remote's snapshot.
+#[derive(Debug, Args)]
+pub struct FromRemote {
+    /// What it is to be called here [default: as the remote calls it]
+    #[arg(long = "as", value_parser = new_reference, value_name = "NAME:TAG")]
+    pub reference: Option<String>,
+    /// Remote
+    #[arg(value_parser = name)]
+    pub remote: String,
+    /// What the remote calls it (NAME:TAG)
+    #[arg(value_parser = reference)]
+    pub snapshot: String,
+}
+
+/// When the state of a machine comes from a remote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Policy {
+    /// All of it before the start
+    Baseline,
+    /// What is read, when it is read
+    Demand,
+    /// What is read, when it is read, and the rest behind
+    #[default]
+    Adaptive,
 }
 
 /// `martlet realm …`

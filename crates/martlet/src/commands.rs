@@ -16,7 +16,7 @@ use crate::daemon::Daemon;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Reporter;
 use crate::{console, exec, files, show, terminal};
-use martlet_api::{CheckpointMethod, ExecRequest, Problem, ProblemCode, PullRequest, PushRequest};
+use martlet_api::{CheckpointMethod, ExecRequest, Problem, ProblemCode, PushRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -91,6 +91,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Realm(command) => realm::run(&context, command),
         Command::Push {
             dry_run,
+            bandwidth,
             reference,
             snapshot,
             remote,
@@ -99,14 +100,18 @@ pub fn run(cli: Cli) -> Outcome<u8> {
                 snapshot,
                 reference,
                 dry_run,
+                bandwidth_bytes: bandwidth,
             };
             remote::push(&context, &remote, &request)
         }
         Command::Pull {
-            reference,
-            remote,
-            snapshot,
-        } => remote::pull(&context, &remote, &PullRequest { snapshot, reference }),
+            dry_run,
+            bandwidth,
+            from,
+        } => remote::pull(&context, from, dry_run, bandwidth),
+        Command::Fetch { rest, from } => remote::fetch(&context, from, rest),
+        Command::Clone { name, policy, from } => remote::clone(&context, name, policy, from),
+        Command::Away => remote::away(&context),
         Command::Gc { dry_run } => store::gc(&context, dry_run),
         Command::Df => store::df(&context),
         Command::Bench(BenchCommand::Local(args)) => bench::local(&context, &args),

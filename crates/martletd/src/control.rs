@@ -125,6 +125,10 @@ pub trait Control: Send + Sync + 'static {
     fn push(&self, remote: &str, request: PushRequest, progress: ProgressSink<'_>) -> Answer<TransferReport>;
     /// Gets a snapshot from a remote.
     fn pull(&self, remote: &str, request: PullRequest, progress: ProgressSink<'_>) -> Answer<TransferReport>;
+    /// Gets a snapshot from a remote but for its frames.
+    fn fetch(&self, remote: &str, request: FetchRequest) -> Answer<TransferReport>;
+    /// Snapshots of which not all is here.
+    fn snapshots_away(&self) -> Answer<Vec<AwaySnapshot>>;
     /// Frees what nothing refers to.
     fn gc(&self, dry_run: bool, progress: ProgressSink<'_>) -> Answer<GcReport>;
     /// Reads everything and compares it with its hash; mends from the stores in these directories.

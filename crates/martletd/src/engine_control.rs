@@ -215,6 +215,12 @@ impl Control for EngineControl {
     fn pull(&self, remote: &str, request: PullRequest, progress: ProgressSink<'_>) -> Answer<TransferReport> {
         self.0.pull(remote, request, progress)
     }
+    fn fetch(&self, remote: &str, request: FetchRequest) -> Answer<TransferReport> {
+        self.0.fetch(remote, request)
+    }
+    fn snapshots_away(&self) -> Answer<Vec<AwaySnapshot>> {
+        self.0.snapshots_away()
+    }
     fn gc(&self, dry_run: bool, progress: ProgressSink<'_>) -> Answer<GcReport> {
         self.0.gc(dry_run, progress)
     }

@@ -32,8 +32,26 @@ pub fn run(context: &Context, args: RunArgs) -> Outcome {
         probe: args.probe.probe,
         allow_agentless: args.allow_agentless,
     };
-    context.long("/v1/machines", &request, "starting", |machine: MachineInfo| {
-        let mut text = format!("machine {} {}\n", machine.name, show::state(machine.state));
+    start(context, &request, "")
+}
+
+/// Runs a machine from a snapshot, as that was; after `before`, which is said with it.
+pub fn run_snapshot(context: &Context, name: Option<String>, from: String, before: &str) -> Outcome {
+    let request = RunRequest {
+        name,
+        from,
+        ..RunRequest::default()
+    };
+    start(context, &request, before)
+}
+
+fn start(context: &Context, request: &RunRequest, before: &str) -> Outcome {
+    context.long("/v1/machines", request, "starting", |machine: MachineInfo| {
+        let mut text = format!(
+            "{before}machine {} {}\n",
+            machine.name,
+            show::state(machine.state)
+        );
         for port in &machine.ports {
             text += &format!("127.0.0.1:{} reaches port {}\n", port.host_port, port.guest_port);
         }

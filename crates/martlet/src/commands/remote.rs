@@ -1,13 +1,18 @@
 //! `martlet remote …`, `push`, `pull`.
 
 use super::Context;
-use crate::cli::RemoteCommand;
+use crate::cli::{FromRemote, Policy, RemoteCommand};
 use crate::failure::{Failure, Outcome};
 use crate::show;
-use martlet_api::{PullRequest, PushRequest, RemoteAddRequest, RemoteInfo, RemoteSnapshot, TransferReport};
+use martlet_api::{
+    AwaySnapshot, FetchRequest, PullRequest, PushRequest, RemoteAddRequest, RemoteInfo, RemoteSnapshot,
+    TransferReport,
+};
 use std::io::Read;
 use std::path::Path;
+use std::time::Instant;
 
+const LOOKING: &str = "looking what is there";
 /// Secrets of S3 have 40 characters.
 const SECRET_BYTES_MAX: u64 = 4 << 10;
 
@@ -79,7 +84,7 @@ pub fn push(context: &Context, remote: &str, request: &PushRequest) -> Outcome {
     context.long(
         &format!("/v1/remotes/{remote}/push"),
         request,
-        "looking what is there",
+        LOOKING,
         |report: TransferReport| {
             let did = if report.dry_run { "would send" } else { "sent" };
             format!("{} {did}: {}\n", report.reference, moved(&report))
@@ -87,13 +92,94 @@ pub fn push(context: &Context, remote: &str, request: &PushRequest) -> Outcome {
     )
 }
 
-pub fn pull(context: &Context, remote: &str, request: &PullRequest) -> Outcome {
-    context.long(
-        &format!("/v1/remotes/{remote}/pull"),
-        request,
-        "looking what is there",
-        |report: TransferReport| format!("{} got: {}\n", report.reference, moved(&report)),
-    )
+pub fn pull(context: &Context, from: FromRemote, dry_run: bool, bandwidth_bytes: Option<u64>) -> Outcome {
+    let (path, request) = pull_request(from, dry_run, bandwidth_bytes);
+    context.long(&path, &request, LOOKING, |report: TransferReport| {
+        let did = if report.dry_run { "would get" } else { "got" };
+        format!("{} {did}: {}\n", report.reference, moved(&report))
+    })
+}
+
+fn pull_request(from: FromRemote, dry_run: bool, bandwidth_bytes: Option<u64>) -> (String, PullRequest) {
+    let request = PullRequest {
+        snapshot: from.snapshot,
+        reference: from.reference,
+        dry_run,
+        bandwidth_bytes,
+    };
+    (format!("/v1/remotes/{}/pull", from.remote), request)
+}
+
+pub fn fetch(context: &Context, from: FromRemote, rest: bool) -> Outcome {
+    let (path, request) = fetch_request(from, rest);
+    context.long(&path, &request, LOOKING, |report: TransferReport| {
+        let then = if rest {
+            "the rest follows"
+        } else {
+            "the rest comes when it is read"
+        };
+        format!("{} got: {}; {then}\n", report.reference, moved(&report))
+    })
+}
+
+fn fetch_request(from: FromRemote, rest: bool) -> (String, FetchRequest) {
+    let request = FetchRequest {
+        snapshot: from.snapshot,
+        reference: from.reference,
+        rest,
+    };
+    (format!("/v1/remotes/{}/fetch", from.remote), request)
+}
+
+/// A machine from a remote's snapshot: got as the policy says, then run.
+pub fn clone(context: &Context, name: Option<String>, policy: Policy, from: FromRemote) -> Outcome {
+    let started = Instant::now();
+    let got = match policy {
+        Policy::Baseline => {
+            let (path, request) = pull_request(from, false, None);
+            context.operation(&path, &request, LOOKING)?
+        }
+        Policy::Demand | Policy::Adaptive => {
+            let (path, request) = fetch_request(from, policy == Policy::Adaptive);
+            context.operation(&path, &request, LOOKING)?
+        }
+    };
+    let got: TransferReport = understood(got)?;
+    let mut words = String::new();
+    if !context.json {
+        words = format!(
+            "{} got: {} in {:.1} s\n",
+            got.reference,
+            moved(&got),
+            started.elapsed().as_secs_f64()
+        );
+    }
+    super::machine::run_snapshot(context, name, got.reference, &words)
+}
+
+pub fn away(context: &Context) -> Outcome {
+    context.get("/v1/away", |snapshots: Vec<AwaySnapshot>| {
+        show::table(
+            ["SNAPSHOT", "FROM", "HERE", "READ", "WAITED", "LONGEST", "REST"],
+            snapshots.into_iter().map(|snapshot| {
+                let name = snapshot.references.first().cloned();
+                let here = snapshot.frames - snapshot.missing_frames.min(snapshot.frames);
+                [
+                    name.unwrap_or_else(|| show::short_id(&snapshot.snapshot)),
+                    snapshot.remote,
+                    format!("{} %", here * 100 / snapshot.frames.max(1)),
+                    show::size(snapshot.read_bytes),
+                    format!("{:.1} s", snapshot.waited_ms / 1000.0),
+                    format!("{:.0} ms", snapshot.waited_max_ms),
+                    if snapshot.rest {
+                        show::size(snapshot.rest_bytes)
+                    } else {
+                        "when read".into()
+                    },
+                ]
+            }),
+        )
+    })
 }
 
 fn moved(report: &TransferReport) -> String {

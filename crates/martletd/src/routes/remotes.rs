@@ -6,7 +6,10 @@ use crate::openapi::{Routes, Spec};
 use crate::operation::Reply;
 use crate::server::Server;
 use axum::extract::State;
-use martlet_api::{PullRequest, PushRequest, RemoteAddRequest, RemoteInfo, RemoteSnapshot, TransferReport};
+use martlet_api::{
+    AwaySnapshot, FetchRequest, PullRequest, PushRequest, RemoteAddRequest, RemoteInfo, RemoteSnapshot,
+    TransferReport,
+};
 
 pub fn routes(routes: Routes) -> Routes {
     let add_spec = Spec::new("Give a place that keeps snapshots a name, once it was tried out")
@@ -38,6 +41,13 @@ pub fn routes(routes: Routes) -> Routes {
         .route(Get, "/v1/remotes/{name}/snapshots", snapshots_spec, snapshots)
         .route(Post, "/v1/remotes/{name}/push", push_spec.with_events(), push)
         .route(Post, "/v1/remotes/{name}/pull", pull_spec.with_events(), pull)
+        .route(Post, "/v1/remotes/{name}/fetch", fetch_spec.with_events(), fetch)
+        .route(
+            Get,
+            "/v1/away",
+            Spec::new("Snapshots of which not all is here yet").lists::<AwaySnapshot>(),
+            away,
+        )
 }
 
 async fn list(State(server): State<Server>) -> Reply {
@@ -98,4 +108,19 @@ async fn pull(
             control.pull(&name, request, progress)
         })
         .await
+}
+
+async fn fetch(
+    State(server): State<Server>,
+    WantsEvents(events): WantsEvents,
+    Named(name): Named,
+    Body(request): Body<FetchRequest>,
+) -> Reply {
+    server
+        .operation(events, move |control, _| control.fetch(&name, request))
+        .await
+}
+
+async fn away(State(server): State<Server>) -> Reply {
+    server.answer(|control| control.snapshots_away()).await
 }

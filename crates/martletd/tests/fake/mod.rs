@@ -508,7 +508,13 @@ impl Control for Fake {
         Ok(transfer(request.snapshot, request.dry_run))
     }
     fn pull(&self, _: &str, request: PullRequest, _: ProgressSink<'_>) -> Answer<TransferReport> {
+        Ok(transfer(request.snapshot, request.dry_run))
+    }
+    fn fetch(&self, _: &str, request: FetchRequest) -> Answer<TransferReport> {
         Ok(transfer(request.snapshot, false))
+    }
+    fn snapshots_away(&self) -> Answer<Vec<AwaySnapshot>> {
+        Ok(Vec::new())
     }
     fn gc(&self, dry_run: bool, _: ProgressSink<'_>) -> Answer<GcReport> {
         Ok(GcReport {

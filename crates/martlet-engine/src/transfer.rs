@@ -1,0 +1,303 @@
+//! Snapshots that go to remotes and come from them.
+//!
+//! ```text
+//!   push   all of it ──► the remote
+//!   pull   all of it ──► here
+//!   fetch  all but the frames ──► here: away (away.rs) ──► pull, or the rest behind ──► here
+//! ```
+
+use crate::away::{Open, Place};
+use crate::engine::Engine;
+use crate::problem::{Tell, Told};
+use martlet_api::{
+    AwaySnapshot, FetchRequest, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, PullRequest,
+    PushRequest, TransferReport,
+};
+use martlet_image::{SnapshotId, SnapshotRecord};
+use martlet_source::{Ref, Remote, SourceError};
+use martlet_store::RefName;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Setting in the state database: what is away, by snapshot id.
+const AWAY: &str = "away";
+/// After a failure here (a full disk, say) the rest of a snapshot waits this long.
+const RETRY_REST: Duration = Duration::from_secs(10);
+
+/// Where the frames of a snapshot are that is away.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Listed {
+    remote: String,
+    reference: String,
+    /// Is the rest to come without being read?
+    rest: bool,
+}
+
+impl Engine {
+    /// Sends a snapshot to a remote, which then has a name for it.
+    pub fn push(
+        &self,
+        remote: &str,
+        request: PushRequest,
+        progress: ProgressSink<'_>,
+    ) -> Result<TransferReport, Problem> {
+        let (id, _) = self.snapshot_named(&request.snapshot)?;
+        let reference = match request.reference {
+            Some(reference) => reference.parse::<RefName>().told()?,
+            None => self.reference_of(&request.snapshot, &id)?,
+        };
+        let remote = self.newest(remote, request.bandwidth_bytes)?;
+        let mut told = |done: u64, total: u64| {
+            progress(Progress {
+                stage: format!("pushing {reference}"),
+                done,
+                total: Some(total),
+                unit: ProgressUnit::Bytes,
+            });
+        };
+        let pushed = martlet_source::push(&self.store, &remote, id, &reference, request.dry_run, &mut told);
+        let (report, _) = pushed.told()?;
+        Ok(TransferReport {
+            snapshot: id.to_string(),
+            reference: reference.to_string(),
+            objects: report.sent_objects,
+            moved_bytes: report.sent_bytes,
+            dry_run: request.dry_run,
+        })
+    }
+
+    /// The name that a snapshot was asked for by, or the first that it has.
+    fn reference_of(&self, asked: &str, id: &SnapshotId) -> Result<RefName, Problem> {
+        let names = self.store.refs_to(id);
+        let asked = asked
+            .parse::<RefName>()
+            .ok()
+            .filter(|asked| names.contains(asked));
+        asked.or_else(|| names.into_iter().next()).ok_or_else(|| {
+            Problem::new(
+                ProblemCode::InvalidArgument,
+                format!(
+                    "snapshot {} has no name that the remote could call it by",
+                    id.short()
+                ),
+            )
+            .remediation("say what it is to be called: `--as NAME:TAG`")
+        })
+    }
+
+    /// What a snapshot that comes is to be called here, if that is free or it already.
+    fn called_here(&self, asked: Option<&str>, there: &RefName, found: &Ref) -> Result<RefName, Problem> {
+        let called = match asked {
+            Some(reference) => {
+                martlet_api::names::check_new_reference(reference)?;
+                reference.parse::<RefName>().told()?
+            }
+            None => there.clone(),
+        };
+        match self.store.refs().get(&called) {
+            Some(here) if *here != found.snapshot => Err(Problem::new(
+                ProblemCode::AlreadyExists,
+                format!("{called} is another snapshot here"),
+            )
+            .remediation("choose another name: `--as NAME:TAG`")),
+            _ => Ok(called),
+        }
+    }
+
+    /// Gets a snapshot from a remote.
+    pub fn pull(
+        self: &Arc<Self>,
+        remote: &str,
+        request: PullRequest,
+        progress: ProgressSink<'_>,
+    ) -> Result<TransferReport, Problem> {
+        let name = request.snapshot.parse::<RefName>().told()?;
+        let (remote, found) = self.find_remote(remote, &name, request.bandwidth_bytes)?;
+        let called = self.called_here(request.reference.as_deref(), &name, &found)?;
+        let mut told = |done: u64, total: u64| {
+            progress(Progress {
+                stage: format!("pulling {name}"),
+                done,
+                total: Some(total),
+                unit: ProgressUnit::Items,
+            });
+        };
+        let pulled = martlet_source::pull(&self.store, &remote, &name, &called, request.dry_run, &mut told);
+        let (report, found) = pulled.told()?;
+        if !request.dry_run {
+            self.all_here(&found.snapshot)?;
+        }
+        Ok(TransferReport {
+            snapshot: found.snapshot.to_string(),
+            reference: called.to_string(),
+            objects: report.got_objects,
+            moved_bytes: report.got_bytes,
+            dry_run: request.dry_run,
+        })
+    }
+
+    /// Gets a snapshot from a remote but for its frames, which come when they are read, and behind if that is wanted. It can
+    /// be started at once.
+    pub fn fetch(self: &Arc<Self>, from: &str, request: FetchRequest) -> Result<TransferReport, Problem> {
+        let name = request.snapshot.parse::<RefName>().told()?;
+        let (remote, found) = self.find_remote(from, &name, None)?;
+        let called = self.called_here(request.reference.as_deref(), &name, &found)?;
+        let fetched = martlet_source::fetch_without_frames(&self.store, &remote, &name);
+        let (report, found, _kept) = fetched.told()?;
+        let id = found.snapshot;
+        let record = self.store.snapshot(&id).told()?;
+        let listed = Listed {
+            remote: from.to_owned(),
+            reference: name.to_string(),
+            rest: request.rest,
+        };
+        if !self.store.needs_elsewhere(&record).told()?.is_empty() {
+            // Known to be away before anybody can use it, also to a successor.
+            self.list(&id, Some(listed.clone()))?;
+            self.promise(id, &record, &listed)?;
+        }
+        let mut batch = self.store.begin().told()?;
+        batch.put_snapshot(&record).told()?;
+        batch.commit(&[(called.clone(), id)]).told()?;
+        if request.rest {
+            self.bring_rest(id);
+        }
+        Ok(TransferReport {
+            snapshot: id.to_string(),
+            reference: called.to_string(),
+            objects: report.got_objects,
+            moved_bytes: report.got_bytes,
+            dry_run: false,
+        })
+    }
+
+    /// Snapshots of which not all is here.
+    pub fn snapshots_away(&self) -> Result<Vec<AwaySnapshot>, Problem> {
+        let listed = self.listed()?;
+        let mut snapshots = Vec::new();
+        for id in self.away.all() {
+            let Some((progress, listed)) = self.away.progress(&id).told()?.zip(listed.get(&id.to_string()))
+            else {
+                continue;
+            };
+            snapshots.push(AwaySnapshot {
+                snapshot: id.to_string(),
+                references: self.store.refs_to(&id).iter().map(RefName::to_string).collect(),
+                remote: listed.remote.clone(),
+                rest: listed.rest,
+                frames: progress.frames,
+                missing_frames: progress.missing_frames,
+                read_frames: progress.read_frames,
+                read_bytes: progress.read_bytes,
+                waited_ms: progress.waited_us as f64 / 1000.0,
+                waited_max_ms: progress.waited_max_us as f64 / 1000.0,
+                rest_bytes: progress.rest_bytes,
+            });
+        }
+        Ok(snapshots)
+    }
+
+    /// Goes on where a predecessor was.
+    pub(crate) fn recover_away(self: &Arc<Self>) -> Result<(), Problem> {
+        let here = self.store.snapshots();
+        for (id, listed) in self.listed()? {
+            let Some(id) = here.iter().find(|here| here.to_string() == id) else {
+                self.change_listed(|all| drop(all.remove(&id)))?; // it never came, or is gone
+                continue;
+            };
+            let record = self.store.snapshot(id).told()?;
+            self.promise(*id, &record, &listed)?;
+            if listed.rest {
+                self.bring_rest(*id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing waits for a snapshot's frames any more.
+    pub(crate) fn forget_away(&self, id: &SnapshotId) -> Result<(), Problem> {
+        self.away.forget(id);
+        self.list(id, None)
+    }
+
+    fn promise(
+        self: &Arc<Self>,
+        id: SnapshotId,
+        record: &SnapshotRecord,
+        listed: &Listed,
+    ) -> Result<(), Problem> {
+        let engine = Arc::downgrade(self);
+        let listed = listed.clone();
+        let open: Open = Box::new(move || {
+            let gone = |reason: String| SourceError::Unavailable {
+                place: listed.remote.clone(),
+                action: "be opened",
+                reason,
+            };
+            let engine = engine
+                .upgrade()
+                .ok_or_else(|| gone("the daemon is ending".into()))?;
+            let name: RefName = listed.reference.parse().map_err(SourceError::Store)?;
+            let found = engine.find_remote(&listed.remote, &name, None);
+            let (remote, found) = found.map_err(|problem| gone(problem.message))?;
+            remote.learn(&found)?;
+            Ok(Arc::new(remote) as Arc<dyn Place>)
+        });
+        self.away.promise(id, record, open).told()
+    }
+
+    /// Has the rest of a snapshot come, while nobody reads it.
+    fn bring_rest(self: &Arc<Self>, id: SnapshotId) {
+        let (engine, away) = (Arc::downgrade(self), self.away.clone());
+        let bring = move || {
+            loop {
+                match away.complete(&id, &mut |_, _| ()) {
+                    Ok(false) => return,
+                    Ok(true) => match engine.upgrade().map(|engine| engine.all_here(&id)) {
+                        Some(Err(problem)) => tracing::warn!(%problem, snapshot = %id, "all of it is here"),
+                        _ => return,
+                    },
+                    Err(error) => tracing::warn!(%error, snapshot = %id, "the rest does not come"),
+                }
+                if away.pause(RETRY_REST).is_err() {
+                    return;
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("rest".into()).spawn(bring) {
+            tracing::warn!(%error, snapshot = %id, "its rest comes only as it is read");
+        }
+    }
+
+    /// All of a snapshot is here, if it was away.
+    fn all_here(&self, id: &SnapshotId) -> Result<(), Problem> {
+        match self.away.progress(id).told()? {
+            Some(progress) if progress.missing_frames == 0 => self.forget_away(id),
+            _ => Ok(()),
+        }
+    }
+
+    fn listed(&self) -> Result<BTreeMap<String, Listed>, Problem> {
+        Ok(self.state.setting(AWAY).told()?.unwrap_or_default())
+    }
+
+    fn list(&self, id: &SnapshotId, listed: Option<Listed>) -> Result<(), Problem> {
+        self.change_listed(|all| match listed {
+            Some(listed) => drop(all.insert(id.to_string(), listed)),
+            None => drop(all.remove(&id.to_string())),
+        })
+    }
+
+    fn change_listed(&self, change: impl FnOnce(&mut BTreeMap<String, Listed>)) -> Result<(), Problem> {
+        let changed = self.state.change_setting(AWAY, |listed: Option<_>| {
+            let mut listed = listed.unwrap_or_default();
+            change(&mut listed);
+            Ok::<_, std::convert::Infallible>(listed)
+        });
+        match changed.told()? {
+            Ok(()) => Ok(()),
+        }
+    }
+}
