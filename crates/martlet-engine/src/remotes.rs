@@ -83,7 +83,11 @@ impl Tell for SourceError {
             ),
             Self::Refused { .. } => (ProblemCode::PermissionDenied, "check the remote's credentials and rights"),
             Self::ReadOnly { .. } | Self::BadAddress { .. } => (ProblemCode::InvalidArgument, ""),
-            Self::Changed { .. } => (ProblemCode::Busy, "push again: only what is lacking is sent"),
+            Self::Changed { .. } | Self::TooLong { .. } => {
+                (ProblemCode::Busy, "push again: only what is lacking is sent")
+            }
+            Self::Collecting { .. } => (ProblemCode::Busy, "try again when it has ended"),
+            Self::Scattered { .. } => (ProblemCode::InvalidArgument, "push it to a new place"),
             Self::Full { .. } => (ProblemCode::NoSpace, "make room there; what was sent is kept"),
             Self::Unavailable { .. } => (
                 ProblemCode::Busy,
@@ -110,7 +114,9 @@ impl Engine {
     }
 
     fn remote(&self, name: &str) -> Result<Remote, Problem> {
-        Ok(Remote::new(self.known_remote(name)?.objects()?, self.realm()?))
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        let remote = Remote::new(self.known_remote(name)?.objects()?, self.realm()?);
+        Ok(remote.with_host(host.to_string_lossy()))
     }
 
     /// The realm of what leaves this host, made when something first does.
@@ -269,7 +275,7 @@ impl Engine {
                 unit: ProgressUnit::Items,
             });
         };
-        let pulled = martlet_source::pull(&self.store, &remote, &name, &called, &mut told);
+        let pulled = martlet_source::pull(&self.store, &remote, &name, &called, false, &mut told);
         let (report, found) = pulled.told()?;
         Ok(TransferReport {
             snapshot: found.snapshot.to_string(),
