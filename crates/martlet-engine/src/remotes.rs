@@ -3,15 +3,13 @@
 use crate::engine::Engine;
 use crate::problem::{Tell, Told, problem};
 use crate::realms::DEFAULT_REALM;
-use martlet_api::{
-    Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, PullRequest, PushRequest, RemoteAddRequest,
-    RemoteInfo, RemoteSnapshot, TransferReport,
-};
+use martlet_api::{Problem, ProblemCode, RemoteAddRequest, RemoteInfo, RemoteSnapshot};
 use martlet_source::{Cloud, Credentials, Directory, Objects, Patience, Ref, Remote, SourceError, Throttled};
 use martlet_store::RefName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use url::Url;
@@ -94,7 +92,11 @@ impl Tell for SourceError {
                 "check the remote's credentials and rights",
             ),
             Self::ReadOnly { .. } | Self::BadAddress { .. } => (ProblemCode::InvalidArgument, ""),
-            Self::Changed { .. } => (ProblemCode::Busy, "push again: only what is lacking is sent"),
+            Self::Changed { .. } | Self::TooLong { .. } => {
+                (ProblemCode::Busy, "push again: only what is lacking is sent")
+            }
+            Self::Collecting { .. } => (ProblemCode::Busy, "try again when it has ended"),
+            Self::Scattered { .. } => (ProblemCode::InvalidArgument, "push it to a new place"),
             Self::Full { .. } => (ProblemCode::NoSpace, "make room there; what was sent is kept"),
             Self::Unavailable { .. } => (
                 ProblemCode::Busy,
@@ -123,10 +125,16 @@ impl Engine {
     /// A remote as each secret of its realm shows it, the newest first: to that one is pushed.
     fn opened(&self, name: &str, bandwidth_bytes: Option<u64>) -> Result<Vec<Remote>, Problem> {
         let known = self.known_remote(name)?;
-        let objects = match (known.objects()?, bandwidth_bytes) {
-            (objects, Some(bytes)) => Arc::new(Throttled::new(objects, bytes)),
-            (objects, None) => objects,
-        };
+        let mut objects = known.objects()?;
+        if let Some(bytes) = bandwidth_bytes {
+            let bytes = NonZeroU64::new(bytes).ok_or_else(|| {
+                Problem::new(
+                    ProblemCode::InvalidArgument,
+                    "at 0 bytes per second nothing moves",
+                )
+            })?;
+            objects = Arc::new(Throttled::new(objects, bytes));
+        }
         let realms = self.realm(&known.realm)?;
         Ok(realms
             .into_iter()

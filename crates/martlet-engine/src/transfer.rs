@@ -8,13 +8,13 @@
 
 use crate::away::{Open, Place};
 use crate::engine::Engine;
-use crate::problem::{Tell, Told};
+use crate::problem::Told;
 use martlet_api::{
     AwaySnapshot, FetchRequest, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, PullRequest,
     PushRequest, TransferReport,
 };
 use martlet_image::{SnapshotId, SnapshotRecord};
-use martlet_source::{Ref, Remote, SourceError};
+use martlet_source::{Ref, SourceError};
 use martlet_store::RefName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -1,15 +1,14 @@
 //! Does a remote keep its word? Some servers answer that they put an object where there was none, and replace it.
 
+use crate::unique::{now_unix_s, unique_name};
 use crate::{Key, Objects, Put, Result, Room, SourceError};
-use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// Tries a remote out, and takes away what that left. What can only be read is believed.
 pub fn check(remote: &dyn Objects) -> Result<()> {
     if !remote.is_writable() {
         return Ok(());
     }
-    let name = format!("{:016x}", RandomState::new().build_hasher().finish());
-    let key = Key::new(Room::Checks, name).expect("letters and digits fit");
+    let key = Key::new(Room::Checks, unique_name(now_unix_s())).expect("letters and digits fit");
     let tried = try_out(remote, &key);
     let removed = remote.remove(&key);
     tried.and(removed)

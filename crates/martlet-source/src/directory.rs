@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! DIR/packs/NAME      an object, under its name only once it is whole and durable
-//! DIR/tmp/RANDOM      one that is being written, or whose writer has died
+//! DIR/tmp/UNIQUE      one that is being written, or whose writer has died
 //! ```
 
+use crate::unique::{DAY_S, age_s, now_unix_s, unique_name};
 use crate::{Entry, Key, Objects, Put, Result, Room, SourceError};
 use martlet_store::{File, Files, RealFiles};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -125,8 +125,7 @@ impl Objects for Directory {
 
     fn put_new(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
         // Another host may be writing the same one.
-        let name = format!("{:016x}", RandomState::new().build_hasher().finish());
-        let tmp = self.dir.join("tmp").join(name);
+        let tmp = self.dir.join("tmp").join(unique_name(now_unix_s()));
         self.put_by_way_of(&tmp, key, bytes).map_err(|error| {
             let _ = self.files.remove(&tmp); // if it is still there
             self.failure(None, "write", &error)
@@ -159,6 +158,21 @@ impl Objects for Directory {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             removed => removed.map_err(|error| self.failure(None, "remove", &error)),
         }
+    }
+
+    fn tidy(&self) -> Result<()> {
+        let tmp = self.dir.join("tmp");
+        let tidied = self.files.list(&tmp).and_then(|names| {
+            let now = now_unix_s();
+            let left = |name: &String| age_s(name, now).is_some_and(|age_s| age_s > DAY_S);
+            names
+                .iter()
+                .filter(|name| left(name))
+                .map(|name| self.files.remove(&tmp.join(name)))
+                .filter(|removed| !matches!(removed, Err(error) if error.kind() == ErrorKind::NotFound))
+                .collect()
+        });
+        tidied.map_err(|error| self.failure(None, "tidy", &error))
     }
 }
 
@@ -215,6 +229,22 @@ mod tests {
         assert_eq!(remote.get(&new, 1 << 20).unwrap(), content);
         assert_eq!(remote.list(Room::Packs).unwrap().len(), 2);
         put.is_err()
+    }
+
+    #[test]
+    fn what_dead_writers_left_goes_after_a_day() {
+        let dir = Path::new("/remote");
+        let files = FaultyFiles::new();
+        files.create_dir(&dir.join("tmp")).unwrap();
+        let now = now_unix_s();
+        let names = [now, now - DAY_S - 100, now + 2 * DAY_S].map(unique_name);
+        for name in names.iter().map(String::as_str).chain(["theirs"]) {
+            files.create(&dir.join("tmp").join(name)).unwrap();
+        }
+        Directory::on(dir, Arc::new(files.clone())).tidy().unwrap();
+        let left = files.list(&dir.join("tmp")).unwrap();
+        assert_eq!(left.len(), 3, "{left:?}");
+        assert!(!left.contains(&names[1]));
     }
 
     #[test]

@@ -83,6 +83,32 @@ pub enum SourceError {
         /// The name.
         name: String,
     },
+    /// Another host collects garbage there.
+    #[error("{host} has been collecting garbage at {place} for {minutes} min")]
+    Collecting {
+        /// The remote.
+        place: String,
+        /// Who does.
+        host: String,
+        /// Since when, as the clocks say.
+        minutes: u64,
+    },
+    /// A push took so long that what it relied on may have been collected.
+    #[error("the push to {place} took more than a day; another one goes on from what was sent")]
+    TooLong {
+        /// The remote.
+        place: String,
+    },
+    /// A snapshot is in more packs than a ref can list.
+    #[error("{name} is in {packs} packs at {place}, more than a name can have")]
+    Scattered {
+        /// The remote.
+        place: String,
+        /// The name.
+        name: String,
+        /// How many.
+        packs: usize,
+    },
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -98,7 +124,10 @@ impl SourceError {
     /// Could the same call succeed if it is made again, with nothing changed?
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unavailable { .. } | Self::Changed { .. } => true,
+            Self::Unavailable { .. }
+            | Self::Changed { .. }
+            | Self::Collecting { .. }
+            | Self::TooLong { .. } => true,
             Self::Store(error) => error.is_retryable(),
             _ => false,
         }

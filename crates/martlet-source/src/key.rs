@@ -12,21 +12,24 @@ pub enum Room {
     Packs,
     /// Where things are in the packs.
     Indexes,
-    /// In which packs a snapshot is.
-    Contents,
     /// What snapshots are called.
     Refs,
+    /// Who is pushing.
+    Intents,
+    /// What is being collected.
+    Condemned,
     /// What `Objects::check` tries.
     Checks,
 }
 
 impl Room {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Packs,
         Self::Indexes,
-        Self::Contents,
         Self::Refs,
+        Self::Intents,
+        Self::Condemned,
         Self::Checks,
     ];
 
@@ -35,8 +38,9 @@ impl Room {
         match self {
             Self::Packs => "packs",
             Self::Indexes => "indexes",
-            Self::Contents => "contents",
             Self::Refs => "refs",
+            Self::Intents => "intents",
+            Self::Condemned => "condemned",
             Self::Checks => "checks",
         }
     }
@@ -60,6 +64,19 @@ impl Key {
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || b"-_=@.".contains(&byte));
         fits.then_some(Self { room, name })
+    }
+
+    /// The `number`-th of those called `name`, which follow each other. None as of [`Key::new`].
+    pub(crate) fn numbered(room: Room, name: &str, number: u32) -> Option<Self> {
+        Self::new(room, format!("{name}@{number:08}"))
+    }
+
+    /// What it is called, and which of those it is. None if it is none of several.
+    pub(crate) fn number(&self) -> Option<(&str, u32)> {
+        let (name, number) = self.name.rsplit_once('@')?;
+        let number = number.parse().ok()?;
+        let is_it = Self::numbered(self.room, name, number).as_ref() == Some(self);
+        is_it.then_some((name, number))
     }
 
     /// Its room.
@@ -91,5 +108,9 @@ mod tests {
         }
         let key = Key::new(Room::Refs, "web@latest@00000001").unwrap();
         assert_eq!(key.to_string(), "refs/web@latest@00000001");
+        assert_eq!(key.number(), Some(("web@latest", 1)));
+        for none in ["web", "web@", "web@1", "web@x", "web@000000001"] {
+            assert_eq!(Key::new(Room::Refs, none).unwrap().number(), None, "{none}");
+        }
     }
 }

@@ -45,9 +45,14 @@ pub trait Objects: Debug + Send + Sync {
     /// Puts an object where there is none. When it returns the object is durable.
     fn put_new(&self, key: &Key, bytes: &[u8]) -> Result<Put>;
 
-    /// All objects of a room, by name. What is put meanwhile may be among them or not.
+    /// All objects of a room, by name. What was put before is among them; what is put meanwhile may be or not.
     fn list(&self, room: Room) -> Result<Vec<Entry>>;
 
     /// Removes an object. It is no error if there is none.
     fn remove(&self, key: &Key) -> Result<()>;
+
+    /// Clears away what is no object: what writers left that died more than a day ago.
+    fn tidy(&self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -1,20 +1,21 @@
 //! A snapshot comes from a remote: what is lacking here of it, then its name.
 //!
 //! ```text
-//! ref ──► contents, indexes ──► snapshot ──► manifests and those below, blobs ──► frames ──► named
+//! ref ──► indexes ──► snapshot ──► blobs, manifests and those below ──► frames ──► named
 //! ```
 //!
 //! Nothing is believed: what was sealed for another place does not open, and what does not match its id is not stored. What
 //! has come is committed from time to time, so that a pull that is cut short goes on where it was.
 
+use crate::preview::preview;
 use crate::{Ref, Remote, Result, SourceError};
 use martlet_image::{ManifestId, SnapshotRecord};
-use martlet_store::{Batch, Key, Kind, RefName, Store};
+use martlet_store::{Batch, Key, Kind, RefName, Store, StoreError, Stored};
 
 /// What has come is committed after so many bytes.
 const COMMIT_BYTES: u64 = 64 << 20;
 
-/// What a pull did.
+/// What a pull did, or would do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PullReport {
     /// Objects that were lacking here.
@@ -23,50 +24,70 @@ pub struct PullReport {
     pub got_bytes: u64,
 }
 
-/// Pulls the snapshot that the remote calls `name`, and calls it `called` here. `progress` is told of objects that have
-/// come, and of objects in all, as far as is known.
+/// Pulls the snapshot that the remote calls `name`, and calls it `called` here. With `dry_run` it stores nothing and only
+/// says what would come, for which it gets manifests. `progress` is told of objects that have come, and of objects in all,
+/// as far as is known.
 pub fn pull(
     store: &Store,
     remote: &Remote,
     name: &RefName,
     called: &RefName,
+    dry_run: bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(PullReport, Ref)> {
-    let found = remote.find_ref(name)?.ok_or_else(|| SourceError::NoSnapshot {
-        place: remote.place(),
-        name: name.to_string(),
-    })?;
-    let id = found.snapshot;
-    let snapshot = Key::new(Kind::Snapshot, id.0);
-    remote.learn(remote.contents(&snapshot)?)?;
-    let mut pull = Pull {
-        store,
-        remote,
-        // Of what comes, nothing is needed by anything yet.
-        keeper: store.begin()?,
-        report: PullReport::default(),
-        total: 1,
-        progress,
-    };
-    let record = pull.record(&snapshot)?;
-    let manifests: Vec<ManifestId> = record.manifests().collect();
-    let blobs: Vec<Key> = record.blobs().map(|id| Key::new(Kind::Blob, id.0)).collect();
-    pull.all(&blobs)?;
-    pull.manifests(&manifests)?;
-    for manifest in &manifests {
-        let frames = store.manifest(manifest)?.frames();
+    let found = remote.find_ref(name)?.ok_or_else(|| remote.no_snapshot(name))?;
+    remote.learn(&found)?;
+    if dry_run {
+        return Ok((preview(store, remote, &found.snapshot)?, found));
+    }
+    let mut pull = Pull::begin(store, remote, progress)?;
+    let (record, _) = pull.all_but_frames(&found)?;
+    for manifest in record.manifests() {
+        let frames = store.manifest(&manifest)?.frames();
         let frames: Vec<Key> = frames.iter().map(|id| Key::new(Kind::Frame, id.0)).collect();
         pull.all(&frames)?;
     }
     let mut batch = store.begin()?;
-    if batch.put_snapshot(&record)? != id {
+    let id = batch.put_snapshot(&record)?;
+    if id != found.snapshot {
         return Err(SourceError::Incomplete {
             place: remote.place(),
-            object: snapshot.to_string(),
+            object: Key::new(Kind::Snapshot, found.snapshot.0).to_string(),
         });
     }
     batch.commit(&[(called.clone(), id)])?;
     Ok((pull.report, found))
+}
+
+/// Gets all of a snapshot but its frames, which [`Remote::frames`] then gets when they are needed, as long as the version of
+/// the ref is kept there. Nothing is named here: garbage collection spares what has come while the batch lives.
+pub fn fetch_without_frames(
+    store: &Store,
+    remote: &Remote,
+    name: &RefName,
+) -> Result<(PullReport, Ref, Batch)> {
+    let found = remote.find_ref(name)?.ok_or_else(|| remote.no_snapshot(name))?;
+    remote.learn(&found)?;
+    let mut ignored = |_, _| ();
+    let mut pull = Pull::begin(store, remote, &mut ignored)?;
+    let (_, came) = pull.all_but_frames(&found)?;
+    if let Some(record) = came {
+        let mut batch = store.begin()?;
+        batch.put_stored(&record)?;
+        batch.commit(&[])?;
+    }
+    Ok((pull.report, found, pull.keeper))
+}
+
+/// The record of a snapshot, and how it came if it was not here. What [`pull`] has not ended yet does not leave it here.
+pub(crate) fn record(store: &Store, remote: &Remote, id: &Key) -> Result<(SnapshotRecord, Option<Stored>)> {
+    if store.lacks(&[*id])?.is_empty() {
+        let content = store.stored(id)?.content()?;
+        return Ok((SnapshotRecord::decode(&content).map_err(StoreError::from)?, None));
+    }
+    let came = remote.frame(id)?;
+    let record = SnapshotRecord::decode(&came.content()?).map_err(StoreError::from)?;
+    Ok((record, Some(came)))
 }
 
 struct Pull<'a> {
@@ -78,31 +99,36 @@ struct Pull<'a> {
     progress: &'a mut dyn FnMut(u64, u64),
 }
 
-impl Pull<'_> {
-    /// The record of the snapshot, which is in the store only once all that it needs is.
-    fn record(&mut self, snapshot: &Key) -> Result<SnapshotRecord> {
-        let id = martlet_image::SnapshotId(snapshot.id);
-        if self.store.lacks(&[*snapshot])?.is_empty() {
-            return Ok(self.store.snapshot(&id)?);
-        }
-        let mut record = None;
-        let report = &mut self.report;
-        self.remote.fetch([*snapshot], |object, sealed_bytes| {
-            report.got_objects += 1;
-            report.got_bytes += sealed_bytes;
-            record =
-                Some(SnapshotRecord::decode(&object.content()?).map_err(martlet_store::StoreError::from)?);
-            Ok(())
-        })?;
-        record.ok_or_else(|| SourceError::Incomplete {
-            place: self.remote.place(),
-            object: snapshot.to_string(),
+impl<'a> Pull<'a> {
+    fn begin(store: &'a Store, remote: &'a Remote, progress: &'a mut dyn FnMut(u64, u64)) -> Result<Self> {
+        Ok(Self {
+            store,
+            remote,
+            // Of what comes, nothing is needed by anything yet.
+            keeper: store.begin()?,
+            report: PullReport::default(),
+            total: 0,
+            progress,
         })
     }
 
+    /// All of these are here then, but the record: who has that finds everything else.
+    fn all_but_frames(&mut self, found: &Ref) -> Result<(SnapshotRecord, Option<Stored>)> {
+        let snapshot = Key::new(Kind::Snapshot, found.snapshot.0);
+        self.keeper.rely_on([snapshot]);
+        let (record, came) = record(self.store, self.remote, &snapshot)?;
+        if let Some(came) = &came {
+            self.total += 1;
+            self.count(came)?;
+        }
+        let blobs: Vec<Key> = record.blobs().map(|id| Key::new(Kind::Blob, id.0)).collect();
+        self.all(&blobs)?;
+        self.manifests(record.manifests().collect())?;
+        Ok((record, came))
+    }
+
     /// Manifests, and those that they say what differs from. Each step down is less deep, so it ends.
-    fn manifests(&mut self, manifests: &[ManifestId]) -> Result<()> {
-        let mut wanted = manifests.to_vec();
+    fn manifests(&mut self, mut wanted: Vec<ManifestId>) -> Result<()> {
         while !wanted.is_empty() {
             let keys: Vec<Key> = wanted.iter().map(|id| Key::new(Kind::Manifest, id.0)).collect();
             self.all(&keys)?;
@@ -123,12 +149,10 @@ impl Pull<'_> {
         let (store, remote) = (self.store, self.remote);
         let mut batch = store.begin()?;
         let mut in_batch_bytes = 0;
-        remote.fetch(lacking, |object, sealed_bytes| {
+        remote.frames(lacking, |object| {
             batch.put_stored(&object)?;
-            in_batch_bytes += sealed_bytes;
-            self.report.got_objects += 1;
-            self.report.got_bytes += sealed_bytes;
-            (self.progress)(self.report.got_objects, self.total);
+            in_batch_bytes += object.bytes.len() as u64;
+            self.count(&object)?;
             if in_batch_bytes >= COMMIT_BYTES {
                 std::mem::replace(&mut batch, store.begin()?).commit(&[])?;
                 in_batch_bytes = 0;
@@ -136,6 +160,13 @@ impl Pull<'_> {
             Ok(())
         })?;
         batch.commit(&[])?;
+        Ok(())
+    }
+
+    fn count(&mut self, came: &Stored) -> Result<()> {
+        self.report.got_objects += 1;
+        self.report.got_bytes += self.remote.sealed_bytes([&came.key])?;
+        (self.progress)(self.report.got_objects, self.total);
         Ok(())
     }
 }

@@ -1,15 +1,21 @@
 //! A snapshot goes to a remote: what that lacks of it, in packs, then its name.
 //!
 //! ```text
-//! what is needed ──► less what is there ──► pack, index (each) ──► contents ──► ref
+//! intent ──► what is condemned ──► what is needed, less what is there ──► pack, index (each) ──► ref ──► intent ends
 //! ```
 //!
-//! Cut short anywhere, a push leaves whole packs, and the next one of anything goes on from them.
+//! Cut short anywhere, a push leaves whole packs, and the next one of anything goes on from them. What is condemned counts as
+//! not there ([`crate::gc()`]).
 
-use crate::pack::{PackBuilder, sealed_bytes};
-use crate::{Ref, Remote, Result};
+use crate::index::Index;
+use crate::pack::{PackBuilder, PackHash, SALT_BYTES, SealedPack, name_of, sealed_bytes};
+use crate::parallel::in_parallel;
+use crate::{Ref, Remote, Result, Room};
 use martlet_image::SnapshotId;
-use martlet_store::{Key, Kind, RefName, Store};
+use martlet_store::{Key, RefName, Store};
+
+/// Packs that are made and put at the same time.
+const WRITERS: usize = 2;
 
 /// What a push did, or would do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,47 +42,82 @@ pub fn push(
 ) -> Result<(PushReport, Option<Ref>)> {
     let _pin = store.pin(id, "a push")?;
     let needs = store.needs(&id)?;
-    remote.learn_all()?;
-    let lacking: Vec<&(Key, u32)> = needs.iter().filter(|(key, _)| !remote.has(key)).collect();
-    let total_bytes = lacking
-        .iter()
-        .map(|(_, stored_len)| sealed_bytes(*stored_len))
-        .sum();
-    let mut report = PushReport {
-        objects: needs.len() as u64,
-        sent_objects: lacking.len() as u64,
-        sent_bytes: total_bytes,
-        packs: 0,
+    let intent = match dry_run {
+        true => None,
+        false => Some(remote.intend()?),
     };
-    if dry_run {
-        return Ok((report, None));
-    }
-    let mut sent_bytes = 0;
-    progress(sent_bytes, total_bytes);
-    let mut builder = PackBuilder::default();
-    let mut close = |builder: &mut PackBuilder| -> Result<()> {
-        let pack = std::mem::take(builder).close(&remote.realm);
-        sent_bytes += pack.bytes.len() as u64;
-        remote.put_pack(pack)?;
-        report.packs += 1;
-        progress(sent_bytes, total_bytes);
-        Ok(())
-    };
-    for (key, _) in lacking {
-        builder.add(&remote.realm, &store.stored(key)?);
-        if builder.is_full() {
-            close(&mut builder)?;
+    let mut index = index_of_all(remote)?;
+    let (mut lacking, mut names) = (Vec::new(), Vec::with_capacity(needs.len()));
+    let mut report = PushReport::default();
+    for (key, stored_len) in needs {
+        let name = name_of(&remote.realm, &key);
+        if index.place(&name).is_none() {
+            report.sent_bytes += sealed_bytes(stored_len as usize);
+            lacking.push(key);
         }
+        names.push(name);
     }
-    if !builder.is_empty() {
-        close(&mut builder)?;
-    }
-    let packs = remote.packs_of(needs.iter().map(|(key, _)| key));
-    remote.put_contents(&Key::new(Kind::Snapshot, id.0), &packs)?;
-    let before = remote.find_ref(name)?;
+    report.objects = names.len() as u64;
+    report.sent_objects = lacking.len() as u64;
+    let Some(intent) = intent else {
+        return Ok((report, None));
+    };
+
+    let mut sent_bytes = 0;
+    progress(sent_bytes, report.sent_bytes);
+    let put = |pack: Result<SealedPack>| {
+        let pack = pack?;
+        remote.put_pack(&pack)?;
+        Ok((pack.hash, pack.entries, (pack.bytes.len() - SALT_BYTES) as u64))
+    };
+    let packs = packs(store, remote, &intent.id, lacking);
+    in_parallel(WRITERS, packs, put, |(hash, entries, bytes)| {
+        index.add(hash, entries);
+        sent_bytes += bytes;
+        report.packs += 1;
+        progress(sent_bytes, report.sent_bytes);
+        Ok(())
+    })?;
+
+    let before = remote.newest(name)?;
+    intent.check()?;
+    // Packs that an older ref relies on may be gone, and others in their place.
+    let stands = |before: &Ref| before.snapshot == id && before.packs.iter().all(|pack| index.knows(pack));
     let called = match before {
-        Some(before) if before.snapshot == id => before,
-        before => remote.put_ref(name, id, before.as_ref())?,
+        Some(before) if stands(&before) => before,
+        before => remote.put_ref(name, id, index.packs_of(&names), before.as_ref())?,
     };
     Ok((report, Some(called)))
+}
+
+/// Where everything is that may be relied on. To be asked for after the intent.
+fn index_of_all(remote: &Remote) -> Result<Index> {
+    let (_, run) = remote.run()?;
+    let listed = remote.objects.list(Room::Indexes)?;
+    let packs = listed.iter().filter_map(|entry| PackHash::of(&entry.key));
+    let packs = packs.filter(|pack| !run.packs.contains(pack)).collect();
+    let mut index = Index::default();
+    remote.read_indexes(packs, |pack, entries| index.add(pack, entries))?;
+    Ok(index)
+}
+
+/// Packs of these objects, each made when it is asked for.
+fn packs<'a>(
+    store: &'a Store,
+    remote: &'a Remote,
+    salt: &'a [u8; SALT_BYTES],
+    objects: Vec<Key>,
+) -> impl Iterator<Item = Result<SealedPack>> + Send + 'a {
+    let mut objects = objects.into_iter().peekable();
+    std::iter::from_fn(move || {
+        objects.peek()?;
+        let mut builder = PackBuilder::new(salt);
+        while let Some(key) = objects.next_if(|_| !builder.is_full()) {
+            match store.stored(&key) {
+                Ok(object) => builder.add(&remote.realm, &object),
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
+        Some(Ok(builder.close(&remote.realm)))
+    })
 }

@@ -2,18 +2,30 @@
 //!
 //! ```text
 //! refs/NAME@00000001 ◄── refs/NAME@00000002 ◄── …     NAME is that of the ref in the realm
-//! sealed for the object's name:  0  snapshot 32 | 32  hash of the version before 32 | 64  the ref's name
+//! sealed for the object's name:  0  snapshot 32, or zeros | 32  hash of the version before 32 | 64  stamp
+//!                                .. length 2 | the ref's name | hashes of the packs that the snapshot is in, 32 each
 //! ```
 //!
 //! A name never changes what it stands for: it gets another version, which only one of several can put. All versions stay
-//! to be looked at, and a remote that shows an older one as the newest is found out by who has seen a newer one.
+//! to be looked at, and a remote that shows an older one as the newest is found out by who has seen a newer one. A version
+//! of no snapshot takes the name away; the next one goes on from there.
+//!
+//! The packs are those that a push has found or put: all that the snapshot needs is in them. They are what garbage collection
+//! keeps, and what a pull has to know, also from where nothing can be listed.
 
-use crate::{Key, Put, Remote, Result, Room, SourceError};
+use crate::pack::PackHash;
+use crate::parallel::in_parallel;
+use crate::{Key, Put, Remote, Result, Room, SourceError, Stamp};
 use martlet_image::SnapshotId;
 use martlet_store::RefName;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-const REF_BYTES_MAX: u64 = 4 << 10;
+const REF_BYTES_MAX: usize = 8 << 20;
+/// Packs of one ref: 4 TiB, if they are full. With a version's other fields they stay below [`REF_BYTES_MAX`].
+const PACKS_MAX: usize = REF_BYTES_MAX / 32 - 32;
+const NOTHING: SnapshotId = SnapshotId([0; 32]);
+/// Refs that are read at once.
+const READERS: usize = 4;
 
 /// A version of a ref.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,19 +34,110 @@ pub struct Ref {
     pub snapshot: SnapshotId,
     /// Which version it is: 1 is the first.
     pub version: u32,
+    /// Who made it.
+    pub by: Stamp,
+    /// Where the snapshot is.
+    pub(crate) packs: BTreeSet<PackHash>,
     /// Its hash, which the next version names.
-    pub(crate) hash: [u8; 32],
+    hash: [u8; 32],
+}
+
+impl Ref {
+    /// Was the name taken away with it?
+    pub fn is_removal(&self) -> bool {
+        self.snapshot == NOTHING
+    }
 }
 
 impl Remote {
-    /// The newest version of a ref.
+    /// What a name stands for.
     pub fn find_ref(&self, name: &RefName) -> Result<Option<Ref>> {
+        Ok(self.newest(name)?.filter(|found| !found.is_removal()))
+    }
+
+    /// All refs, by what they are called.
+    pub fn refs(&self) -> Result<BTreeMap<RefName, Ref>> {
+        let mut refs = BTreeMap::new();
+        let newest = self.versions()?;
+        let keys = newest.iter().filter_map(|(name, versions)| {
+            let version = *versions.last()?;
+            Some((version_key(name, version), version))
+        });
+        let open = |(key, version): (Key, u32)| self.open_version(&key, version);
+        in_parallel(READERS, keys, open, |opened| {
+            refs.extend(opened.filter(|(_, found)| !found.is_removal()));
+            Ok(())
+        })?;
+        Ok(refs)
+    }
+
+    /// All that a name has stood for, the newest first, and when it was taken away. What cannot be opened is left out.
+    pub fn history(&self, name: &RefName) -> Result<Vec<Ref>> {
+        let newest = self.newest(name)?.map_or(0, |newest| newest.version);
+        let realm_name = self.ref_name(name);
+        let mut history = Vec::new();
+        for version in (1..=newest).rev() {
+            match self.open_version(&version_key(&realm_name, version), version) {
+                Ok(opened) => history.extend(opened.map(|(_, found)| found)),
+                Err(SourceError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(history)
+    }
+
+    /// Takes a name away. What only it needs is there until garbage is collected.
+    pub fn remove_ref(&self, name: &RefName) -> Result<()> {
+        let newest = self.find_ref(name)?.ok_or_else(|| self.no_snapshot(name))?;
+        self.put_ref(name, NOTHING, BTreeSet::new(), Some(&newest))
+            .map(drop)
+    }
+
+    /// Has a name stand for a snapshot from now on, if `before` is its newest version. The new version.
+    pub(crate) fn put_ref(
+        &self,
+        name: &RefName,
+        snapshot: SnapshotId,
+        packs: BTreeSet<PackHash>,
+        before: Option<&Ref>,
+    ) -> Result<Ref> {
+        if packs.len() > PACKS_MAX {
+            return Err(SourceError::Scattered {
+                place: self.place(),
+                name: name.to_string(),
+                packs: packs.len(),
+            });
+        }
+        let version = before.map_or(0, |before| before.version) + 1;
+        let key = version_key(&self.ref_name(name), version);
+        let content = Content {
+            snapshot,
+            before: before.map_or([0; 32], |before| before.hash),
+            by: self.stamp(),
+            name: name.clone(),
+            packs,
+        };
+        let sealed = self.realm.seal(key.name().as_bytes(), &content.encode());
+        match self.objects.put_new(&key, &sealed)? {
+            Put::Made => {}
+            // By us, when an answer was lost on its way, or by somebody else.
+            Put::WasThere if self.objects.get(&key, REF_BYTES_MAX as u64)? == sealed => {}
+            Put::WasThere => {
+                return Err(SourceError::Changed {
+                    place: self.place(),
+                    name: name.to_string(),
+                });
+            }
+        }
+        Ok(content.into_ref(version, &sealed))
+    }
+
+    /// The newest version of a ref, which may be its removal.
+    pub(crate) fn newest(&self, name: &RefName) -> Result<Option<Ref>> {
         if self.objects.is_writable() {
             let versions = self.versions()?;
-            let Some(version) = versions.get(&self.ref_name(name)) else {
-                return Ok(None);
-            };
-            return self.version_of(name, *version);
+            let newest = versions.get(&self.ref_name(name)).and_then(BTreeSet::last);
+            return newest.map_or(Ok(None), |version| self.version_of(name, *version));
         }
         // Of what cannot be listed: up in growing steps, then down by halves.
         let (mut there, mut step) = (0, 1);
@@ -51,54 +154,43 @@ impl Remote {
         Ok(newest)
     }
 
-    /// All refs, by what they are called.
-    pub fn refs(&self) -> Result<BTreeMap<RefName, Ref>> {
-        let mut refs = BTreeMap::new();
-        for (realm_name, version) in self.versions()? {
-            let key = version_key(&realm_name, version);
-            if let Some((name, found)) = self.open_version(&key, version)? {
-                refs.insert(name, found);
+    /// The packs that are needed by the newest `keep_versions` versions of any ref since it was last removed. A version
+    /// that is not among them never comes to be. One that cannot be opened might need anything, and is an error.
+    pub(crate) fn needed_packs(&self, keep_versions: usize) -> Result<BTreeSet<PackHash>> {
+        let needed_by = |(name, versions): (String, BTreeSet<u32>)| {
+            let mut packs = BTreeSet::new();
+            for version in versions.into_iter().rev().take(keep_versions) {
+                let key = version_key(&name, version);
+                let opened = self.open_version(&key, version)?;
+                let (_, found) = opened.ok_or_else(|| self.wrong(&key, "it is no ref of this realm"))?;
+                if found.is_removal() {
+                    break;
+                }
+                packs.extend(found.packs);
             }
-        }
-        Ok(refs)
+            Ok(packs)
+        };
+        let mut needed = BTreeSet::new();
+        in_parallel(READERS, self.versions()?.into_iter(), needed_by, |packs| {
+            needed.extend(packs);
+            Ok(())
+        })?;
+        Ok(needed)
     }
 
-    /// Has a name stand for a snapshot from now on, if it stands for what `before` says. The new version.
-    pub(crate) fn put_ref(&self, name: &RefName, snapshot: SnapshotId, before: Option<&Ref>) -> Result<Ref> {
-        let version = before.map_or(0, |before| before.version) + 1;
-        let key = version_key(&self.ref_name(name), version);
-        let mut content = snapshot.0.to_vec();
-        content.extend(before.map_or([0; 32], |before| before.hash));
-        content.extend(name.to_string().as_bytes());
-        let sealed = self.realm.seal(key.name().as_bytes(), &content);
-        match self.objects.put_new(&key, &sealed)? {
-            Put::Made => {}
-            // By us, when an answer was lost on its way, or by somebody else.
-            Put::WasThere if self.objects.get(&key, REF_BYTES_MAX)? == sealed => {}
-            Put::WasThere => {
-                return Err(SourceError::Changed {
-                    place: self.place(),
-                    name: name.to_string(),
-                });
-            }
+    pub(crate) fn no_snapshot(&self, name: &RefName) -> SourceError {
+        SourceError::NoSnapshot {
+            place: self.place(),
+            name: name.to_string(),
         }
-        Ok(Ref {
-            snapshot,
-            version,
-            hash: *blake3::hash(&sealed).as_bytes(),
-        })
     }
 
-    /// Newest versions, by name in the realm.
-    fn versions(&self) -> Result<BTreeMap<String, u32>> {
-        let mut versions = BTreeMap::new();
+    /// All versions there are, by name in the realm.
+    fn versions(&self) -> Result<BTreeMap<String, BTreeSet<u32>>> {
+        let mut versions: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for entry in self.objects.list(Room::Refs)? {
-            let parts = entry.key.name().split_once('@');
-            if let Some((name, version)) =
-                parts.and_then(|(name, version)| Some((name, version.parse().ok()?)))
-            {
-                let newest: &mut u32 = versions.entry(name.to_owned()).or_insert(version);
-                *newest = version.max(*newest);
+            if let Some((name, version)) = entry.key.number() {
+                versions.entry(name.to_owned()).or_default().insert(version);
             }
         }
         Ok(versions)
@@ -116,20 +208,10 @@ impl Remote {
 
     /// A ref and its name. None if it is not one of this realm.
     fn open_version(&self, key: &Key, version: u32) -> Result<Option<(RefName, Ref)>> {
-        let sealed = self.objects.get(key, REF_BYTES_MAX)?;
-        let open = || {
-            let content = self.realm.open(key.name().as_bytes(), &sealed)?;
-            let (snapshot, rest) = content.split_first_chunk::<32>()?;
-            let (_before, name) = rest.split_first_chunk::<32>()?;
-            let (name, tag) = std::str::from_utf8(name).ok()?.split_once(':')?;
-            let found = Ref {
-                snapshot: SnapshotId(*snapshot),
-                version,
-                hash: *blake3::hash(&sealed).as_bytes(),
-            };
-            Some((RefName::new(name, tag).ok()?, found))
-        };
-        Ok(open())
+        let sealed = self.objects.get(key, REF_BYTES_MAX as u64)?;
+        let content = self.realm.open(key.name().as_bytes(), &sealed);
+        let content = content.and_then(|content| Content::decode(&content));
+        Ok(content.map(|content| (content.name.clone(), content.into_ref(version, &sealed))))
     }
 
     fn ref_name(&self, name: &RefName) -> String {
@@ -141,6 +223,84 @@ impl Remote {
     }
 }
 
+/// What is sealed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    snapshot: SnapshotId,
+    before: [u8; 32],
+    by: Stamp,
+    name: RefName,
+    packs: BTreeSet<PackHash>,
+}
+
+impl Content {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let name = self.name.to_string();
+        let mut bytes = self.snapshot.0.to_vec();
+        bytes.extend(self.before);
+        bytes.extend(self.by.encode());
+        bytes.extend((name.len() as u16).to_le_bytes()); // at most twice 63 and a colon
+        bytes.extend(name.as_bytes());
+        bytes.extend(self.packs.iter().flat_map(|pack| pack.0));
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (snapshot, rest) = bytes.split_first_chunk()?;
+        let (before, rest) = rest.split_first_chunk()?;
+        let (by, rest) = Stamp::decode(rest)?;
+        let (len, rest) = rest.split_first_chunk()?;
+        let (name, rest) = rest.split_at_checked(u16::from_le_bytes(*len).into())?;
+        let (name, tag) = str::from_utf8(name).ok()?.split_once(':')?;
+        let (packs, rest) = rest.as_chunks();
+        rest.is_empty().then_some(Self {
+            snapshot: SnapshotId(*snapshot),
+            before: *before,
+            by,
+            name: RefName::new(name, tag).ok()?,
+            packs: packs.iter().map(|pack| PackHash(*pack)).collect(),
+        })
+    }
+
+    fn into_ref(self, version: u32, sealed: &[u8]) -> Ref {
+        Ref {
+            snapshot: self.snapshot,
+            version,
+            by: self.by,
+            packs: self.packs,
+            hash: *blake3::hash(sealed).as_bytes(),
+        }
+    }
+}
+
 fn version_key(realm_name: &str, version: u32) -> Key {
-    Key::new(Room::Refs, format!("{realm_name}@{version:08}")).expect("hashes and digits fit")
+    Key::numbered(Room::Refs, realm_name, version).expect("hashes and digits fit")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_comes_back_and_what_is_cut_off_is_none() {
+        for packs in [0, 1, 3] {
+            let content = Content {
+                snapshot: SnapshotId([1; 32]),
+                before: [2; 32],
+                by: Stamp {
+                    unix_s: 3,
+                    host: "here".into(),
+                },
+                name: RefName::new("web", "1").unwrap(),
+                packs: (0..packs).map(|pack| PackHash([pack; 32])).collect(),
+            };
+            let bytes = content.encode();
+            assert_eq!(Content::decode(&bytes), Some(content));
+            let whole = bytes.len() - 32 * usize::from(packs);
+            for len in 0..bytes.len() {
+                let is_whole = len >= whole && (len - whole).is_multiple_of(32);
+                assert_eq!(Content::decode(&bytes[..len]).is_some(), is_whole, "{len}");
+            }
+        }
+    }
 }

@@ -1,32 +1,38 @@
 //! A remote: objects of a realm at a place.
 
-use crate::pack::{Extent, INDEX_BYTES_MAX, Name, SealedPack, key_in, name_of, open_index, open_record};
+use crate::index::Index;
+use crate::pack::{Extent, INDEX_BYTES_MAX, Name, PackHash, SealedPack, name_of, open_index, open_record};
+use crate::parallel::in_parallel;
 use crate::scope::Scope;
-use crate::{Key, Objects, Realm, Result, Room, SourceError};
+use crate::unique::now_unix_s;
+use crate::{Key, Objects, Realm, Ref, Result, Room, SourceError, Stamp};
 use martlet_store::{Key as ObjectKey, Stored};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What lies so close together is read at once, with what is between.
 const GAP_BYTES: u32 = 32 << 10;
 /// No more is read at once, but one record.
 const READ_BYTES: u32 = 4 << 20;
-/// Of a list of packs: 100,000 of them.
-const CONTENTS_BYTES_MAX: u64 = 8 << 20;
+/// Reads at the same time.
+const READERS: usize = 4;
 
-/// See the module's documentation.
+/// See the module's documentation. Threads may use it together.
 #[derive(Debug)]
 pub struct Remote {
     pub(crate) objects: Arc<dyn Objects>,
     pub(crate) realm: Realm,
+    host: String,
+    clock: fn() -> u64,
+    /// Of the packs of refs that were asked for.
     index: Mutex<Index>,
 }
 
-/// What is known of its packs.
-#[derive(Debug, Default)]
-struct Index {
-    packs: Vec<String>,
-    places: HashMap<Name, (u32, Extent)>,
+/// Records of a pack that are read at once.
+#[derive(Debug)]
+struct Read {
+    pack: PackHash,
+    records: Vec<(Extent, ObjectKey)>,
 }
 
 impl Remote {
@@ -35,8 +41,24 @@ impl Remote {
         Self {
             objects: Arc::new(Scope::new(objects, &realm)),
             realm,
+            host: String::new(),
+            clock: now_unix_s,
             index: Mutex::default(),
         }
+    }
+
+    /// What others are told who puts something there.
+    pub fn with_host(self, host: impl Into<String>) -> Self {
+        Self {
+            host: host.into(),
+            ..self
+        }
+    }
+
+    /// Another clock: seconds since 1970.
+    #[cfg(test)]
+    pub(crate) fn with_clock(self, clock: fn() -> u64) -> Self {
+        Self { clock, ..self }
     }
 
     /// What it is called in messages.
@@ -44,29 +66,16 @@ impl Remote {
         self.objects.place()
     }
 
-    fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn now(&self) -> u64 {
+        (self.clock)()
     }
 
-    /// Learns of all packs that were put since it last did.
-    pub(crate) fn learn_all(&self) -> Result<()> {
-        let listed = self.objects.list(Room::Indexes)?;
-        self.learn(listed.into_iter().map(|entry| entry.key.name().to_owned()))
-    }
-
-    /// Learns of these packs, whose hashes may be anything.
-    pub(crate) fn learn(&self, hashes: impl IntoIterator<Item = String>) -> Result<()> {
-        let known: BTreeSet<String> = self.index().packs.iter().cloned().collect();
-        for hash in hashes.into_iter().filter(|hash| !known.contains(hash)) {
-            let Some(key) = key_in(Room::Indexes, &hash) else {
-                continue;
-            };
-            let sealed = self.objects.get(&key, INDEX_BYTES_MAX)?;
-            let entries = open_index(&self.realm, &hash, &sealed)
-                .ok_or_else(|| self.wrong(&key, "it is no index of this realm"))?;
-            self.index().add(hash, entries);
+    /// Us, now.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp {
+            unix_s: self.now(),
+            host: self.host.clone(),
         }
-        Ok(())
     }
 
     pub(crate) fn wrong(&self, key: &Key, reason: impl Into<String>) -> SourceError {
@@ -77,110 +86,121 @@ impl Remote {
         }
     }
 
-    /// Is an object in a pack that is known?
-    pub(crate) fn has(&self, key: &ObjectKey) -> bool {
-        self.index().places.contains_key(&name_of(&self.realm, key))
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Learns where everything is that a ref's snapshot needs, for [`Remote::frames`].
+    pub fn learn(&self, found: &Ref) -> Result<()> {
+        let packs: Vec<PackHash> = {
+            let index = self.index();
+            let unknown = found.packs.iter().filter(|pack| !index.knows(pack));
+            unknown.copied().collect()
+        };
+        self.read_indexes(packs, |pack, entries| self.index().add(pack, entries))
+    }
+
+    /// Reads the indexes of these packs.
+    pub(crate) fn read_indexes(
+        &self,
+        packs: Vec<PackHash>,
+        mut each: impl FnMut(PackHash, Vec<(Name, Extent)>),
+    ) -> Result<()> {
+        let read = |pack: PackHash| {
+            let key = pack.key(Room::Indexes);
+            let sealed = self.objects.get(&key, INDEX_BYTES_MAX)?;
+            let entries = open_index(&self.realm, &pack, &sealed);
+            let entries = entries.ok_or_else(|| self.wrong(&key, "it is no index of this realm"))?;
+            Ok((pack, entries))
+        };
+        in_parallel(READERS, packs.into_iter(), read, |(pack, entries)| {
+            each(pack, entries);
+            Ok(())
+        })
     }
 
     /// Puts a pack, then its index.
-    pub(crate) fn put_pack(&self, pack: SealedPack) -> Result<()> {
-        let key = |room| key_in(room, &pack.hash).expect("a hash is a hash");
-        self.objects.put_new(&key(Room::Packs), &pack.bytes)?;
-        self.objects.put_new(&key(Room::Indexes), &pack.index)?;
-        self.index().add(pack.hash, pack.entries);
-        Ok(())
+    pub(crate) fn put_pack(&self, pack: &SealedPack) -> Result<()> {
+        self.objects.put_new(&pack.hash.key(Room::Packs), &pack.bytes)?;
+        self.objects
+            .put_new(&pack.hash.key(Room::Indexes), &pack.index)
+            .map(drop)
     }
 
-    /// The packs that have these objects, all of which are known.
-    pub(crate) fn packs_of<'a>(&self, keys: impl IntoIterator<Item = &'a ObjectKey>) -> BTreeSet<String> {
+    /// What these objects take there.
+    pub(crate) fn sealed_bytes<'a>(&self, keys: impl IntoIterator<Item = &'a ObjectKey>) -> Result<u64> {
         let index = self.index();
-        let places = keys
-            .into_iter()
-            .filter_map(|key| index.places.get(&name_of(&self.realm, key)));
-        let packs: BTreeSet<u32> = places.map(|(pack, _)| *pack).collect();
-        packs
-            .into_iter()
-            .map(|pack| index.packs[pack as usize].clone())
-            .collect()
+        keys.into_iter()
+            .map(|key| Ok(u64::from(self.place_of(&index, key)?.1.len)))
+            .sum()
     }
 
-    /// Notes in which packs a snapshot is, for those who cannot list packs. It stays as it was first noted.
-    pub(crate) fn put_contents(&self, snapshot: &ObjectKey, packs: &BTreeSet<String>) -> Result<()> {
-        let (key, about) = self.contents_key(snapshot);
-        let list: Vec<&str> = packs.iter().map(String::as_str).collect();
-        let sealed = self.realm.seal(&about, list.join("\n").as_bytes());
-        self.objects.put_new(&key, &sealed).map(drop)
+    /// An object of a ref that was learnt. Its content is not verified yet.
+    pub fn frame(&self, key: &ObjectKey) -> Result<Stored> {
+        let (pack, extent) = self.place_of(&self.index(), key)?;
+        let read = Read {
+            pack,
+            records: vec![(extent, *key)],
+        };
+        let mut objects = self.read(&read)?;
+        Ok(objects.swap_remove(0))
     }
 
-    /// In which packs a snapshot was when it was pushed.
-    pub(crate) fn contents(&self, snapshot: &ObjectKey) -> Result<Vec<String>> {
-        let (key, about) = self.contents_key(snapshot);
-        let sealed = self.objects.get(&key, CONTENTS_BYTES_MAX)?;
-        let list = self
-            .realm
-            .open(&about, &sealed)
-            .and_then(|list| String::from_utf8(list).ok())
-            .ok_or_else(|| self.wrong(&key, "it is no list of packs of this realm"))?;
-        Ok(list.lines().map(str::to_owned).collect())
-    }
-
-    fn contents_key(&self, snapshot: &ObjectKey) -> (Key, Name) {
-        let name = name_of(&self.realm, snapshot);
-        let hex = blake3::Hash::from_bytes(name).to_hex();
-        (
-            Key::new(Room::Contents, hex.as_str()).expect("a hash is a name"),
-            name,
+    /// Objects of refs that were learnt, in any order: those that lie together are read together, some at the same time.
+    /// Their contents are not verified yet.
+    pub fn frames(
+        &self,
+        keys: impl IntoIterator<Item = ObjectKey>,
+        mut each: impl FnMut(Stored) -> Result<()>,
+    ) -> Result<()> {
+        let reads = self.reads(keys)?;
+        in_parallel(
+            READERS,
+            reads.into_iter(),
+            |read| self.read(&read),
+            |objects| objects.into_iter().try_for_each(&mut each),
         )
     }
 
-    /// Gets objects, in the order in which they lie there. Each is opened, and its content is not verified yet.
-    pub(crate) fn fetch(
-        &self,
-        keys: impl IntoIterator<Item = ObjectKey>,
-        mut each: impl FnMut(Stored, u64) -> Result<()>,
-    ) -> Result<()> {
-        let mut by_pack: BTreeMap<u32, Vec<(Extent, ObjectKey)>> = BTreeMap::new();
-        {
-            let index = self.index();
-            for key in keys {
-                let (pack, extent) =
-                    index
-                        .places
-                        .get(&name_of(&self.realm, &key))
-                        .ok_or_else(|| SourceError::Incomplete {
-                            place: self.place(),
-                            object: key.to_string(),
-                        })?;
-                by_pack.entry(*pack).or_default().push((*extent, key));
-            }
-        }
-        for (pack, mut records) in by_pack {
-            let hash = self.index().packs[pack as usize].clone();
-            let pack = key_in(Room::Packs, &hash).expect("it was one when it was learnt");
-            records.sort_unstable_by_key(|(extent, _)| extent.offset);
-            for run in runs(&records) {
-                let (start, end) = (run[0].0.offset, end_of(&run[run.len() - 1].0));
-                let bytes = self.objects.get_range(&pack, start.into()..end.into())?;
-                for (extent, key) in run {
-                    let at = (extent.offset - start) as usize;
-                    let sealed = bytes.get(at..at + extent.len as usize).unwrap_or_default();
-                    let object = open_record(&self.realm, key, sealed)
-                        .ok_or_else(|| self.wrong(&pack, format!("{key} is not in it as it was")))?;
-                    each(object, extent.len.into())?;
-                }
-            }
-        }
-        Ok(())
+    fn place_of(&self, index: &Index, key: &ObjectKey) -> Result<(PackHash, Extent)> {
+        let place = index.place(&name_of(&self.realm, key));
+        place.ok_or_else(|| SourceError::Incomplete {
+            place: self.place(),
+            object: key.to_string(),
+        })
     }
-}
 
-impl Index {
-    fn add(&mut self, hash: String, entries: Vec<(Name, Extent)>) {
-        let pack = self.packs.len() as u32;
-        self.packs.push(hash);
-        for (name, extent) in entries {
-            self.places.entry(name).or_insert((pack, extent));
+    fn reads(&self, keys: impl IntoIterator<Item = ObjectKey>) -> Result<Vec<Read>> {
+        let mut by_pack: BTreeMap<PackHash, Vec<(Extent, ObjectKey)>> = BTreeMap::new();
+        let index = self.index();
+        for key in keys {
+            let (pack, extent) = self.place_of(&index, &key)?;
+            by_pack.entry(pack).or_default().push((extent, key));
         }
+        let mut reads = Vec::new();
+        for (pack, mut records) in by_pack {
+            records.sort_unstable_by_key(|(extent, _)| extent.offset);
+            reads.extend(runs(&records).into_iter().map(|run| Read {
+                pack,
+                records: run.to_vec(),
+            }));
+        }
+        Ok(reads)
+    }
+
+    fn read(&self, read: &Read) -> Result<Vec<Stored>> {
+        let key = read.pack.key(Room::Packs);
+        let (first, last) = (&read.records[0].0, &read.records[read.records.len() - 1].0);
+        let bytes = self
+            .objects
+            .get_range(&key, first.offset.into()..end_of(last).into())?;
+        let open = |(extent, object): &(Extent, ObjectKey)| {
+            let at = (extent.offset - first.offset) as usize;
+            let sealed = bytes.get(at..at + extent.len as usize).unwrap_or_default();
+            open_record(&self.realm, object, sealed)
+                .ok_or_else(|| self.wrong(&key, format!("{object} is not in it as it was")))
+        };
+        read.records.iter().map(open).collect()
     }
 }
 

@@ -67,4 +67,8 @@ impl Objects for Scope {
     fn remove(&self, key: &Key) -> Result<()> {
         self.place.remove(&self.outer(key)?)
     }
+
+    fn tidy(&self) -> Result<()> {
+        self.place.tidy()
+    }
 }

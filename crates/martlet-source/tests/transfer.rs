@@ -83,7 +83,15 @@ impl Host {
     }
 
     fn pull(&self, remote: &Remote, called: &str) -> Result<martlet_source::PullReport> {
-        pull(&self.store, remote, &name(called), &name(called), &mut |_, _| ()).map(|(report, _)| report)
+        pull(
+            &self.store,
+            remote,
+            &name(called),
+            &name(called),
+            false,
+            &mut |_, _| (),
+        )
+        .map(|(report, _)| report)
     }
 
     /// It has a snapshot as another host has it, and can read all of it.
@@ -313,7 +321,7 @@ fn whatever_is_changed_is_found_and_not_taken() {
     let id = here.save(None, 0..1_000, "web:1");
     here.push(&at(dir.path()), id, "web:1").unwrap();
     let objects = walk(dir.path());
-    assert_eq!(objects.len(), 4, "{objects:?}");
+    assert_eq!(objects.len(), 3, "{objects:?}");
     let mut next = random(1);
     for path in objects {
         let whole = std::fs::read(&path).unwrap();

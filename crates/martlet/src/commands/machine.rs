@@ -32,7 +32,7 @@ pub fn run(context: &Context, args: RunArgs) -> Outcome {
         probe: args.probe.probe,
         allow_agentless: args.allow_agentless,
     };
-    start(context, &request, "")
+    run_request(context, &request, "")
 }
 
 /// Runs a machine from a snapshot, as that was; after `before`, which is said with it.
@@ -42,10 +42,10 @@ pub fn run_snapshot(context: &Context, name: Option<String>, from: String, befor
         from,
         ..RunRequest::default()
     };
-    start(context, &request, before)
+    run_request(context, &request, before)
 }
 
-fn start(context: &Context, request: &RunRequest, before: &str) -> Outcome {
+fn run_request(context: &Context, request: &RunRequest, before: &str) -> Outcome {
     context.long("/v1/machines", request, "starting", |machine: MachineInfo| {
         let mut text = format!(
             "{before}machine {} {}\n",

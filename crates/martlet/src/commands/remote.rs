@@ -1,6 +1,6 @@
 //! `martlet remote …`, `push`, `pull`.
 
-use super::Context;
+use super::{Context, understood};
 use crate::cli::{FromRemote, Policy, RemoteCommand};
 use crate::failure::{Failure, Outcome};
 use crate::show;

@@ -1,6 +1,13 @@
 //! A snapshot goes to a remote and is started on another host: two daemons, each with a store of its own.
 
+use crate::deadline::wait_for;
 use crate::{Daemon, Fixture};
+use std::process::Stdio;
+use std::time::Duration;
+
+const MAKE_NOISE: &str =
+    "mkdir -p /dev/shm && head -c 3000000 /dev/urandom >/dev/shm/noise && cp /dev/shm/noise /noise && sync";
+const SUMS: &str = "sha256sum /dev/shm/noise /noise";
 
 #[test]
 fn what_was_saved_here_runs_there() {
@@ -120,5 +127,85 @@ fn what_cannot_be_is_refused_in_words() {
     assert_eq!(
         daemon.fails_with_input(&["realm", "join", "--as", "cut"], cut),
         "invalid_argument"
+    );
+}
+
+#[test]
+fn a_machine_runs_before_its_state_has_come() {
+    let remote = tempfile::tempdir().unwrap();
+    let address = remote.path().join("snapshots").to_string_lossy().into_owned();
+    let here = Daemon::new(Fixture::Tiny);
+    here.ok(&["remote", "add", "disk", &address]);
+    here.ok(&["run", "tiny0:booted", "--name", "a"]);
+    here.exec("a", MAKE_NOISE);
+    let sums = here.exec("a", SUMS);
+    here.start_counter("a");
+    here.ok(&["suspend", "a", "--tag", "travels"]);
+    let sent = here.json(&["push", "a:travels", "disk"])["moved_bytes"]
+        .as_u64()
+        .unwrap();
+
+    let there = here.another();
+    let line = here.ok(&["realm", "share"]);
+    there.ok_with_input(&["realm", "join"], &line);
+    there.ok(&["remote", "add", "disk", &address]);
+    let would = there.json(&["pull", "--dry-run", "disk", "a:travels"]);
+    assert!(would["moved_bytes"].as_u64().unwrap() > 6_000_000, "{would}");
+    there.ok(&["clone", "--policy", "demand", "--name", "b", "disk", "a:travels"]);
+    let count = there.assert_counting("b", 0);
+    let away = there.json(&["away"]);
+    let (missing, read) = (&away[0]["missing_frames"], &away[0]["read_bytes"]);
+    assert!(
+        missing.as_u64().unwrap() > 0 && read.as_u64().unwrap() < sent / 2,
+        "{away}"
+    );
+    assert_eq!(
+        there.json(&["verify"])["damaged"],
+        serde_json::json!([]),
+        "what is away is not damaged"
+    );
+
+    // The place goes away: what needs it waits, and goes on when it is back, also when the daemon dies meanwhile.
+    let hidden = remote.path().join("elsewhere");
+    std::fs::rename(&address, &hidden).unwrap();
+    let waiting = there
+        .command(&["exec", "b", "--", "sh", "-c", SUMS])
+        .stdout(Stdio::piped())
+        .spawn();
+    std::thread::sleep(Duration::from_millis(500));
+    std::fs::rename(&hidden, &address).unwrap();
+    let waited = waiting.unwrap().wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&waited.stdout).trim(), sums);
+    there.kill_daemon();
+    there.assert_counting("b", count);
+
+    // Work goes on, and what is new of it goes back though not all of the old ever came.
+    there.exec("b", "echo more > /more; sync");
+    there.ok(&["suspend", "b", "--tag", "more"]);
+    assert_eq!(there.fails_with_input(&["rmi", "a:travels"], ""), "in_use");
+    let away = there.json(&["away"]);
+    assert!(away[0]["missing_frames"].as_u64().unwrap() > 0, "{away}");
+    let new = there.json(&["push", "b:more", "disk"])["moved_bytes"]
+        .as_u64()
+        .unwrap();
+    assert!(new < sent / 2, "{new} of {sent}");
+    there.ok(&["pull", "disk", "a:travels"]);
+    assert_eq!(there.json(&["away"]), serde_json::json!([]));
+    std::fs::rename(&address, &hidden).unwrap();
+    there.ok(&["resume", "b"]);
+    assert_eq!(
+        there.exec("b", &format!("{SUMS}; cat /more")),
+        format!("{sums}\nmore")
+    );
+
+    // Here the rest comes by itself.
+    std::fs::rename(&hidden, &address).unwrap();
+    here.ok(&["clone", "--name", "c", "disk", "b:more"]);
+    here.assert_counting("c", count);
+    wait_for("the rest", || here.json(&["away"]) == serde_json::json!([]));
+    std::fs::rename(&address, &hidden).unwrap();
+    assert_eq!(
+        here.exec("c", &format!("{SUMS}; cat /more")),
+        format!("{sums}\nmore")
     );
 }

@@ -23,6 +23,9 @@ pub fn routes(routes: Routes) -> Routes {
     let pull_spec = Spec::new("Get a snapshot from a remote")
         .takes::<PullRequest>()
         .gives::<TransferReport>();
+    let fetch_spec = Spec::new("Get a snapshot from a remote, its frames when they are read")
+        .takes::<FetchRequest>()
+        .gives::<TransferReport>();
     routes
         .route(
             Get,

@@ -1,0 +1,188 @@
+//! Garbage collection at a remote, while others push.
+//!
+//! ```text
+//! collector   run: condemned C ──► intents W ──► run: W ─ ─ until W have ended ─ ─► refs ──► run: doomed D ──► remove D ──► run: idle
+//! push        intent ──► run ──► indexes less what is condemned ──► packs ──► ref ──► intent ends
+//! ```
+//!
+//! D is what of C no ref needs ([`Remote::needed_packs`]). Why no ref ever lists a pack that was removed:
+//!
+//! 1. A push whose intent was put after C sees C condemned, or later D, or D gone, and relies on none of D. Nor does it put one:
+//!    the packs of a push are its own (`pack.rs`).
+//! 2. One whose intent was put before C is in W, or has ended. So it has put its ref before the refs are looked at, which
+//!    keeps its packs out of D; or it never will. Of an intent that ends by being a week old the push has given up six days before (`intent.rs`).
+//! 3. Refs that are there already and are not needed then are not needed later: versions only get older.
+//! 4. Steps follow each other one by one, and only one collector can put the next (`run.rs`). So D is one, whoever removes it,
+//!    and however late: what is in D never comes again, and nothing else is removed.
+//!
+//! Cut short anywhere, the next collection goes on. An index goes before its pack, so what an index names is there.
+
+use crate::pack::PackHash;
+use crate::run::{PACKS_MAX, Run, Stage};
+use crate::unique::{DAY_S, age_s};
+use crate::{Remote, Result, Room, SourceError, Stamp};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What to collect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GcOptions {
+    /// So many versions of each ref stay whole; at least one does.
+    pub keep_versions: usize,
+    /// Only say what is garbage.
+    pub dry_run: bool,
+}
+
+/// What a collection did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// Packs removed.
+    pub packs: u64,
+    /// What they and their indexes took.
+    pub freed_bytes: u64,
+    /// Packs that are still there, condemned ones too.
+    pub kept_packs: u64,
+    /// What they and their indexes take.
+    pub kept_bytes: u64,
+    /// Packs that go if nothing comes to need them, once those below have ended.
+    pub condemned_packs: u64,
+    /// Pushes that began before, or were killed within the last week. Collect again when they have ended.
+    pub waiting_for: Vec<Stamp>,
+}
+
+/// Removes packs that no ref needs. `progress` is told of packs removed, and of packs to be removed.
+pub fn gc(remote: &Remote, options: GcOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<GcReport> {
+    let keep_versions = options.keep_versions.max(1);
+    let mut report = GcReport::default();
+    if options.dry_run {
+        let sizes = sizes(remote)?;
+        let needed = remote.needed_packs(keep_versions)?;
+        for (pack, size_bytes) in sizes {
+            let (packs, bytes) = match needed.contains(&pack) {
+                true => (&mut report.kept_packs, &mut report.kept_bytes),
+                false => (&mut report.packs, &mut report.freed_bytes),
+            };
+            *packs += 1;
+            *bytes += size_bytes;
+        }
+        return Ok(report);
+    }
+    tidy(remote)?;
+    let mut is_ours = false;
+    loop {
+        let (number, run) = remote.run()?;
+        let step = |stage, packs, intents| {
+            let by = remote.stamp();
+            remote.put_run(
+                number,
+                &Run {
+                    stage,
+                    by,
+                    packs,
+                    intents,
+                },
+            )
+        };
+        not_another(remote, &run)?;
+        match run.stage {
+            Stage::Idle => {
+                let needed = remote.needed_packs(keep_versions)?;
+                let sizes = sizes(remote)?;
+                let garbage = sizes.keys().filter(|pack| !needed.contains(pack));
+                let garbage: BTreeSet<PackHash> = garbage.copied().take(PACKS_MAX).collect();
+                // One run of our own is enough: what came meanwhile is for the next.
+                if is_ours || garbage.is_empty() {
+                    report.keeps(&sizes);
+                    return Ok(report);
+                }
+                is_ours = true;
+                step(Stage::Condemned, garbage, BTreeSet::new())?;
+            }
+            Stage::Condemned | Stage::Waiting => {
+                let mut pushing = remote.intents()?;
+                pushing.retain(|(id, _)| run.stage == Stage::Condemned || run.intents.contains(id));
+                if pushing.is_empty() {
+                    let needed = remote.needed_packs(keep_versions)?;
+                    step(Stage::Doomed, &run.packs - &needed, BTreeSet::new())?;
+                } else if run.stage == Stage::Condemned {
+                    let intents = pushing.into_iter().map(|(id, _)| id).collect();
+                    step(Stage::Waiting, run.packs.clone(), intents)?;
+                } else {
+                    report.condemned_packs = run.packs.len() as u64;
+                    report.waiting_for = pushing.into_iter().map(|(_, stamp)| stamp).collect();
+                    report.keeps(&sizes(remote)?);
+                    return Ok(report);
+                }
+            }
+            Stage::Doomed => {
+                remove(remote, &run.packs, &mut report, progress)?;
+                step(Stage::Idle, BTreeSet::new(), BTreeSet::new())?;
+            }
+        }
+    }
+}
+
+impl GcReport {
+    fn keeps(&mut self, sizes: &BTreeMap<PackHash, u64>) {
+        self.kept_packs = sizes.len() as u64;
+        self.kept_bytes = sizes.values().sum();
+    }
+}
+
+/// Two would not harm each other, but do everything twice. One that has not gone on for a day is dead.
+fn not_another(remote: &Remote, run: &Run) -> Result<()> {
+    let us = remote.stamp();
+    let age_s = us.unix_s.abs_diff(run.by.unix_s);
+    if run.stage == Stage::Idle || run.by.host == us.host || age_s > DAY_S {
+        return Ok(());
+    }
+    Err(SourceError::Collecting {
+        place: remote.place(),
+        host: run.by.host.clone(),
+        minutes: age_s / 60,
+    })
+}
+
+/// What each pack takes, with its index. One of the two may be missing.
+fn sizes(remote: &Remote) -> Result<BTreeMap<PackHash, u64>> {
+    let mut sizes = BTreeMap::new();
+    for room in [Room::Indexes, Room::Packs] {
+        for entry in remote.objects.list(room)? {
+            if let Some(pack) = PackHash::of(&entry.key) {
+                *sizes.entry(pack).or_default() += entry.size_bytes;
+            }
+        }
+    }
+    Ok(sizes)
+}
+
+fn remove(
+    remote: &Remote,
+    doomed: &BTreeSet<PackHash>,
+    report: &mut GcReport,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
+    let mut there = sizes(remote)?;
+    there.retain(|pack, _| doomed.contains(pack));
+    for (done, (pack, size_bytes)) in there.iter().enumerate() {
+        progress(done as u64, there.len() as u64);
+        for room in [Room::Indexes, Room::Packs] {
+            remote.objects.remove(&pack.key(room))?;
+        }
+        report.packs += 1;
+        report.freed_bytes += size_bytes;
+    }
+    progress(there.len() as u64, there.len() as u64);
+    Ok(())
+}
+
+/// What is left of tries and writers that died.
+fn tidy(remote: &Remote) -> Result<()> {
+    remote.objects.tidy()?;
+    let now = remote.now();
+    for entry in remote.objects.list(Room::Checks)? {
+        if age_s(entry.key.name(), now).is_some_and(|age_s| age_s > DAY_S) {
+            remote.objects.remove(&entry.key)?;
+        }
+    }
+    Ok(())
+}
