@@ -29,10 +29,15 @@ struct Known {
 }
 
 impl Known {
-    /// The place itself. Nothing is asked of it yet.
-    fn objects(&self) -> Result<Arc<dyn Objects>, Problem> {
+    /// The place itself. Nothing is asked of it yet. A directory is made one only if it is to be `made`.
+    fn objects(&self, made: bool) -> Result<Arc<dyn Objects>, Problem> {
         if self.address.starts_with('/') {
-            return Ok(Arc::new(Directory::new(Path::new(&self.address))));
+            let dir = Path::new(&self.address);
+            return Ok(Arc::new(if made {
+                Directory::new(dir)
+            } else {
+                Directory::existing(dir)
+            }));
         }
         let url = parse(&self.address)?;
         let patience = Patience::default();
@@ -125,7 +130,7 @@ impl Engine {
     /// A remote as each secret of its realm shows it, the newest first: to that one is pushed.
     fn opened(&self, name: &str, bandwidth_bytes: Option<u64>) -> Result<Vec<Remote>, Problem> {
         let known = self.known_remote(name)?;
-        let mut objects = known.objects()?;
+        let mut objects = known.objects(false)?;
         if let Some(bytes) = bandwidth_bytes {
             let bytes = NonZeroU64::new(bytes).ok_or_else(|| {
                 Problem::new(
@@ -207,7 +212,7 @@ impl Engine {
             realm: request.realm.unwrap_or_else(|| DEFAULT_REALM.into()),
         };
         self.realm(&known.realm)?;
-        let objects = known.objects()?;
+        let objects = known.objects(true)?;
         let info = info(&request.name, &known, &*objects);
         if !self.known_remotes()?.contains_key(&request.name) {
             martlet_source::check(&*objects).told()?;
@@ -231,7 +236,7 @@ impl Engine {
         let remotes = self.known_remotes()?;
         remotes
             .iter()
-            .map(|(name, known)| Ok(info(name, known, &*known.objects()?)))
+            .map(|(name, known)| Ok(info(name, known, &*known.objects(false)?)))
             .collect()
     }
 
@@ -247,7 +252,7 @@ impl Engine {
     /// Tries a remote out.
     pub fn remote_check(&self, name: &str) -> Result<RemoteInfo, Problem> {
         let known = self.known_remote(name)?;
-        let objects = known.objects()?;
+        let objects = known.objects(false)?;
         martlet_source::check(&*objects).told()?;
         Ok(info(name, &known, &*objects))
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/packs/NAME      an object, under its name only once it is whole and durable
 //! DIR/tmp/UNIQUE      one that is being written, or whose writer has died
+//! DIR/martlet-remote  says that this is one: where a disk is to be mounted that is not, there is none
 //! ```
 
 use crate::unique::{DAY_S, age_s, now_unix_s, unique_name};
@@ -18,12 +19,24 @@ use std::sync::Arc;
 pub struct Directory {
     dir: PathBuf,
     files: Arc<dyn Files>,
+    must_exist: bool,
 }
 
+const MARKER: &str = "martlet-remote";
+
 impl Directory {
-    /// At `dir`, which is made if it is not there.
+    /// At `dir`, which becomes one with the first object that is put.
     pub fn new(dir: &Path) -> Self {
         Self::on(dir, Arc::new(RealFiles))
+    }
+
+    /// At `dir`, unavailable as long as that is none: nothing is put beside the disk that should be there, and an empty mount
+    /// point is not one that has lost everything.
+    pub fn existing(dir: &Path) -> Self {
+        Self {
+            must_exist: true,
+            ..Self::new(dir)
+        }
     }
 
     /// The same on other files.
@@ -31,7 +44,19 @@ impl Directory {
         Self {
             dir: dir.to_owned(),
             files,
+            must_exist: false,
         }
+    }
+
+    fn check_exists(&self, action: &'static str) -> Result<()> {
+        if !self.must_exist || self.files.open_to_read(&self.dir.join(MARKER)).is_ok() {
+            return Ok(());
+        }
+        Err(SourceError::Unavailable {
+            place: self.place(),
+            action,
+            reason: format!("there is no file {MARKER} in it; is its disk not mounted?"),
+        })
     }
 
     fn path(&self, key: &Key) -> PathBuf {
@@ -45,7 +70,10 @@ impl Directory {
     fn open(&self, key: &Key, action: &'static str) -> Result<Arc<dyn File>> {
         self.files
             .open_to_read(&self.path(key))
-            .map_err(|error| self.failure(Some(key), action, &error))
+            .map_err(|error| match self.check_exists(action) {
+                Ok(()) => self.failure(Some(key), action, &error),
+                Err(missing) => missing,
+            })
     }
 
     fn failure(&self, key: Option<&Key>, action: &'static str, error: &io::Error) -> SourceError {
@@ -82,6 +110,12 @@ impl Directory {
         let room = self.room(key.room());
         for dir in [&room, &self.dir.join("tmp")] {
             self.files.create_dir(dir)?;
+        }
+        if !self.must_exist {
+            match self.files.create(&self.dir.join(MARKER)) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
         }
         self.write(tmp, bytes)?;
         let put = match self.files.rename_new(tmp, &self.path(key)) {
@@ -124,6 +158,7 @@ impl Objects for Directory {
     }
 
     fn put_new(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
+        self.check_exists("write")?;
         // Another host may be writing the same one.
         let tmp = self.dir.join("tmp").join(unique_name(now_unix_s()));
         self.put_by_way_of(&tmp, key, bytes).map_err(|error| {
@@ -133,6 +168,7 @@ impl Objects for Directory {
     }
 
     fn list(&self, room: Room) -> Result<Vec<Entry>> {
+        self.check_exists("list")?;
         let listed = |error: io::Error| self.failure(None, "list", &error);
         let names = self.files.list(&self.room(room)).map_err(listed)?;
         let mut entries = Vec::new();
@@ -152,6 +188,7 @@ impl Objects for Directory {
     }
 
     fn remove(&self, key: &Key) -> Result<()> {
+        self.check_exists("remove")?;
         let removed = self.files.remove(&self.path(key));
         let removed = removed.and_then(|()| self.files.sync_dir(&self.room(key.room())));
         match removed {
@@ -161,6 +198,7 @@ impl Objects for Directory {
     }
 
     fn tidy(&self) -> Result<()> {
+        self.check_exists("tidy")?;
         let tmp = self.dir.join("tmp");
         let tidied = self.files.list(&tmp).and_then(|names| {
             let now = now_unix_s();
@@ -195,6 +233,34 @@ impl Directory {
 mod tests {
     use super::*;
     use martlet_store::faulty::{Fault, FaultyFiles};
+
+    #[test]
+    fn a_disk_that_is_not_there_is_not_one_that_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, away) = (dir.path().join("remote"), dir.path().join("away"));
+        let key = Key::new(Room::Packs, "pack").unwrap();
+        let remote = Directory::existing(&place);
+        let is_away = |remote: &Directory| {
+            let errors = [
+                remote.get(&key, 10).unwrap_err(),
+                remote.put_new(&key, b"x").map(drop).unwrap_err(),
+                remote.list(Room::Packs).map(drop).unwrap_err(),
+                remote.remove(&key).unwrap_err(),
+            ];
+            errors
+                .iter()
+                .all(|error| matches!(error, SourceError::Unavailable { .. }))
+        };
+        assert!(is_away(&remote) && !place.exists());
+        Directory::new(&place).put_new(&key, b"x").unwrap();
+        assert_eq!(remote.get(&key, 10).unwrap(), b"x");
+        std::fs::rename(&place, &away).unwrap();
+        std::fs::create_dir(&place).unwrap(); // the mount point
+        assert!(is_away(&remote));
+        std::fs::remove_dir(&place).unwrap();
+        std::fs::rename(&away, &place).unwrap();
+        assert_eq!(remote.put_new(&key, b"y").unwrap(), Put::WasThere);
+    }
 
     /// Puts an object on a disk that fails at its `after`-th operation, and looks at what is left of it.
     fn cut_short(fault: Fault, after: u64) -> bool {
