@@ -3,7 +3,7 @@
 //! ```text
 //!              ┌── Directory   a disk, also a carried one
 //!  Objects ◄───┼── Cloud       a bucket (S3); a web server, to read
-//!              └── …
+//!              └── Registry    a repository of OCI images
 //!      ▲
 //!   Remote    sealed packs, their indexes, names ◄── push, pull ──► martlet_store::Store
 //! ```
@@ -21,6 +21,7 @@ mod pull;
 mod push;
 mod realm;
 mod refs;
+mod registry;
 mod remote;
 
 pub use check::check;
@@ -33,4 +34,5 @@ pub use pull::{PullReport, pull};
 pub use push::{PushReport, push};
 pub use realm::{Realm, SEAL_BYTES};
 pub use refs::Ref;
+pub use registry::{Login, Registry};
 pub use remote::Remote;
