@@ -41,8 +41,8 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// What is missing is the repository, not what is put there.
-    fn of_put(self) -> Self {
+    /// Where something else than what was asked for is missing.
+    fn of_another(self) -> Self {
         match self {
             Self::Missing(reason) => Self::Refused(reason),
             failure => failure,
@@ -77,7 +77,7 @@ impl Client {
             .https_only(base.scheme() == "https") // also where it sends us on to
             .build();
         Ok(Self {
-            http: http.map_err(|error| bad(&words(&error)))?,
+            http: http.map_err(|error| bad(&words(error)))?,
             base,
             patience,
             login,
@@ -110,7 +110,7 @@ impl Client {
         let url = self.url(&format!("manifests/{tag}"));
         let dress = |request: RequestBuilder| request.header(CONTENT_TYPE, MANIFEST).body(manifest.clone());
         let put = self.send(Method::PUT, url, dress).await;
-        put.map(drop).map_err(Failure::of_put)
+        put.map(drop).map_err(Failure::of_another)
     }
 
     pub async fn remove_manifest(&self, manifest: &Digest) -> Tried<()> {
@@ -152,7 +152,7 @@ impl Client {
         let begin = self.send(Method::POST, self.url("blobs/uploads/"), |request| {
             request.header(CONTENT_LENGTH, 0)
         });
-        let begun = begin.await.map_err(Failure::of_put)?;
+        let begun = begin.await.map_err(Failure::of_another)?;
         let mut location = header(begun.headers(), LOCATION.as_str())
             .and_then(|location| begun.url().join(location).ok())
             .ok_or_else(|| Failure::Refused("it does not say where to put a blob".into()))?;
@@ -164,7 +164,7 @@ impl Client {
                 .header(CONTENT_TYPE, "application/octet-stream")
                 .body(bytes.clone())
         });
-        put.await.map(drop).map_err(Failure::of_put)
+        put.await.map(drop).map_err(Failure::of_another)
     }
 
     /// The first page of tags.
@@ -220,8 +220,11 @@ impl Client {
         let Some(pass) = self.pass(answer.headers()).await? else {
             return self.success(answer).await;
         };
-        self.passes().insert(method.clone(), pass.clone());
-        self.success(self.once(pass.show(request())).await?).await
+        let answer = self.once(pass.show(request())).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            self.passes().insert(method.clone(), pass);
+        }
+        self.success(answer).await
     }
 
     /// What to show for a challenge.
@@ -239,15 +242,17 @@ impl Client {
             Some(login) => request.basic_auth(&login.user, Some(&login.password)),
             None => request,
         };
-        let answer = self.success(self.once(request).await?).await?;
-        let answer = self.body(answer, DOCUMENT_BYTES_MAX).await?;
+        let answer = self.success(self.once(request).await?).await;
+        let answer = self
+            .body(answer.map_err(Failure::of_another)?, DOCUMENT_BYTES_MAX)
+            .await?;
         Pass::of_answer(&answer)
             .map(Some)
             .ok_or_else(|| odd("who is named fails"))
     }
 
     async fn once(&self, request: RequestBuilder) -> Tried<Response> {
-        let request = request.build().map_err(|error| failure(&error))?;
+        let request = request.build().map_err(failure)?;
         let body = request.body().and_then(reqwest::Body::as_bytes);
         let seconds = body.map_or(0, |body| body.len() as u64 / BYTES_A_SECOND_MIN);
         let patience = self.patience.connect + self.patience.stall + Duration::from_secs(seconds);
@@ -294,22 +299,24 @@ impl Client {
 
 async fn in_time<T>(patience: Duration, answer: impl Future<Output = reqwest::Result<T>>) -> Tried<T> {
     match tokio::time::timeout(patience, answer).await {
-        Ok(answer) => answer.map_err(|error| failure(&error)),
+        Ok(answer) => answer.map_err(failure),
         Err(_) => Err(Failure::Unavailable(format!("nothing came for {patience:?}"))),
     }
 }
 
-fn failure(error: &reqwest::Error) -> Failure {
-    match error.is_builder() || error.is_redirect() {
+fn failure(error: reqwest::Error) -> Failure {
+    let is_final = error.is_builder() || error.is_redirect();
+    match is_final {
         true => Failure::Refused(words(error)),
         false => Failure::Unavailable(words(error)),
     }
 }
 
-/// What an error says, and what is behind it.
-fn words(error: &reqwest::Error) -> String {
+/// What an error says, and what is behind it. Addresses where a storage was sent to may be secret.
+fn words(error: reqwest::Error) -> String {
+    let error = error.without_url();
     let mut words = error.to_string();
-    let mut behind = std::error::Error::source(error);
+    let mut behind = std::error::Error::source(&error);
     while let Some(error) = behind {
         words += &format!(": {error}");
         behind = error.source();

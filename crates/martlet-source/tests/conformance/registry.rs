@@ -24,6 +24,12 @@ fn a_registry_conforms() {
     };
     assert_eq!(sizes(&cold), (0..1100).map(|number| number % 7).sum::<u64>());
     assert_eq!(other.list(Room::Packs).unwrap(), []);
+    for _ in 0..3 {
+        assert_eq!(other.put_new(&key("again"), b"and again").unwrap(), Put::Made);
+        assert_eq!(other.get(&key("again"), 10).unwrap(), b"and again");
+        other.remove(&key("again")).unwrap();
+        assert_eq!(other.list(Room::Packs).unwrap(), []);
+    }
     let long = Key::new(Room::Refs, "x".repeat(200)).unwrap();
     let error = other.put_new(&long, b"").unwrap_err();
     assert!(matches!(error, SourceError::Refused { .. }), "{error}");
