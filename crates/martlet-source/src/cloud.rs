@@ -41,7 +41,7 @@ impl Default for Patience {
 }
 
 /// Requests to all remotes.
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+pub(crate) static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     // Two TLS implementations are linked or may be; one has to be named.
     let _ = rustls::crypto::ring::default_provider().install_default(); // somebody else has
     tokio::runtime::Builder::new_multi_thread()

@@ -3,7 +3,7 @@
 //! ```text
 //!              ┌── Directory   a disk, also a carried one
 //!  Objects ◄───┼── Cloud       a bucket (S3); a web server, to read
-//!              └── …
+//!              └── Registry    a repository of OCI images
 //!      ▲
 //!   Remote    sealed packs, their indexes, names ◄── push, pull ──► martlet_store::Store
 //! ```
@@ -27,6 +27,7 @@ mod pull;
 mod push;
 mod realm;
 mod refs;
+mod registry;
 mod remote;
 mod run;
 mod scope;
@@ -46,6 +47,7 @@ pub use pull::{PullReport, fetch_without_frames, pull};
 pub use push::{PushReport, push};
 pub use realm::{Realm, SEAL_BYTES};
 pub use refs::Ref;
+pub use registry::{Login, Registry};
 pub use remote::Remote;
 pub use stamp::{HOST_BYTES_MAX, Stamp};
 pub use throttled::Throttled;

@@ -1,6 +1,8 @@
 //! One suite for every kind of remote, over real servers; and what becomes of an answer that is none.
 
 mod liar;
+mod registry;
+mod scripted;
 mod servers;
 mod suite;
 

@@ -1,7 +1,7 @@
 //! Real servers, each with a directory and a port of its own, ended with the test.
 
 use crate::liar::address;
-use martlet_source::{Cloud, Credentials, Patience};
+use martlet_source::{Cloud, Credentials, Login, Patience, Registry};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -187,6 +187,58 @@ impl Bucket {
             Patience::default(),
         )
         .unwrap()
+    }
+}
+
+/// Debian's registry of images, with or without a password.
+pub struct ImageRegistry {
+    port: u16,
+    _server: Server,
+    _dir: tempfile::TempDir,
+}
+
+impl ImageRegistry {
+    pub const USER: &str = "martlet";
+    pub const PASSWORD: &str = "right";
+    /// Of the password, by `crypt`.
+    const HASH: &str = "$2y$05$martletmartletmartletO6nTpz3ZDECRncvg37cjcc2q5..BFOti";
+
+    pub fn open() -> Self {
+        Self::start("")
+    }
+
+    pub fn with_password() -> Self {
+        Self::start("auth: {htpasswd: {realm: martlet, path: users}}")
+    }
+
+    fn start(auth: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let [port] = free_ports();
+        let users = format!("{}:{}\n", Self::USER, Self::HASH);
+        std::fs::write(dir.path().join("users"), users).unwrap();
+        let config = format!(
+            "version: 0.1\n\
+             storage: {{filesystem: {{rootdirectory: data}}, delete: {{enabled: true}}}}\n\
+             http: {{addr: '127.0.0.1:{port}'}}\n\
+             {auth}\n"
+        );
+        std::fs::write(dir.path().join("c.yml"), config).unwrap();
+        let mut command = Command::new("docker-registry");
+        command.current_dir(dir.path()).args(["serve", "c.yml"]);
+        Self {
+            port,
+            _server: Server::start(&mut command, port),
+            _dir: dir,
+        }
+    }
+
+    pub fn remote(&self, repository: &str, password: Option<&str>) -> Registry {
+        let url = Url::parse(&format!("oci://127.0.0.1:{}/{repository}", self.port)).unwrap();
+        let login = password.map(|password| Login {
+            user: Self::USER.into(),
+            password: password.into(),
+        });
+        Registry::new(&url, login, Patience::default()).unwrap()
     }
 }
 
