@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 pub struct RemoteAddRequest {
     /// What it is to be called here.
     pub name: String,
-    /// Where it is: a directory's absolute path, `s3://BUCKET/PREFIX`, `http://…` or `https://…` (only to read).
+    /// Where it is: a directory's absolute path, `s3://BUCKET/PREFIX`, `oci://HOST/REPOSITORY`, `http://…` or `https://…` (only to read).
     pub address: String,
     /// The S3 server, unless it is Amazon's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -16,12 +16,13 @@ pub struct RemoteAddRequest {
     /// The S3 region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// Name of the access key; the daemon's environment says who it is, else (`AWS_ACCESS_KEY_ID` and so on).
+    /// S3 access key, or user of the registry. Without one, a bucket is asked as the daemon's environment says
+    /// (`AWS_ACCESS_KEY_ID` and so on), and a registry as nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub access_key_id: Option<String>,
-    /// Its secret.
+    pub user: Option<String>,
+    /// Its secret, or password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret_access_key: Option<String>,
+    pub secret: Option<String>,
     /// Realm that what is pushed to it is sealed in; `default`, else, which is made when it is first needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub realm: Option<String>,

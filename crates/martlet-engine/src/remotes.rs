@@ -4,7 +4,9 @@ use crate::engine::Engine;
 use crate::problem::{Tell, Told, problem};
 use crate::realms::DEFAULT_REALM;
 use martlet_api::{Problem, ProblemCode, RemoteAddRequest, RemoteInfo, RemoteSnapshot};
-use martlet_source::{Cloud, Credentials, Directory, Objects, Patience, Ref, Remote, SourceError, Throttled};
+use martlet_source::{
+    Cloud, Credentials, Directory, Login, Objects, Patience, Ref, Registry, Remote, SourceError, Throttled,
+};
 use martlet_store::RefName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -23,8 +25,8 @@ struct Known {
     address: String,
     endpoint: Option<String>,
     region: Option<String>,
-    access_key_id: Option<String>,
-    secret_access_key: Option<String>,
+    user: Option<String>,
+    secret: Option<String>,
     realm: String,
 }
 
@@ -44,20 +46,27 @@ impl Known {
         let cloud = match url.scheme() {
             "s3" => {
                 let endpoint = self.endpoint.as_deref().map(parse).transpose()?;
-                let credentials = match (&self.access_key_id, &self.secret_access_key) {
-                    (Some(id), Some(secret)) => Some(Credentials {
-                        access_key_id: id.clone(),
-                        secret_access_key: secret.clone(),
-                    }),
-                    _ => None,
-                };
+                let credentials = self.login().map(|(user, secret)| Credentials {
+                    access_key_id: user,
+                    secret_access_key: secret,
+                });
                 let region = self.region.as_deref();
                 Cloud::bucket(&url, endpoint.as_ref(), region, credentials.as_ref(), patience)
             }
             "http" | "https" => Cloud::web(&url, patience),
+            "oci" | "oci+http" => {
+                let login = self.login().map(|(user, password)| Login { user, password });
+                return Ok(Arc::new(Registry::new(&url, login, patience).told()?));
+            }
             _ => return Err(bad_address(&self.address, "no remote is addressed so")),
         };
         Ok(Arc::new(cloud.told()?))
+    }
+}
+
+impl Known {
+    fn login(&self) -> Option<(String, String)> {
+        self.user.clone().zip(self.secret.clone())
     }
 }
 
@@ -71,7 +80,7 @@ fn bad_address(address: &str, reason: impl std::fmt::Display) -> Problem {
         format!("{address:?} is no address of a remote: {reason}"),
     )
     .remediation(
-        "a directory's absolute path, s3://BUCKET/PREFIX, http://HOST/PATH or https://HOST/PATH is one",
+        "a directory's absolute path, s3://BUCKET/PREFIX, oci://HOST/REPOSITORY, http://HOST/PATH or https://HOST/PATH is one",
     )
 }
 
@@ -207,8 +216,8 @@ impl Engine {
             address: request.address,
             endpoint: request.endpoint,
             region: request.region,
-            access_key_id: request.access_key_id,
-            secret_access_key: request.secret_access_key,
+            user: request.user,
+            secret: request.secret,
             realm: request.realm.unwrap_or_else(|| DEFAULT_REALM.into()),
         };
         self.realm(&known.realm)?;

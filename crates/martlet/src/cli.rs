@@ -218,7 +218,7 @@ pub enum Command {
         #[arg(required = true, value_parser = reference)]
         references: Vec<String>,
     },
-    /// Know places that keep snapshots: directories, S3 buckets, web servers
+    /// Know places that keep snapshots: directories, S3 buckets, registries, web servers
     #[command(subcommand)]
     Remote(RemoteCommand),
     /// Know realms: who can read what leaves this host
@@ -379,7 +379,7 @@ pub enum RemoteCommand {
         /// Its name
         #[arg(value_parser = name)]
         name: String,
-        /// Directory, s3://BUCKET/PREFIX, http://HOST/PATH or https://HOST/PATH
+        /// Directory, s3://BUCKET/PREFIX, oci://HOST/REPOSITORY, http://HOST/PATH or https://HOST/PATH
         address: String,
         /// The S3 server [default: Amazon's]
         #[arg(long, value_name = "URL")]
@@ -387,11 +387,11 @@ pub enum RemoteCommand {
         /// The S3 region
         #[arg(long)]
         region: Option<String>,
-        /// S3 access key [default: the daemon's environment says who it is]
-        #[arg(long, value_name = "ID", requires = "secret_file")]
-        access_key_id: Option<String>,
-        /// File with its secret; - is standard input
-        #[arg(long, value_name = "FILE", requires = "access_key_id")]
+        /// S3 access key, or user of the registry [default: for S3, as the daemon's environment says]
+        #[arg(long, value_name = "NAME", requires = "secret_file")]
+        user: Option<String>,
+        /// File with its secret or password; - is standard input
+        #[arg(long, value_name = "FILE", requires = "user", value_hint = ValueHint::FilePath)]
         secret_file: Option<PathBuf>,
         /// Realm that what is pushed to it is sealed in [default: default]
         #[arg(long, value_parser = name, value_name = "NAME")]

@@ -23,7 +23,7 @@ pub fn run(context: &Context, command: RemoteCommand) -> Outcome {
             address,
             endpoint,
             region,
-            access_key_id,
+            user,
             secret_file,
             realm,
         } => {
@@ -32,8 +32,8 @@ pub fn run(context: &Context, command: RemoteCommand) -> Outcome {
                 address: absolute(address)?,
                 endpoint,
                 region,
-                access_key_id,
-                secret_access_key: secret_file.map(|file| read_secret(&file)).transpose()?,
+                user,
+                secret: secret_file.map(|file| read_secret(&file)).transpose()?,
                 realm,
             };
             context.long("/v1/remotes", &request, "trying it out", tried)
