@@ -140,3 +140,55 @@ pub struct TransferReport {
     /// Nothing moved, it was only asked.
     pub dry_run: bool,
 }
+
+/// What nobody needs is to go from a remote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RemoteGcRequest {
+    /// So many versions of each name stay whole; at least one does.
+    pub keep_versions: u32,
+    /// Only say what would go.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a collection at a remote did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RemoteGcReport {
+    /// Packs removed.
+    pub packs: u64,
+    /// What they took.
+    pub freed_bytes: u64,
+    /// Packs that are there.
+    pub kept_packs: u64,
+    /// What they take.
+    pub kept_bytes: u64,
+    /// Of these, packs that go with a later collection, if nothing comes to need them.
+    pub condemned_packs: u64,
+    /// Pushes that have to end before that. What a push that was killed has left counts for a week.
+    pub waiting_for: Vec<PendingPush>,
+    /// Nothing went, it was only asked.
+    pub dry_run: bool,
+}
+
+/// What a name stood for at a remote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RemoteVersion {
+    /// 1 is the first.
+    pub version: u32,
+    /// Id of the snapshot; absent if the name was taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// Host that pushed it.
+    pub host: String,
+    /// When, by that host's clock.
+    pub pushed_unix_ms: u64,
+}
+
+/// A push that has begun, and has perhaps been killed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PendingPush {
+    /// The host that pushes.
+    pub host: String,
+    /// When it began, by that host's clock.
+    pub began_unix_ms: u64,
+}

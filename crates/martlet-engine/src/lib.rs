@@ -44,6 +44,7 @@ mod recovery;
 mod remotes;
 mod run;
 mod run_dir;
+mod seen;
 mod snapshots;
 mod state;
 mod storing;

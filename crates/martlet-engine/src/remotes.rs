@@ -3,9 +3,14 @@
 use crate::engine::Engine;
 use crate::problem::{Tell, Told, problem};
 use crate::realms::DEFAULT_REALM;
-use martlet_api::{Problem, ProblemCode, RemoteAddRequest, RemoteInfo, RemoteSnapshot};
+use crate::seen::SeenRefs;
+use martlet_api::{
+    PendingPush, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, RemoteAddRequest,
+    RemoteGcReport, RemoteGcRequest, RemoteInfo, RemoteSnapshot, RemoteVersion,
+};
 use martlet_source::{
-    Cloud, Credentials, Directory, Login, Objects, Patience, Ref, Registry, Remote, SourceError, Throttled,
+    Cloud, Credentials, Directory, GcOptions, Login, Objects, Patience, Ref, Registry, Remote, SourceError,
+    Throttled,
 };
 use martlet_store::RefName;
 use serde::{Deserialize, Serialize};
@@ -109,6 +114,10 @@ impl Tell for SourceError {
             Self::Changed { .. } | Self::TooLong { .. } => {
                 (ProblemCode::Busy, "push again: only what is lacking is sent")
             }
+            Self::RolledBack { .. } => (
+                ProblemCode::Damaged,
+                "an old copy may have been put in its place; if that was you, `martlet remote rm` and `add` it again",
+            ),
             Self::Collecting { .. } => (ProblemCode::Busy, "try again when it has ended"),
             Self::Scattered { .. } => (ProblemCode::InvalidArgument, "push it to a new place"),
             Self::Full { .. } => (ProblemCode::NoSpace, "make room there; what was sent is kept"),
@@ -137,7 +146,7 @@ impl Engine {
     }
 
     /// A remote as each secret of its realm shows it, the newest first: to that one is pushed.
-    fn opened(&self, name: &str, bandwidth_bytes: Option<u64>) -> Result<Vec<Remote>, Problem> {
+    fn opened(self: &Arc<Self>, name: &str, bandwidth_bytes: Option<u64>) -> Result<Vec<Remote>, Problem> {
         let known = self.known_remote(name)?;
         let mut objects = known.objects(false)?;
         if let Some(bytes) = bandwidth_bytes {
@@ -152,12 +161,21 @@ impl Engine {
         let realms = self.realm(&known.realm)?;
         Ok(realms
             .into_iter()
-            .map(|realm| Remote::new(objects.clone(), realm))
+            .map(|realm| {
+                let seen = SeenRefs::new(self, name, &realm.id());
+                Remote::new(objects.clone(), realm)
+                    .with_seen(Arc::new(seen))
+                    .with_host(host_name())
+            })
             .collect())
     }
 
     /// A remote to push to.
-    pub(crate) fn newest(&self, name: &str, bandwidth_bytes: Option<u64>) -> Result<Remote, Problem> {
+    pub(crate) fn newest(
+        self: &Arc<Self>,
+        name: &str,
+        bandwidth_bytes: Option<u64>,
+    ) -> Result<Remote, Problem> {
         let opened = self.opened(name, bandwidth_bytes)?.into_iter().next();
         opened.ok_or_else(|| {
             Problem::new(
@@ -169,7 +187,7 @@ impl Engine {
 
     /// A remote as it has a snapshot of this name.
     pub(crate) fn find_remote(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         reference: &RefName,
         bandwidth_bytes: Option<u64>,
@@ -251,11 +269,18 @@ impl Engine {
 
     /// Forgets a remote; what it keeps stays there.
     pub fn remote_remove(&self, name: &str) -> Result<(), Problem> {
-        self.known_remote(name)?;
+        let known = self.known_remote(name)?;
         self.change_remotes(|remotes| {
             remotes.remove(name);
             Ok(())
-        })
+        })?;
+        // What is added by this name later is another place.
+        for realm in self.realm(&known.realm)? {
+            self.state
+                .remove_setting(&SeenRefs::setting(name, &realm.id()))
+                .told()?;
+        }
+        Ok(())
     }
 
     /// Tries a remote out.
@@ -266,8 +291,72 @@ impl Engine {
         Ok(info(name, &known, &*objects))
     }
 
+    /// Removes what no snapshot of a remote needs, but for the newest `keep_versions` of each name.
+    pub fn remote_gc(
+        self: &Arc<Self>,
+        name: &str,
+        request: &RemoteGcRequest,
+        progress: ProgressSink<'_>,
+    ) -> Result<RemoteGcReport, Problem> {
+        let options = GcOptions {
+            keep_versions: request.keep_versions as usize,
+            dry_run: request.dry_run,
+        };
+        let mut sum = RemoteGcReport {
+            dry_run: request.dry_run,
+            ..RemoteGcReport::default()
+        };
+        for remote in self.opened(name, None)? {
+            let mut told = |done: u64, total: u64| {
+                progress(Progress {
+                    stage: format!("removing packs of {name}"),
+                    done,
+                    total: Some(total),
+                    unit: ProgressUnit::Items,
+                });
+            };
+            let report = martlet_source::gc(&remote, options, &mut told).told()?;
+            sum.packs += report.packs;
+            sum.freed_bytes += report.freed_bytes;
+            sum.kept_packs += report.kept_packs;
+            sum.kept_bytes += report.kept_bytes;
+            sum.condemned_packs += report.condemned_packs;
+            sum.waiting_for
+                .extend(report.waiting_for.into_iter().map(|stamp| PendingPush {
+                    host: stamp.host,
+                    began_unix_ms: stamp.unix_s * 1000,
+                }));
+        }
+        Ok(sum)
+    }
+
+    /// Takes a name away at a remote. Its bytes go with the next collection.
+    pub fn remote_forget(self: &Arc<Self>, name: &str, reference: &str) -> Result<(), Problem> {
+        let reference = reference.parse::<RefName>().told()?;
+        let (remote, _) = self.find_remote(name, &reference, None)?;
+        remote.remove_ref(&reference).told()
+    }
+
+    /// What a name stood for at a remote, the newest first.
+    pub fn remote_history(
+        self: &Arc<Self>,
+        name: &str,
+        reference: &str,
+    ) -> Result<Vec<RemoteVersion>, Problem> {
+        let reference = reference.parse::<RefName>().told()?;
+        let (remote, _) = self.find_remote(name, &reference, None)?;
+        let history = remote.history(&reference).told()?;
+        let version = |found: Ref| RemoteVersion {
+            version: found.version,
+            snapshot: (!found.is_removal()).then(|| found.snapshot.to_string()),
+            host: found.by.host.clone(),
+            pushed_unix_ms: found.by.unix_s * 1000,
+        };
+        Ok(history.into_iter().map(version).collect())
+    }
+
     /// What a remote has.
-    pub fn remote_snapshots(&self, name: &str) -> Result<Vec<RemoteSnapshot>, Problem> {
+    pub fn remote_snapshots(self: &Arc<Self>, name: &str) -> Result<Vec<RemoteSnapshot>, Problem> {
         let here = self.store.snapshots();
         let mut refs = BTreeMap::new();
         for remote in self.opened(name, None)? {
@@ -283,6 +372,12 @@ impl Engine {
         });
         Ok(snapshots.collect())
     }
+}
+
+/// What others are told who pushed.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 fn info(name: &str, known: &Known, objects: &dyn Objects) -> RemoteInfo {

@@ -271,6 +271,11 @@ impl State {
         self.put(SETTINGS, key, Some(&serde_json::to_vec(value)?), When::Now)
     }
 
+    /// Forgets a setting.
+    pub fn remove_setting(&self, key: &str) -> Result<(), StateError> {
+        self.put(SETTINGS, key, None, When::Now)
+    }
+
     /// A setting.
     pub fn setting<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StateError> {
         self.get(SETTINGS, key)?

@@ -38,7 +38,7 @@ struct Listed {
 impl Engine {
     /// Sends a snapshot to a remote, which then has a name for it.
     pub fn push(
-        &self,
+        self: &Arc<Self>,
         remote: &str,
         request: PushRequest,
         progress: ProgressSink<'_>,

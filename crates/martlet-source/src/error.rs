@@ -109,6 +109,20 @@ pub enum SourceError {
         /// How many.
         packs: usize,
     },
+    /// A ref is shown in an older state than was seen before, or in another.
+    #[error(
+        "{place} shows version {shown} of {name}, but version {seen} was seen there before, or another of that number"
+    )]
+    RolledBack {
+        /// The remote.
+        place: String,
+        /// The ref.
+        name: String,
+        /// The newest version that was seen.
+        seen: u32,
+        /// What is shown as the newest; 0: none.
+        shown: u32,
+    },
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -38,8 +38,10 @@ pub struct Ref {
     pub by: Stamp,
     /// Where the snapshot is.
     pub(crate) packs: BTreeSet<PackHash>,
+    /// Hash of the version before.
+    pub(crate) before: [u8; 32],
     /// Its hash, which the next version names.
-    hash: [u8; 32],
+    pub(crate) hash: [u8; 32],
 }
 
 impl Ref {
@@ -129,11 +131,21 @@ impl Remote {
                 });
             }
         }
-        Ok(content.into_ref(version, &sealed))
+        let put = content.into_ref(version, &sealed);
+        if let Some(seen) = &self.seen {
+            seen.saw(name, (version, put.hash));
+        }
+        Ok(put)
     }
 
     /// The newest version of a ref, which may be its removal.
     pub(crate) fn newest(&self, name: &RefName) -> Result<Option<Ref>> {
+        let newest = self.newest_shown(name)?;
+        self.compare_with_seen(name, newest.as_ref())?;
+        Ok(newest)
+    }
+
+    fn newest_shown(&self, name: &RefName) -> Result<Option<Ref>> {
         if self.objects.is_writable() {
             let versions = self.versions()?;
             let newest = versions.get(&self.ref_name(name)).and_then(BTreeSet::last);
@@ -196,7 +208,7 @@ impl Remote {
         Ok(versions)
     }
 
-    fn version_of(&self, name: &RefName, version: u32) -> Result<Option<Ref>> {
+    pub(crate) fn version_of(&self, name: &RefName, version: u32) -> Result<Option<Ref>> {
         let key = version_key(&self.ref_name(name), version);
         match self.open_version(&key, version) {
             Ok(Some((called, found))) if called == *name => Ok(Some(found)),
@@ -268,6 +280,7 @@ impl Content {
             version,
             by: self.by,
             packs: self.packs,
+            before: self.before,
             hash: *blake3::hash(sealed).as_bytes(),
         }
     }

@@ -5,7 +5,7 @@ use crate::pack::{Extent, INDEX_BYTES_MAX, Name, PackHash, SealedPack, name_of, 
 use crate::parallel::in_parallel;
 use crate::scope::Scope;
 use crate::unique::now_unix_s;
-use crate::{Key, Objects, Realm, Ref, Result, Room, SourceError, Stamp};
+use crate::{Key, Objects, Realm, Ref, Result, Room, Seen, SourceError, Stamp};
 use martlet_store::{Key as ObjectKey, Stored};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +24,7 @@ pub struct Remote {
     pub(crate) realm: Realm,
     host: String,
     clock: fn() -> u64,
+    pub(crate) seen: Option<Arc<dyn Seen>>,
     /// Of the packs of refs that were asked for.
     index: Mutex<Index>,
 }
@@ -43,7 +44,16 @@ impl Remote {
             realm,
             host: String::new(),
             clock: now_unix_s,
+            seen: None,
             index: Mutex::default(),
+        }
+    }
+
+    /// Refuses refs that are older than what was seen of them before.
+    pub fn with_seen(self, seen: Arc<dyn Seen>) -> Self {
+        Self {
+            seen: Some(seen),
+            ..self
         }
     }
 

@@ -409,6 +409,36 @@ pub enum RemoteCommand {
         #[arg(required = true, value_parser = name)]
         names: Vec<String>,
     },
+    /// Show what a name stood for at a remote
+    Log {
+        /// Remote
+        #[arg(value_parser = name)]
+        name: String,
+        /// Snapshot (NAME:TAG)
+        #[arg(value_parser = reference)]
+        snapshot: String,
+    },
+    /// Take a name away at a remote; `remote gc` then removes what only it needed
+    Forget {
+        /// Remote
+        #[arg(value_parser = name)]
+        name: String,
+        /// Snapshot (NAME:TAG)
+        #[arg(value_parser = reference)]
+        snapshot: String,
+    },
+    /// Remove what no snapshot of a remote needs. Pushes may go on meanwhile
+    Gc {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// Of each name, keep so many versions
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        keep_versions: u32,
+        /// Remote
+        #[arg(value_parser = name)]
+        name: String,
+    },
     /// Try a remote out
     Check {
         /// Remote

@@ -111,6 +111,17 @@ pub trait Control: Send + Sync + 'static {
     fn remote_check(&self, name: &str) -> Answer<RemoteInfo>;
     /// What a remote has.
     fn remote_snapshots(&self, name: &str) -> Answer<Vec<RemoteSnapshot>>;
+    /// Removes what no snapshot of a remote needs.
+    fn remote_gc(
+        &self,
+        name: &str,
+        request: &RemoteGcRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<RemoteGcReport>;
+    /// Takes a name away at a remote.
+    fn remote_forget(&self, name: &str, reference: &str) -> Answer<()>;
+    /// What a name stood for at a remote.
+    fn remote_history(&self, name: &str, reference: &str) -> Answer<Vec<RemoteVersion>>;
     /// Makes a realm.
     fn realm_create(&self, name: &str) -> Answer<RealmInfo>;
     /// All realms.

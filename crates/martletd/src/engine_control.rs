@@ -194,6 +194,20 @@ impl Control for EngineControl {
     fn remote_snapshots(&self, name: &str) -> Answer<Vec<RemoteSnapshot>> {
         self.0.remote_snapshots(name)
     }
+    fn remote_gc(
+        &self,
+        name: &str,
+        request: &RemoteGcRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<RemoteGcReport> {
+        self.0.remote_gc(name, request, progress)
+    }
+    fn remote_forget(&self, name: &str, reference: &str) -> Answer<()> {
+        self.0.remote_forget(name, reference)
+    }
+    fn remote_history(&self, name: &str, reference: &str) -> Answer<Vec<RemoteVersion>> {
+        self.0.remote_history(name, reference)
+    }
     fn realm_create(&self, name: &str) -> Answer<RealmInfo> {
         self.0.realm_create(name)
     }

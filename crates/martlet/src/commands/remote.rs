@@ -5,8 +5,8 @@ use crate::cli::{FromRemote, Policy, RemoteCommand};
 use crate::failure::{Failure, Outcome};
 use crate::show;
 use martlet_api::{
-    AwaySnapshot, FetchRequest, PullRequest, PushRequest, RemoteAddRequest, RemoteInfo, RemoteSnapshot,
-    TransferReport,
+    AwaySnapshot, FetchRequest, PullRequest, PushRequest, RemoteAddRequest, RemoteGcReport, RemoteGcRequest,
+    RemoteInfo, RemoteSnapshot, RemoteVersion, TransferReport,
 };
 use std::io::Read;
 use std::path::Path;
@@ -49,6 +49,29 @@ pub fn run(context: &Context, command: RemoteCommand) -> Outcome {
             }
             Ok(())
         }),
+        RemoteCommand::Log { name, snapshot } => {
+            context.get(&format!("/v1/remotes/{name}/snapshots/{snapshot}"), versions)
+        }
+        RemoteCommand::Forget { name, snapshot } => {
+            context
+                .client()?
+                .delete(&format!("/v1/remotes/{name}/snapshots/{snapshot}"))?;
+            if !context.quiet && !context.json {
+                show::print(&format!("{snapshot}\n"));
+            }
+            Ok(())
+        }
+        RemoteCommand::Gc {
+            dry_run,
+            keep_versions,
+            name,
+        } => {
+            let request = RemoteGcRequest {
+                keep_versions,
+                dry_run,
+            };
+            context.long(&format!("/v1/remotes/{name}/gc"), &request, LOOKING, collected)
+        }
         RemoteCommand::Check { name } => {
             context.long(&format!("/v1/remotes/{name}/check"), &(), "trying it out", tried)
         }
@@ -221,4 +244,40 @@ fn snapshots(snapshots: Vec<RemoteSnapshot>) -> String {
             ]
         }),
     )
+}
+
+fn versions(versions: Vec<RemoteVersion>) -> String {
+    show::table(
+        ["VERSION", "SNAPSHOT", "PUSHED", "BY"],
+        versions.into_iter().map(|version| {
+            let snapshot = version.snapshot.as_deref().map(show::short_id);
+            [
+                version.version.to_string(),
+                snapshot.unwrap_or_else(|| "taken away".into()),
+                show::age(version.pushed_unix_ms),
+                version.host,
+            ]
+        }),
+    )
+}
+
+fn collected(report: RemoteGcReport) -> String {
+    let did = if report.dry_run { "would remove" } else { "removed" };
+    let mut text = format!(
+        "{did} {} in {} packs; {} in {} packs stay\n",
+        show::size(report.freed_bytes),
+        report.packs,
+        show::size(report.kept_bytes),
+        report.kept_packs
+    );
+    if report.condemned_packs > 0 {
+        text += &format!(
+            "{} of those go next time, when these pushes have ended:\n",
+            report.condemned_packs
+        );
+    }
+    for push in report.waiting_for {
+        text += &format!("  of {}, begun {}\n", push.host, show::age(push.began_unix_ms));
+    }
+    text
 }

@@ -2,7 +2,8 @@
 
 use crate::deadline::wait_for;
 use crate::{Daemon, Fixture};
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const MAKE_NOISE: &str =
@@ -208,4 +209,75 @@ fn a_machine_runs_before_its_state_has_come() {
         here.exec("c", &format!("{SUMS}; cat /more")),
         format!("{sums}\nmore")
     );
+}
+
+#[test]
+fn an_older_ref_is_found_out() {
+    let remote = tempfile::tempdir().unwrap();
+    let [address, copy] = ["remote", "copy"].map(|name| remote.path().join(name));
+    let address_text = address.to_string_lossy().into_owned();
+    let daemon = Daemon::new(Fixture::Tiny);
+    daemon.ok(&["remote", "add", "disk", &address_text]);
+    daemon.ok(&["push", "tiny0:booted", "disk"]);
+    let copied = |from: &Path, to: &Path| {
+        let status = Command::new("cp").arg("-a").args([from, to]).status();
+        assert!(status.unwrap().success());
+    };
+    copied(&address, &copy);
+    daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
+    daemon.ok(&["checkpoint", "a", "--tag", "new"]);
+    daemon.ok(&["push", "--as", "tiny0:booted", "a:new", "disk"]);
+    let versions = daemon.json(&["remote", "log", "disk", "tiny0:booted"]);
+    assert_eq!(
+        (&versions[0]["version"], &versions[1]["version"]),
+        (&2.into(), &1.into())
+    );
+    assert_ne!(versions[0]["snapshot"], versions[1]["snapshot"]);
+
+    std::fs::remove_dir_all(&address).unwrap();
+    copied(&copy, &address);
+    for args in [
+        &["pull", "--as", "b:old", "disk", "tiny0:booted"][..],
+        &["fetch", "--as", "b:old", "disk", "tiny0:booted"],
+        &["push", "tiny0:booted", "disk"],
+    ] {
+        assert_eq!(daemon.fails_with_input(args, ""), "damaged", "{args:?}");
+    }
+    // Whoever knows better says so.
+    daemon.ok(&["remote", "rm", "disk"]);
+    daemon.ok(&["remote", "add", "disk", &address_text]);
+    daemon.ok(&["pull", "--as", "b:old", "disk", "tiny0:booted"]);
+}
+
+#[test]
+fn what_nobody_needs_goes_from_a_remote() {
+    let remote = tempfile::tempdir().unwrap();
+    let address = remote.path().join("remote").to_string_lossy().into_owned();
+    let daemon = Daemon::new(Fixture::Tiny);
+    daemon.ok(&["remote", "add", "disk", &address]);
+    daemon.ok(&["run", "tiny0:booted", "--name", "a"]);
+    daemon.exec("a", MAKE_NOISE);
+    daemon.ok(&["checkpoint", "a", "--tag", "noise"]);
+    daemon.ok(&["push", "tiny0:booted", "disk"]);
+    let sent = daemon.json(&["push", "a:noise", "disk"]);
+    assert!(sent["moved_bytes"].as_u64().unwrap() > 6_000_000, "{sent}");
+    assert_eq!(daemon.json(&["remote", "gc", "disk"])["freed_bytes"], 0);
+    daemon.ok(&["remote", "forget", "disk", "a:noise"]);
+    assert_eq!(
+        daemon.fails_with_input(&["pull", "disk", "a:noise"], ""),
+        "not_found"
+    );
+    let would = daemon.json(&["remote", "gc", "--dry-run", "disk"]);
+    let freed = daemon.json(&["remote", "gc", "disk"]);
+    assert!(freed["freed_bytes"].as_u64().unwrap() > 6_000_000, "{freed}");
+    assert_eq!(freed["freed_bytes"], would["freed_bytes"]);
+    // The rest is whole, and what went can come again.
+    let other = daemon.another();
+    let line = daemon.ok(&["realm", "share"]);
+    other.ok_with_input(&["realm", "join"], &line);
+    other.ok(&["remote", "add", "disk", &address]);
+    other.ok(&["pull", "disk", "tiny0:booted"]);
+    daemon.ok(&["push", "a:noise", "disk"]);
+    other.ok(&["pull", "disk", "a:noise"]);
+    assert_eq!(other.json(&["verify"])["damaged"], serde_json::json!([]));
 }

@@ -5,10 +5,10 @@ use crate::openapi::Method::{Delete, Get, Post};
 use crate::openapi::{Routes, Spec};
 use crate::operation::Reply;
 use crate::server::Server;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use martlet_api::{
-    AwaySnapshot, FetchRequest, PullRequest, PushRequest, RemoteAddRequest, RemoteInfo, RemoteSnapshot,
-    TransferReport,
+    AwaySnapshot, FetchRequest, PullRequest, PushRequest, RemoteAddRequest, RemoteGcReport, RemoteGcRequest,
+    RemoteInfo, RemoteSnapshot, RemoteVersion, TransferReport,
 };
 
 pub fn routes(routes: Routes) -> Routes {
@@ -23,6 +23,9 @@ pub fn routes(routes: Routes) -> Routes {
     let pull_spec = Spec::new("Get a snapshot from a remote")
         .takes::<PullRequest>()
         .gives::<TransferReport>();
+    let gc_spec = Spec::new("Remove what no snapshot of a remote needs")
+        .takes::<RemoteGcRequest>()
+        .gives::<RemoteGcReport>();
     let fetch_spec = Spec::new("Get a snapshot from a remote, its frames when they are read")
         .takes::<FetchRequest>()
         .gives::<TransferReport>();
@@ -42,6 +45,19 @@ pub fn routes(routes: Routes) -> Routes {
         )
         .route(Post, "/v1/remotes/{name}/check", check_spec.with_events(), check)
         .route(Get, "/v1/remotes/{name}/snapshots", snapshots_spec, snapshots)
+        .route(
+            Get,
+            "/v1/remotes/{name}/snapshots/{reference}",
+            Spec::new("What a name stood for at a remote, the newest first").lists::<RemoteVersion>(),
+            history,
+        )
+        .route(
+            Delete,
+            "/v1/remotes/{name}/snapshots/{reference}",
+            Spec::new("Take a name away at a remote"),
+            forget,
+        )
+        .route(Post, "/v1/remotes/{name}/gc", gc_spec.with_events(), gc)
         .route(Post, "/v1/remotes/{name}/push", push_spec.with_events(), push)
         .route(Post, "/v1/remotes/{name}/pull", pull_spec.with_events(), pull)
         .route(Post, "/v1/remotes/{name}/fetch", fetch_spec.with_events(), fetch)
@@ -126,4 +142,31 @@ async fn fetch(
 
 async fn away(State(server): State<Server>) -> Reply {
     server.answer(|control| control.snapshots_away()).await
+}
+
+async fn history(State(server): State<Server>, Path((name, reference)): Path<(String, String)>) -> Reply {
+    martlet_api::names::check_name(&name)?;
+    server
+        .answer(move |control| control.remote_history(&name, &reference))
+        .await
+}
+
+async fn forget(State(server): State<Server>, Path((name, reference)): Path<(String, String)>) -> Reply {
+    martlet_api::names::check_name(&name)?;
+    server
+        .effect(move |control| control.remote_forget(&name, &reference))
+        .await
+}
+
+async fn gc(
+    State(server): State<Server>,
+    WantsEvents(events): WantsEvents,
+    Named(name): Named,
+    Body(request): Body<RemoteGcRequest>,
+) -> Reply {
+    server
+        .operation(events, move |control, progress| {
+            control.remote_gc(&name, &request, progress)
+        })
+        .await
 }

@@ -481,6 +481,24 @@ impl Control for Fake {
             here: true,
         }])
     }
+    fn remote_gc(&self, _: &str, request: &RemoteGcRequest, _: ProgressSink<'_>) -> Answer<RemoteGcReport> {
+        Ok(RemoteGcReport {
+            dry_run: request.dry_run,
+            freed_bytes: 1 << 20,
+            ..RemoteGcReport::default()
+        })
+    }
+    fn remote_forget(&self, _: &str, _: &str) -> Answer<()> {
+        Ok(())
+    }
+    fn remote_history(&self, _: &str, _: &str) -> Answer<Vec<RemoteVersion>> {
+        Ok(vec![RemoteVersion {
+            version: 1,
+            snapshot: Some("ab".repeat(32)),
+            host: "there".into(),
+            pushed_unix_ms: 1,
+        }])
+    }
     fn realm_create(&self, name: &str) -> Answer<RealmInfo> {
         Ok(RealmInfo {
             name: name.into(),
