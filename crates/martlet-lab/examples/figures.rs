@@ -9,36 +9,38 @@ use std::time::{Duration, Instant};
 const DURATION: Duration = Duration::from_secs(5);
 
 fn main() -> Result<(), LabError> {
-    println!(
-        "{:>8} {:>8} {:>12} {:>10} {:>10}  congestion",
-        "Mbit/s", "RTT ms", "goodput", "median", "p99"
-    );
-    for (rate_mbit, rtt_ms) in [
-        (None, 0.0),
-        (Some(1000.0), 0.2),
-        (Some(1000.0), 10.0),
-        (Some(100.0), 10.0),
-        (Some(20.0), 20.0),
-        (Some(5.0), 50.0),
+    println!("Mbit/s   RTT ms   loss  congestion    goodput  RTT median     p99");
+    for (rate_mbit, rtt_ms, loss, congestion) in [
+        (None, 0.0, 0.0, "bbr"),
+        (Some(1000.0), 0.2, 0.0, "bbr"),
+        (Some(1000.0), 0.2, 0.0, "reno"),
+        (Some(1000.0), 10.0, 0.0, "bbr"),
+        (Some(100.0), 10.0, 0.0, "bbr"),
+        (Some(50.0), 40.0, 0.01, "bbr"),
+        (Some(50.0), 40.0, 0.01, "reno"),
+        (Some(20.0), 20.0, 0.0, "bbr"),
+        (Some(5.0), 50.0, 0.0, "bbr"),
     ] {
         let lab = Lab::new()?;
         let link = Link {
             rate_mbit,
             delay_ms: rtt_ms / 2.0,
+            loss,
             ..Link::local()
         };
         let (near, far) = (lab.host("near", Link::local())?, lab.host("far", link)?);
+        for host in [&near, &far] {
+            host.set_sysctl("net.ipv4.tcp_congestion_control", congestion)?;
+        }
         let mut rtts_ms = rtts_ms(&near, &far);
         rtts_ms.sort_by(f64::total_cmp);
         println!(
-            "{:>8} {rtt_ms:>8} {:>12.1} {:>10.2} {:>10.2}  {}",
+            "{:>6} {rtt_ms:>8} {loss:>6} {congestion:>11} {:>10.1} {:>11.2} {:>7.2}",
             rate_mbit.map_or("any".into(), |rate| rate.to_string()),
             goodput_mbit(&near, &far),
             rtts_ms[rtts_ms.len() / 2],
             rtts_ms[rtts_ms.len() * 99 / 100],
-            near.sysctl("net.ipv4.tcp_congestion_control")?,
         );
-    if std::env::var("GRAIN").is_ok() { near.command("sh").args(["-c", "ip -s link show eth0 | tail -1; nstat -az 2>/dev/null | grep -i retranss; cat /proc/loadavg"]).status().unwrap(); }
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! A host: a network namespace with one interface, `eth0`, whose other end the relay holds.
 
-use crate::relay::{Relay, Switch};
+use crate::relay::{FRAMES_WAITING_MAX, Relay, Switch};
 use crate::syscalls::{start_within, tap};
 use crate::{LabError, Link, Result};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -70,7 +70,10 @@ impl Host {
             .stderr(Stdio::piped())
             .spawn()?;
         let lines = format!(
-            "link set lo up\nlink set eth0 up\naddress add {}/24 dev eth0\n",
+            "link set lo up
+link set eth0 txqueuelen {FRAMES_WAITING_MAX} up
+address add {}/24 dev eth0
+",
             self.address
         );
         let written = ip.stdin.take().map(|mut stdin| stdin.write_all(lines.as_bytes()));
@@ -108,7 +111,7 @@ impl Host {
         entered.map_err(|source| self.failed("enter it", source))
     }
 
-    /// Has its link be like this from now on. What is under way is not touched.
+    /// Has its link be like this from now on. What was sent before goes on as before.
     pub fn set_link(&self, link: Link) -> Result<()> {
         link.check()?;
         self.change("change its link", move |switch, port| switch.set_link(port, link))

@@ -14,7 +14,7 @@ pub struct Link {
     pub delay_ms: f64,
     /// How much longer it may take, at random. Frames stay in their order.
     pub jitter_ms: f64,
-    /// The share of frames that is lost, 0 to 1, at random.
+    /// The share of frames that is lost, 0 to 1, at random (the same numbers in each lab).
     pub loss: f64,
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct Pipe {
     pub link: Link,
     chance: Chance,
     /// When the wire is done with all that was put on it.
-    wire_free_at: Instant,
+    wire_free_at: Option<Instant>,
     under_way: VecDeque<(Instant, Frame)>,
 }
 
@@ -27,18 +27,18 @@ impl Pipe {
         Self {
             link,
             chance: Chance(seed),
-            wire_free_at: Instant::now(),
+            wire_free_at: None,
             under_way: VecDeque::new(),
         }
     }
 
     pub fn put(&mut self, frame: Frame, now: Instant) {
-        let begin = self.wire_free_at.max(now);
+        let begin = self.wire_free_at.map_or(now, |free_at| free_at.max(now));
         let end = begin + self.link.wire_time(frame.len());
         if end - now > self.link.wait_max() && begin > now {
             return;
         }
-        self.wire_free_at = end;
+        self.wire_free_at = Some(end);
         if self.chance.next() < self.link.loss {
             return;
         }

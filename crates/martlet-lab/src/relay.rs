@@ -24,6 +24,8 @@ use std::time::Instant;
 const FRAME_BYTES_MAX: usize = 64 << 10;
 /// So many frames are read of a port before others have their turn.
 const FRAMES_AT_ONCE: usize = 64;
+/// So many wait for us in a host, at most: enough that a busy machine loses nothing that the link does not.
+pub(crate) const FRAMES_WAITING_MAX: usize = 5000;
 
 type Mac = [u8; 6];
 type Order = Box<dyn FnOnce(&mut Switch) + Send>;
@@ -52,7 +54,7 @@ impl Relay {
         })
     }
 
-    /// Changes the switch between two frames. It has happened when this returns.
+    /// Changes the switch, after what hosts have sent before. It has happened when this returns.
     pub fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&mut Switch) -> T + Send + 'static,
@@ -82,24 +84,33 @@ impl Drop for Relay {
 fn run(orders: &Receiver<Order>, wake: &EventFd) {
     let _ = set_timerslack(1); // without it frames are some 50 µs later
     let _ = prefer_this_thread(); // without it they are later on a busy machine
-    let mut switch = Switch::default();
+    let mut switch = Switch {
+        buffer: vec![0; FRAME_BYTES_MAX],
+        ports: Vec::new(),
+        behind: HashMap::new(),
+    };
     loop {
         switch.wait(wake);
         let _ = wake.read(); // nothing to read: it was frames or time
         loop {
             match orders.try_recv() {
-                Ok(order) => order(&mut switch),
+                Ok(order) => {
+                    switch.read(FRAMES_WAITING_MAX);
+                    switch.carry();
+                    order(&mut switch);
+                }
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             }
         }
+        switch.read(FRAMES_AT_ONCE);
         switch.carry();
     }
 }
 
 /// Ports, and who is behind which.
-#[derive(Default)]
 pub(crate) struct Switch {
+    buffer: Vec<u8>,
     ports: Vec<Port>,
     behind: HashMap<Mac, usize>,
 }
@@ -143,8 +154,7 @@ impl Switch {
         let timeout = pipes
             .filter_map(Pipe::next_at)
             .min()
-            .map(|at| at.saturating_duration_since(Instant::now()))
-            .map(|wait| TimeSpec::from_duration(if wait.is_zero() { wait } else { wait.max(std::time::Duration::from_micros(GRAIN())) }));
+            .map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
         let fds = self.ports.iter().map(|port| port.tap.as_fd());
         let mut fds: Vec<PollFd> = fds
             .chain([wake.as_fd()])
@@ -156,19 +166,23 @@ impl Switch {
         }
     }
 
-    /// Carries everything as far as it has come by now.
-    fn carry(&mut self) {
-        let mut buffer = [0; FRAME_BYTES_MAX];
+    /// Takes what hosts have sent, so many frames of each at most.
+    fn read(&mut self, frames_max: usize) {
         for port in &mut self.ports {
-            for _ in 0..FRAMES_AT_ONCE {
-                let Ok(len) = port.tap.read(&mut buffer) else {
+            let now = Instant::now();
+            for _ in 0..frames_max {
+                let Ok(len) = port.tap.read(&mut self.buffer) else {
                     break; // no more, or the host has set its interface down
                 };
                 if !port.is_cut {
-                    port.up.put(buffer[..len].into(), Instant::now());
+                    port.up.put(self.buffer[..len].into(), now);
                 }
             }
         }
+    }
+
+    /// Carries everything as far as it has come by now.
+    fn carry(&mut self) {
         let now = Instant::now();
         for from in 0..self.ports.len() {
             while let Some((at, frame)) = self.ports[from].up.take(now) {
@@ -209,5 +223,3 @@ impl Port {
         }
     }
 }
-
-#[allow(non_snake_case)] fn GRAIN() -> u64 { static G: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| std::env::var("GRAIN").map_or(50, |g| g.parse().unwrap())); *G }
