@@ -19,11 +19,12 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Every host has a network of its own and nothing else: files, processes and the clock are those of the machine. Hosts of
-//! one lab reach each other and nothing beyond it; two labs have nothing in common.
+//! Every host has a network of its own (and with it abstract Unix sockets) and nothing else: files, processes and the clock
+//! are those of the machine. Hosts of one lab reach each other, by all that goes over Ethernet, and nothing beyond it; two
+//! labs have nothing in common.
 //!
 //! **Congestion control** is what the machine uses by default, which says much about a link that loses something: at 40 ms
-//! and 1 % loss bbr gets nearly all of 50 Mbit/s, reno 3. [`Host::set_sysctl`] of `net.ipv4.tcp_congestion_control`
+//! and 1 % loss bbr gets 46 of 50 Mbit/s, reno 3.5 (`examples/figures.rs`). [`Host::set_sysctl`] of `net.ipv4.tcp_congestion_control`
 //! chooses another, of those that `net.ipv4.tcp_allowed_congestion_control` has.
 //!
 //! **Nothing is left behind**: all that there is hangs on descriptors of this process, and goes with the last of the lab

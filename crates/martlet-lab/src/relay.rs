@@ -116,7 +116,8 @@ pub(crate) struct Switch {
 }
 
 struct Port {
-    tap: File,
+    /// None once the host has deleted its interface.
+    tap: Option<File>,
     up: Pipe,
     down: Pipe,
     is_cut: bool,
@@ -128,7 +129,7 @@ impl Switch {
         let number = self.ports.len();
         let seed = 2 * number as u64;
         self.ports.push(Port {
-            tap,
+            tap: Some(tap),
             up: Pipe::new(link, seed),
             down: Pipe::new(link, seed + 1),
             is_cut: false,
@@ -155,8 +156,9 @@ impl Switch {
             .filter_map(Pipe::next_at)
             .min()
             .map(|at| TimeSpec::from_duration(at.saturating_duration_since(Instant::now())));
-        let fds = self.ports.iter().map(|port| port.tap.as_fd());
-        let mut fds: Vec<PollFd> = fds
+        let taps = self.ports.iter().filter_map(|port| port.tap.as_ref());
+        let mut fds: Vec<PollFd> = taps
+            .map(File::as_fd)
             .chain([wake.as_fd()])
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
@@ -171,11 +173,11 @@ impl Switch {
         for port in &mut self.ports {
             let now = Instant::now();
             for _ in 0..frames_max {
-                let Ok(len) = port.tap.read(&mut self.buffer) else {
-                    break; // no more, or the host has set its interface down
-                };
-                if !port.is_cut {
-                    port.up.put(self.buffer[..len].into(), now);
+                match port.tap.as_ref().map(|mut tap| tap.read(&mut self.buffer)) {
+                    Some(Ok(_)) if port.is_cut => {}
+                    Some(Ok(len)) => port.up.put(self.buffer[..len].into(), now),
+                    Some(Err(error)) if error.raw_os_error() == Some(libc::EBADFD) => port.tap = None,
+                    Some(Err(_)) | None => break, // no more
                 }
             }
         }
@@ -191,7 +193,9 @@ impl Switch {
         }
         for port in &mut self.ports {
             while let Some((_, frame)) = port.down.take(now) {
-                let _ = port.tap.write(&frame); // a host that takes nothing now has lost it
+                if let Some(tap) = &mut port.tap {
+                    let _ = tap.write(&frame); // a host that takes nothing now has lost it
+                }
             }
         }
     }

@@ -206,6 +206,19 @@ fn a_cut_link_is_silent_and_a_mended_one_goes_on() {
 }
 
 #[test]
+fn a_host_that_deletes_its_interface_harms_nobody() {
+    let lab = Lab::new().unwrap();
+    let [odd, near, far] = ["odd", "near", "far"].map(|name| lab.host(name, Link::local()).unwrap());
+    let mut echo = echo(&near, &far);
+    ask(&mut echo, 1);
+    let deleted = odd.command("ip").args(["link", "delete", "eth0"]).status();
+    assert!(deleted.unwrap().success());
+    ask(&mut echo, 2);
+    odd.set_link(Link::local()).unwrap();
+    ask(&mut echo, 3);
+}
+
+#[test]
 fn labs_do_not_meet() {
     let labs: Vec<(Host, Host)> = (0..3).map(|_| lab_of_two(Link::local())).collect();
     let listeners: Vec<TcpListener> = labs
