@@ -1,0 +1,35 @@
+//! A lab: a switch that hosts are plugged into.
+
+use crate::host::{self, Host};
+use crate::relay::Relay;
+use crate::{LabError, Link, Result};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// See the crate's documentation.
+pub struct Lab {
+    relay: Arc<Relay>,
+}
+
+impl Lab {
+    /// A lab without hosts. An error if this machine cannot have one: it says what lacks.
+    pub fn new() -> Result<Self> {
+        let lacking = |what| move |source| LabError::Lacking { what, source };
+        Command::new("ip")
+            .arg("-V")
+            .stdout(Stdio::null())
+            .status()
+            .map_err(lacking("`ip` (package iproute2)"))?;
+        host::namespace()?;
+        let relay = Relay::start().map_err(lacking("one more thread"))?;
+        Ok(Self {
+            relay: Arc::new(relay),
+        })
+    }
+
+    /// Plugs a new host in, which is up when this returns: 10.77.0.1 is the first. It stays as long as the lab or any host
+    /// of it does.
+    pub fn host(&self, name: &str, link: Link) -> Result<Host> {
+        Host::new(self.relay.clone(), name, link)
+    }
+}
