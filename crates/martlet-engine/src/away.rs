@@ -1,10 +1,13 @@
 //! Snapshots of which not all is here yet: what is read comes when it is read, and the rest behind.
 //!
 //! ```text
-//!   fetched ──► away ──── a read ────► the place ──► read, and stored soon after
-//!                │ └───── the rest, in small pieces, while no read waits ──► stored
-//!                └──────► all of it is here: forgotten
+//!   fetched ──► away ──┬── a read ──────────────────────────────────► coming ──► arrived ──► stored ──► here
+//!                      ├── what earlier runs read first ──────────────►   ▲
+//!                      └── the rest, while no read waits ─────────────►───┘
+//!                all of it is here: forgotten
 //! ```
+//!
+//! A frame comes once: who reads it while it is coming waits for it.
 //!
 //! A read waits while its place cannot be reached, and fails when that takes too long or the place does not have what it
 //! promised: a machine stalls before it breaks.
@@ -17,7 +20,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// A read waits no longer than this for a place that cannot be reached.
@@ -28,11 +31,11 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const STORE_AFTER: Duration = Duration::from_millis(200);
 /// No more than this waits to be stored; what comes beyond is had again.
 const ARRIVALS_BYTES: usize = 64 << 20;
-/// The rest comes in pieces that take about this long, so that a read does not wait long behind one.
-const PIECE: Duration = Duration::from_millis(100);
+/// What is not read yet comes in pieces that take about this long, so that a read does not wait long behind one.
+const PIECE: Duration = Duration::from_millis(150);
 const PIECE_FRAMES_MAX: usize = 64;
-/// The rest is committed after so many bytes.
-const COMMIT_BYTES: usize = 16 << 20;
+/// Pieces that are under way at the same time: while one is asked for, another comes.
+const PIECES: usize = 2;
 
 /// A place that has frames.
 ///
@@ -62,17 +65,37 @@ pub struct Away {
     stopping: AtomicBool,
 }
 
-/// What has been read and is not stored yet.
+/// What has been asked for and is not stored yet.
 #[derive(Debug, Default)]
 struct Arrivals {
+    coming: HashSet<FrameId>,
+    /// Verified.
     frames: HashMap<FrameId, Stored>,
     size_bytes: usize,
+}
+
+/// Frames that somebody has asked for; whatever becomes of them, nobody waits for them in vain.
+struct Coming<'a> {
+    away: &'a Away,
+    frames: Vec<FrameId>,
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        let mut arrivals = lock(&self.away.arrivals);
+        for frame in &self.frames {
+            arrivals.coming.remove(frame);
+        }
+        drop(arrivals);
+        self.away.arrived.notify_all();
+    }
 }
 
 /// A snapshot of which not all is here.
 struct Distant {
     id: SnapshotId,
     frames: HashSet<FrameId>,
+    eager: bool,
     place: Mutex<Option<Arc<dyn Place>>>,
     open: Open,
     is_forgotten: AtomicBool,
@@ -134,7 +157,14 @@ impl Away {
     }
 
     /// Promises the frames of a snapshot, whose manifests are here.
-    pub fn promise(&self, id: SnapshotId, record: &SnapshotRecord, open: Open) -> Result<(), StoreError> {
+    /// With `eager`, they are worth getting before they are read.
+    pub fn promise(
+        &self,
+        id: SnapshotId,
+        record: &SnapshotRecord,
+        eager: bool,
+        open: Open,
+    ) -> Result<(), StoreError> {
         let mut frames = HashSet::new();
         for manifest in record.manifests() {
             frames.extend(self.store.manifest(&manifest)?.frames());
@@ -142,6 +172,7 @@ impl Away {
         let distant = Distant {
             id,
             frames,
+            eager,
             place: Mutex::default(),
             open,
             is_forgotten: AtomicBool::new(false),
@@ -160,6 +191,13 @@ impl Away {
         if let Some(distant) = lock(&self.snapshots).remove(id) {
             distant.is_forgotten.store(true, SeqCst);
         }
+    }
+
+    /// Are the frames of a snapshot to come only when they are read?
+    pub fn is_on_demand(&self, id: &SnapshotId) -> bool {
+        lock(&self.snapshots)
+            .get(id)
+            .is_some_and(|distant| !distant.eager)
     }
 
     /// Snapshots of which not all is here.
@@ -222,6 +260,8 @@ impl Away {
                 arrivals.size_bytes -= stored.bytes.len();
             }
         }
+        drop(arrivals);
+        self.arrived.notify_all();
     }
 
     fn put(&self, frames: &[Stored]) -> Result<(), StoreError> {
@@ -271,54 +311,81 @@ impl Away {
         Ok(())
     }
 
-    /// Gets what is missing of a snapshot, until nothing is. Tells whether that was reached; not if it was stopped or the
-    /// snapshot forgotten.
-    pub fn complete(&self, id: &SnapshotId, progress: &mut dyn FnMut(u64, u64)) -> Result<bool, StoreError> {
+    /// Gets what is missing of a snapshot, until nothing is: these frames first. Tells whether that was reached; not if it
+    /// was stopped or the snapshot forgotten.
+    pub fn complete(&self, id: &SnapshotId, first: Vec<FrameId>) -> Result<bool, StoreError> {
         let Some(distant) = lock(&self.snapshots).get(id).cloned() else {
             return Ok(true);
         };
-        let mut missing = self.in_order(&distant)?;
-        let all = missing.len() as u64;
-        let (mut retry, mut piece_frames) = (RETRY, 4);
-        let mut batch = self.store.begin()?;
-        let mut batch_bytes = 0;
-        while !missing.is_empty() {
-            progress(all - missing.len() as u64, all);
-            if distant.is_forgotten.load(SeqCst) {
+        let mut order = self.in_order(&distant)?;
+        let missing: HashSet<FrameId> = order.iter().copied().collect();
+        let first = first.into_iter().rev().filter(|frame| missing.contains(frame));
+        let queue = Mutex::new(Queue {
+            first: first.collect(),
+            rest: std::mem::take(&mut order),
+        });
+        let ends: Vec<Result<bool, StoreError>> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..PIECES)
+                .map(|_| scope.spawn(|| self.work_off(&distant, &queue)))
+                .collect();
+            let ends = workers.into_iter().map(|worker| worker.join());
+            ends.map(|end| {
+                end.unwrap_or_else(|_| Err(StoreError::Invalid("a thread that gets frames broke".into())))
+            })
+            .collect()
+        });
+        for end in ends {
+            if !end? {
                 return Ok(false);
             }
-            while self.reads.load(SeqCst) > 0 {
+        }
+        while !self.missing(&distant)?.is_empty() {
+            // Arrived, and about to be stored.
+            if distant.is_forgotten.load(SeqCst) || self.pause(STORE_AFTER).is_err() {
+                return Ok(false);
+            }
+            if lock(&self.arrivals).frames.is_empty() {
+                break;
+            }
+        }
+        Ok(self.missing(&distant)?.is_empty())
+    }
+
+    /// Gets pieces until there are none. Not to the end if it is to stop.
+    fn work_off(&self, distant: &Distant, queue: &Mutex<Queue>) -> Result<bool, StoreError> {
+        let (mut retry, mut piece_frames) = (RETRY, 4);
+        loop {
+            let (piece, is_first) = lock(queue).take(piece_frames);
+            if piece.is_empty() {
+                return Ok(true);
+            }
+            while !is_first && self.reads.load(SeqCst) > 0 {
                 if self.pause(Duration::from_millis(5)).is_err() {
                     return Ok(false);
                 }
             }
-            let piece: Vec<FrameId> = missing.split_off(missing.len().saturating_sub(piece_frames));
-            let keys: Vec<Key> = piece.iter().map(frame_key).collect();
-            let lacking: Vec<FrameId> = self
-                .store
-                .lacks(&keys)?
-                .iter()
-                .map(|key| FrameId(key.id))
-                .collect();
-            if lacking.is_empty() {
+            if distant.is_forgotten.load(SeqCst) || self.stopping.load(SeqCst) {
+                return Ok(false);
+            }
+            let coming = self.coming(&piece)?;
+            if coming.frames.is_empty() {
                 continue;
             }
             let started = Instant::now();
-            let mut piece_bytes = 0;
             let got = distant.opened().and_then(|place| {
-                place.frames(&lacking, &mut |stored| {
-                    piece_bytes += stored.bytes.len();
-                    Ok(batch.put_stored(&stored)?)
+                place.frames(&coming.frames, &mut |stored| {
+                    distant.rest_bytes.fetch_add(stored.bytes.len() as u64, Relaxed);
+                    self.wait_for_room();
+                    Ok(self.arrive(stored)?)
                 })
             });
-            distant.rest_bytes.fetch_add(piece_bytes as u64, Relaxed);
-            batch_bytes += piece_bytes;
             match got {
                 Ok(()) => retry = RETRY,
                 Err(error) if worth_waiting(&error) => {
-                    tracing::warn!(%error, snapshot = %id, "the rest of a snapshot waits");
+                    tracing::warn!(%error, snapshot = %distant.id, "the rest of a snapshot waits");
                     lock(&distant.place).take();
-                    missing.extend(lacking);
+                    lock(queue).rest.extend(&coming.frames);
+                    drop(coming);
                     if self.pause(retry).is_err() {
                         return Ok(false);
                     }
@@ -332,14 +399,45 @@ impl Away {
                 true => (piece_frames * 2).min(PIECE_FRAMES_MAX),
                 false => (piece_frames / 2).max(1),
             };
-            if batch_bytes >= COMMIT_BYTES {
-                std::mem::replace(&mut batch, self.store.begin()?).commit(&[])?;
-                batch_bytes = 0;
-            }
         }
-        batch.commit(&[])?;
-        progress(all, all);
-        Ok(self.missing(&distant)?.is_empty())
+    }
+
+    /// Those of these frames that are neither here nor coming; they are from now on.
+    fn coming(&self, frames: &[FrameId]) -> Result<Coming<'_>, StoreError> {
+        let keys: Vec<Key> = frames.iter().map(frame_key).collect();
+        let lacking: HashSet<[u8; 32]> = self.store.lacks(&keys)?.iter().map(|key| key.id).collect();
+        let mut arrivals = lock(&self.arrivals);
+        let frames = frames.iter().copied().filter(|frame| lacking.contains(&frame.0));
+        let frames = frames.filter(|frame| !arrivals.frames.contains_key(frame));
+        let frames: Vec<FrameId> = frames.collect();
+        let frames = frames
+            .into_iter()
+            .filter(|frame| arrivals.coming.insert(*frame))
+            .collect();
+        Ok(Coming { away: self, frames })
+    }
+
+    /// A frame is here, as soon as its content is found to be what its id says.
+    fn arrive(&self, stored: Stored) -> Result<(), StoreError> {
+        stored.content()?;
+        let mut arrivals = lock(&self.arrivals);
+        let frame = FrameId(stored.key.id);
+        arrivals.coming.remove(&frame);
+        let size_bytes = stored.bytes.len();
+        if arrivals.frames.insert(frame, stored).is_none() {
+            arrivals.size_bytes += size_bytes;
+        }
+        drop(arrivals);
+        self.arrived.notify_all();
+        Ok(())
+    }
+
+    /// What is not read yet does not come faster than it can be stored.
+    fn wait_for_room(&self) {
+        let arrivals = lock(&self.arrivals);
+        drop(self.arrived.wait_while(arrivals, |arrivals| {
+            arrivals.size_bytes >= ARRIVALS_BYTES && !self.stopping.load(SeqCst)
+        }));
     }
 
     /// What is missing, the last first: as it lies in the images.
@@ -377,24 +475,71 @@ impl Elsewhere for Away {
     }
 
     fn fetch(&self, frame: &FrameId) -> Result<Stored, StoreError> {
-        if let Some(stored) = lock(&self.arrivals).frames.get(frame) {
-            return Ok(stored.clone());
-        }
-        let distant = self
-            .holder(frame)
-            .ok_or_else(|| StoreError::NotFound(frame_key(frame).to_string()))?;
-        self.reads.fetch_add(1, SeqCst);
+        let key = frame_key(frame);
+        let missing = || StoreError::NotFound(key.to_string());
+        let distant = self.holder(frame).ok_or_else(missing)?;
         let started = Instant::now();
-        let fetched = self.fetch_from(&distant, frame);
-        self.reads.fetch_sub(1, SeqCst);
-        let stored = fetched?;
-        distant.count(started.elapsed(), stored.bytes.len());
-        let mut arrivals = lock(&self.arrivals);
-        if arrivals.size_bytes < ARRIVALS_BYTES && arrivals.frames.insert(*frame, stored.clone()).is_none() {
-            arrivals.size_bytes += stored.bytes.len();
-            self.arrived.notify_all();
+        let _reading = Reading::new(&self.reads);
+        let coming = {
+            let mut arrivals = lock(&self.arrivals);
+            loop {
+                if let Some(stored) = arrivals.frames.get(frame) {
+                    distant.count(started.elapsed(), stored.bytes.len());
+                    return Ok(stored.clone());
+                }
+                if arrivals.coming.insert(*frame) {
+                    break Coming {
+                        away: self,
+                        frames: vec![*frame],
+                    };
+                }
+                let waited = self.arrived.wait_timeout(arrivals, Duration::from_secs(1));
+                arrivals = waited.unwrap_or_else(PoisonError::into_inner).0;
+                if self.stopping.load(SeqCst) {
+                    return Err(failed(frame, "the daemon is ending".to_owned()));
+                }
+            }
+        };
+        // It may have come and been stored since the store was asked.
+        if self.store.lacks(&[key])?.is_empty() {
+            return self.store.stored(&key);
         }
+        let stored = self.fetch_from(&distant, frame)?;
+        distant.count(started.elapsed(), stored.bytes.len());
+        self.arrive(stored.clone())?;
+        drop(coming);
         Ok(stored)
+    }
+}
+
+/// A read that waits.
+struct Reading<'a>(&'a AtomicUsize);
+
+impl<'a> Reading<'a> {
+    fn new(reads: &'a AtomicUsize) -> Self {
+        reads.fetch_add(1, SeqCst);
+        Self(reads)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// Frames to get without being read; of each the last is the next.
+struct Queue {
+    first: Vec<FrameId>,
+    rest: Vec<FrameId>,
+}
+
+impl Queue {
+    /// The next piece, and whether it is of the first.
+    fn take(&mut self, frames: usize) -> (Vec<FrameId>, bool) {
+        let is_first = !self.first.is_empty();
+        let from = if is_first { &mut self.first } else { &mut self.rest };
+        (from.split_off(from.len().saturating_sub(frames)), is_first)
     }
 }
 

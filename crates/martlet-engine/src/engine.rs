@@ -337,9 +337,16 @@ impl Engine {
         machine.set_pins(pins);
     }
 
-    /// The pages that earlier runs of a snapshot touched, in order.
+    /// The pages that earlier runs of a snapshot touched here, in order; for its first run here, those that the run touched
+    /// which it was taken of.
     pub(crate) fn trace(&self, snapshot: &SnapshotId) -> Option<Trace> {
-        let bytes = self.state.trace(&snapshot.to_string()).ok().flatten()?;
+        let bytes = match self.state.trace(&snapshot.to_string()).ok().flatten() {
+            Some(bytes) => bytes,
+            None => {
+                let memory = self.store.snapshot(snapshot).ok()?.memory?;
+                self.store.blob(&memory.trace?).ok()?
+            }
+        };
         Trace::decode(&bytes).ok()
     }
 

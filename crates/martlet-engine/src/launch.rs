@@ -468,6 +468,9 @@ impl Engine {
         let From::Snapshot(id, _) = &launch.from else {
             return None;
         };
+        if self.away.is_on_demand(id) {
+            return None;
+        }
         let trace = self.trace(id)?;
         Prefetcher::start(memory.image.clone(), trace, PREFETCH_BYTES).ok()
     }

@@ -53,6 +53,12 @@ impl Engine {
             .told_as(full)?;
         let disk_manifest = batch.put_manifest(&disk.manifest, parent_disk).told_as(full)?;
         let descriptor = batch.put_blob(&captured.descriptor).told_as(full)?;
+        // What this run read first is what the next one will want first, wherever that is.
+        let touched = self.touched(live);
+        let trace = match touched.pages().is_empty() {
+            true => None,
+            false => Some(batch.put_blob(&touched.encode()).told_as(full)?),
+        };
         let base = self.store.snapshot(&record.disk_base).told()?;
         let snapshot = SnapshotRecord {
             machine: record.name.clone(),
@@ -64,7 +70,7 @@ impl Engine {
                 manifest: memory_manifest,
                 size_bytes: record.config.memory_bytes,
                 descriptor,
-                trace: None,
+                trace,
                 free_pages: memory.unstored_pages,
             }),
             disks: vec![DiskRecord {

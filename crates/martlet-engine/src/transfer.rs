@@ -13,11 +13,11 @@ use martlet_api::{
     AwaySnapshot, FetchRequest, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, PullRequest,
     PushRequest, TransferReport,
 };
-use martlet_image::{SnapshotId, SnapshotRecord};
+use martlet_image::{FrameId, PageLocation, SnapshotId, SnapshotRecord};
 use martlet_source::{Ref, SourceError};
 use martlet_store::RefName;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -229,7 +229,7 @@ impl Engine {
         listed: &Listed,
     ) -> Result<(), Problem> {
         let engine = Arc::downgrade(self);
-        let listed = listed.clone();
+        let (listed, eager) = (listed.clone(), listed.rest);
         let open: Open = Box::new(move || {
             let gone = |reason: String| SourceError::Unavailable {
                 place: listed.remote.clone(),
@@ -245,15 +245,16 @@ impl Engine {
             remote.learn(&found)?;
             Ok(Arc::new(remote) as Arc<dyn Place>)
         });
-        self.away.promise(id, record, open).told()
+        self.away.promise(id, record, eager, open).told()
     }
 
     /// Has the rest of a snapshot come, while nobody reads it.
     fn bring_rest(self: &Arc<Self>, id: SnapshotId) {
         let (engine, away) = (Arc::downgrade(self), self.away.clone());
+        let first = self.read_first(&id).unwrap_or_default(); // without, it comes all the same
         let bring = move || {
             loop {
-                match away.complete(&id, &mut |_, _| ()) {
+                match away.complete(&id, first.clone()) {
                     Ok(false) => return,
                     Ok(true) => match engine.upgrade().map(|engine| engine.all_here(&id)) {
                         Some(Err(problem)) => tracing::warn!(%problem, snapshot = %id, "all of it is here"),
@@ -269,6 +270,22 @@ impl Engine {
         if let Err(error) = std::thread::Builder::new().name("rest".into()).spawn(bring) {
             tracing::warn!(%error, snapshot = %id, "its rest comes only as it is read");
         }
+    }
+
+    /// Frames that earlier runs read first, in that order.
+    fn read_first(&self, id: &SnapshotId) -> Option<Vec<FrameId>> {
+        let trace = self.trace(id)?;
+        let memory = self.store.snapshot(id).ok()?.memory?;
+        let manifest = self.store.manifest(&memory.manifest).ok()?;
+        let mut seen = HashSet::new();
+        let frames = trace
+            .pages()
+            .iter()
+            .filter_map(|page| match manifest.locate(u64::from(*page)) {
+                PageLocation::Frame { frame, .. } => Some(frame),
+                PageLocation::Zero => None,
+            });
+        Some(frames.filter(|frame| seen.insert(*frame)).collect())
     }
 
     /// All of a snapshot is here, if it was away.

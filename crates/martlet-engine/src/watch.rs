@@ -72,25 +72,24 @@ impl Engine {
     /// Adds what a run touched to the trace of the snapshot it started from.
     pub(crate) fn keep_trace(&self, live: &Live) {
         let Some(id) = live.memory.snapshot() else { return };
-        let mut pages = self
-            .trace(&id)
-            .map(|trace| trace.pages().to_vec())
-            .unwrap_or_default();
-        let known: HashSet<u32> = pages.iter().copied().collect();
-        pages.extend(
-            live.memory
-                .image
-                .trace()
-                .pages()
-                .iter()
-                .filter(|page| !known.contains(page)),
-        );
-        pages.truncate(TRACE_PAGES);
-        if pages.len() > known.len()
-            && let Err(error) = self.state.put_trace(&id.to_string(), &Trace::new(pages).encode())
+        let known = self.trace(&id).map_or(0, |trace| trace.pages().len());
+        let trace = self.touched(live);
+        if trace.pages().len() > known
+            && let Err(error) = self.state.put_trace(&id.to_string(), &trace.encode())
         {
             tracing::warn!(%error, "a trace was not kept");
         }
+    }
+
+    /// What earlier runs of a run's snapshot touched, and then it.
+    pub(crate) fn touched(&self, live: &Live) -> Trace {
+        let known = live.memory.below().and_then(|id| self.trace(&id));
+        let mut pages = known.map(|trace| trace.pages().to_vec()).unwrap_or_default();
+        let known: HashSet<u32> = pages.iter().copied().collect();
+        let run = live.memory.image.trace();
+        pages.extend(run.pages().iter().filter(|page| !known.contains(page)));
+        pages.truncate(TRACE_PAGES);
+        Trace::new(pages)
     }
 
     fn trim_logs(&self, machine: &Machine) {
