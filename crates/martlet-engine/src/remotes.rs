@@ -114,9 +114,9 @@ impl Engine {
     }
 
     fn remote(&self, name: &str) -> Result<Remote, Problem> {
-        let host = nix::unistd::gethostname().unwrap_or_default();
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let remote = Remote::new(self.known_remote(name)?.objects()?, self.realm()?);
-        Ok(remote.with_host(host.to_string_lossy()))
+        Ok(remote.with_host(host.trim()))
     }
 
     /// The realm of what leaves this host, made when something first does.

@@ -280,7 +280,13 @@ fn beginnings(host: &Host) -> Vec<Memory> {
     let killed = Interrupted::at(&waiting, 7, || true);
     host.push(&remote(killed), 0, "web:1").unwrap_err();
     assert_eq!(collect(&at(&waiting)).unwrap().waiting_for.len(), 1);
-    vec![garbage, half, waiting]
+    // One was killed when it had removed an index, and not its pack.
+    let removing = (0..).find_map(|requests| {
+        let memory = garbage.fork();
+        collect(&remote(Interrupted::at(&memory, requests, || true))).unwrap_err();
+        (memory.count(Room::Indexes) < memory.count(Room::Packs)).then_some(memory)
+    });
+    vec![garbage, half, waiting, removing.unwrap()]
 }
 
 #[test]
@@ -377,4 +383,93 @@ fn a_late_collector_removes_nothing_that_came_after() {
             }
         }
     }
+}
+
+#[test]
+fn versions_are_kept_as_long_as_is_asked_for() {
+    let host = Host::new();
+    let memory = Memory::default();
+    let web = name("web:1");
+    host.push(&at(&memory), 0, "web:1").unwrap();
+    host.push(&at(&memory), 1, "web:1").unwrap();
+    let gc_of = |keep_versions, dry_run| {
+        let mut told = Vec::new();
+        let options = GcOptions {
+            keep_versions,
+            dry_run,
+        };
+        let report = gc(&at(&memory), options, &mut |done, total| told.push((done, total))).unwrap();
+        assert!(
+            told.is_sorted()
+                && (told.is_empty() || dry_run || told.last() == Some(&(report.packs, report.packs)))
+        );
+        report
+    };
+    let bytes = |rooms: &[Room]| -> u64 {
+        let entries = rooms.iter().flat_map(|room| memory.list(*room).unwrap());
+        entries.map(|entry| entry.size_bytes).sum()
+    };
+    let all_bytes = bytes(&[Room::Packs, Room::Indexes]);
+    for dry_run in [true, false] {
+        let report = gc_of(2, dry_run);
+        assert_eq!((report.packs, report.kept_packs), (0, 2));
+        assert_eq!((report.freed_bytes, report.kept_bytes), (0, all_bytes));
+    }
+    // The second one needs something of the first one's pack.
+    assert_eq!(gc_of(1, true).packs, 0);
+    at(&memory).remove_ref(&web).unwrap();
+    host.push(&at(&memory), 1, "web:1").unwrap();
+    assert_eq!(at(&memory).find_ref(&web).unwrap().unwrap().version, 4);
+    at(&memory).remove_ref(&web).unwrap();
+    assert_eq!(at(&memory).find_ref(&web).unwrap(), None);
+    assert!(at(&memory).refs().unwrap().is_empty());
+    let error = at(&memory).remove_ref(&web).unwrap_err();
+    assert!(matches!(error, SourceError::NoSnapshot { .. }), "{error}");
+    // What was removed is not kept, however many versions are.
+    let report = gc_of(9, true);
+    assert_eq!(
+        (report.packs, report.freed_bytes, memory.count(Room::Packs)),
+        (2, all_bytes, 2)
+    );
+    let report = gc_of(9, false);
+    assert_eq!(
+        (report.packs, report.freed_bytes, memory.count(Room::Packs)),
+        (2, all_bytes, 0)
+    );
+    assert_eq!((report.kept_packs, report.kept_bytes), (0, 0));
+
+    let history = at(&memory).history(&web).unwrap();
+    let seen: Vec<_> = history
+        .iter()
+        .map(|found| (found.version, found.is_removal()))
+        .collect();
+    assert_eq!(seen, [(5, true), (4, false), (3, true), (2, false), (1, false)]);
+    assert_eq!(
+        (history[1].snapshot, history[4].snapshot),
+        (host.snapshots[1], host.snapshots[0])
+    );
+    assert!(
+        history
+            .iter()
+            .all(|found| found.by.host == "here" && found.by.unix_s > 0)
+    );
+    assert_eq!(at(&memory).history(&name("web:2")).unwrap(), []);
+}
+
+#[test]
+fn a_ref_whose_packs_are_gone_is_made_again() {
+    let host = Host::new();
+    let memory = Memory::default();
+    for _ in 0..2 {
+        host.push(&at(&memory), 0, "web:1").unwrap();
+        assert_eq!(memory.count(Room::Refs), 1);
+    }
+    for room in [Room::Indexes, Room::Packs] {
+        for entry in memory.list(room).unwrap() {
+            memory.remove(&entry.key).unwrap();
+        }
+    }
+    host.push(&at(&memory), 0, "web:1").unwrap();
+    assert_eq!(memory.count(Room::Refs), 2);
+    host.all_is_there(&memory);
 }
