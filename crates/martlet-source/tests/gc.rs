@@ -297,7 +297,7 @@ fn a_push_is_whole_wherever_it_is_collected() {
             let mut is_over = false;
             for killed in [false, true] {
                 // The collection may be killed in the push, too, and another go on from there.
-                for collection_ends_at in (0..40).step_by(3) {
+                for collection_ends_at in (at_request % 4..40).step_by(4) {
                     let memory = memory.fork();
                     let (inside, end) = (memory.clone(), collection_ends_at);
                     let interrupted = Interrupted::at(&memory, at_request, move || {
@@ -313,7 +313,6 @@ fn a_push_is_whole_wherever_it_is_collected() {
                     let found = at(&memory).find_ref(&name("web:1")).unwrap();
                     assert!(killed || pushed.is_ok(), "{beginning} {at_request}: {pushed:?}");
                     assert!(pushed.is_err() || found.is_some());
-                    host.all_is_there(&memory);
                     in_the_end(&host, &memory);
                 }
             }
@@ -332,7 +331,7 @@ fn a_collection_is_right_wherever_it_is_pushed() {
         for at_request in 0.. {
             let mut is_over = false;
             for killed in [false, true] {
-                for push_ends_at in 0..14 {
+                for push_ends_at in (at_request % 2..14).step_by(2) {
                     let memory = memory.fork();
                     let (inside, pushing) = (memory.clone(), host.clone());
                     let interrupted = Interrupted::at(&memory, at_request, move || {
@@ -344,7 +343,6 @@ fn a_collection_is_right_wherever_it_is_pushed() {
                     let collected = collect(&remote(interrupted.clone()));
                     is_over = !interrupted.has_happened();
                     assert_eq!(collected.is_err(), killed && !is_over, "{collected:?}");
-                    host.all_is_there(&memory);
                     in_the_end(&host, &memory);
                 }
             }
@@ -375,7 +373,6 @@ fn a_late_collector_removes_nothing_that_came_after() {
                 false
             });
             let _ = collect(&remote(interrupted.clone())).unwrap();
-            host.all_is_there(&memory);
             in_the_end(&host, &memory);
             if !interrupted.has_happened() {
                 assert!(at_request > 5, "{at_request}");
