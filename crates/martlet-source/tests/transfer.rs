@@ -469,7 +469,8 @@ fn frames_come_when_they_are_needed() {
     there.store.gc(false, &mut |_, _| ()).unwrap();
     let mut lacking = there.store.lacks(&here.needs(id)).unwrap();
     let mut sorted = frames.clone();
-    (lacking.sort_unstable(), sorted.sort_unstable());
+    lacking.sort_unstable();
+    sorted.sort_unstable();
     assert_eq!(lacking, sorted);
     let record = there.store.snapshot(&id).unwrap();
     let manifest = there.store.manifest(&record.memory.unwrap().manifest).unwrap();
