@@ -84,7 +84,7 @@ impl Tell for SourceError {
             Self::Refused { .. } => (ProblemCode::PermissionDenied, "check the remote's credentials and rights"),
             Self::ReadOnly { .. } | Self::BadAddress { .. } => (ProblemCode::InvalidArgument, ""),
             Self::Changed { .. } | Self::TooLong { .. } => {
-                (ProblemCode::Busy, "push again: only what is lacking is sent")
+                (ProblemCode::Busy, "do it again: only what is lacking is moved")
             }
             Self::Collecting { .. } => (ProblemCode::Busy, "try again when it has ended"),
             Self::Scattered { .. } => (ProblemCode::InvalidArgument, "push it to a new place"),

@@ -1,27 +1,33 @@
 //! Garbage collection at a remote, while others push.
 //!
 //! ```text
-//! collector   run: condemned C ──► intents W ──► run: W ─ ─ until W have ended ─ ─► refs ──► run: doomed D ──► remove D ──► run: idle
+//! collector   run: condemned C ──► intents W ──► run: waiting for W ─ ─ W have ended ─ ─► refs ──► run: doomed D
+//!                                                                                    run: idle ◄── remove D ◄──┘
 //! push        intent ──► run ──► indexes less what is condemned ──► packs ──► ref ──► intent ends
 //! ```
 //!
 //! D is what of C no ref needs ([`Remote::needed_packs`]). Why no ref ever lists a pack that was removed:
 //!
-//! 1. A push whose intent was put after C sees C condemned, or later D, or D gone, and relies on none of D. Nor does it put one:
-//!    the packs of a push are its own (`pack.rs`).
+//! 1. A push whose intent was put after C sees C condemned, or later D, or D gone, and relies on none of D. Nor does it put
+//!    one: the packs of a push are its own (`pack.rs`).
 //! 2. One whose intent was put before C is in W, or has ended. So it has put its ref before the refs are looked at, which
-//!    keeps its packs out of D; or it never will. Of an intent that ends by being a week old the push has given up six days before (`intent.rs`).
+//!    keeps its packs out of D; or it never will. Of an intent that ends by being a week old the push has given up six days
+//!    before (`intent.rs`).
 //! 3. Refs that are there already and are not needed then are not needed later: versions only get older.
-//! 4. Steps follow each other one by one, and only one collector can put the next (`run.rs`). So D is one, whoever removes it,
-//!    and however late: what is in D never comes again, and nothing else is removed.
+//! 4. Steps follow each other one by one, and only one collector can put the next (`run.rs`). So D is one, whoever removes
+//!    it, and however late: what is in D never comes again, and nothing else is removed.
 //!
 //! Cut short anywhere, the next collection goes on. An index goes before its pack, so what an index names is there.
 
 use crate::pack::PackHash;
+use crate::parallel::in_parallel;
 use crate::run::{PACKS_MAX, Run, Stage};
 use crate::unique::{DAY_S, age_s};
 use crate::{Remote, Result, Room, SourceError, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Packs that are removed at the same time.
+const REMOVERS: usize = 4;
 
 /// What to collect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,16 +169,22 @@ fn remove(
 ) -> Result<()> {
     let mut there = sizes(remote)?;
     there.retain(|pack, _| doomed.contains(pack));
-    for (done, (pack, size_bytes)) in there.iter().enumerate() {
-        progress(done as u64, there.len() as u64);
+    let all = there.len() as u64;
+    let mut done = 0;
+    progress(done, all);
+    let remove = |(pack, size_bytes): (PackHash, u64)| {
         for room in [Room::Indexes, Room::Packs] {
             remote.objects.remove(&pack.key(room))?;
         }
+        Ok(size_bytes)
+    };
+    in_parallel(REMOVERS, there.into_iter(), remove, |size_bytes| {
+        done += 1;
         report.packs += 1;
         report.freed_bytes += size_bytes;
-    }
-    progress(there.len() as u64, there.len() as u64);
-    Ok(())
+        progress(done, all);
+        Ok(())
+    })
 }
 
 /// What is left of tries and writers that died.

@@ -2,7 +2,7 @@
 
 use martlet_image::{DiskRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
 use martlet_source::{
-    Entry, GcOptions, GcReport, Key, Objects, Put, Realm, Remote, Result, Room, SourceError, gc, push,
+    Entry, GcOptions, GcReport, Key, Objects, Put, Realm, Remote, Result, Room, SourceError, gc, pull, push,
 };
 use martlet_store::faulty::FaultyFiles;
 use martlet_store::{Key as ObjectKey, RefName, Store};
@@ -380,6 +380,42 @@ fn a_late_collector_removes_nothing_that_came_after() {
             }
         }
     }
+}
+
+/// What is pulled is replaced and collected meanwhile.
+#[test]
+fn a_pull_is_whole_or_is_told_to_begin_again() {
+    let host = Arc::new(Host::new());
+    let mut failed = 0;
+    for at_request in 0.. {
+        let memory = Memory::default();
+        host.push(&at(&memory), 0, "web:1").unwrap();
+        let (inside, pushing) = (memory.clone(), host.clone());
+        let interrupted = Interrupted::at(&memory, at_request, move || {
+            at(&inside).remove_ref(&name("web:1")).unwrap();
+            collect(&at(&inside)).unwrap();
+            pushing.push(&at(&inside), 1, "web:1").unwrap();
+            false
+        });
+        let (there, web) = (store(), name("web:1"));
+        let pull_once = |remote| pull(&there, &remote, &web, &web, false, &mut |_, _| ());
+        if let Err(error) = pull_once(remote(interrupted.clone())) {
+            assert!(matches!(error, SourceError::Changed { .. }), "{error}");
+            assert!(there.refs().is_empty());
+            failed += 1;
+            pull_once(at(&memory)).unwrap();
+        }
+        let id = there.refs()[&web];
+        let needs = there.needs(&id).unwrap();
+        assert_eq!(needs.len(), host.needs[&id].len());
+        for (key, _) in needs {
+            there.stored(&key).unwrap().content().unwrap();
+        }
+        if !interrupted.has_happened() {
+            break;
+        }
+    }
+    assert!(failed > 3, "{failed}");
 }
 
 #[test]
