@@ -112,7 +112,7 @@ impl Tell for SourceError {
             ),
             Self::ReadOnly { .. } | Self::BadAddress { .. } => (ProblemCode::InvalidArgument, ""),
             Self::Changed { .. } | Self::TooLong { .. } => {
-                (ProblemCode::Busy, "push again: only what is lacking is sent")
+                (ProblemCode::Busy, "do it again: only what is lacking is moved")
             }
             Self::RolledBack { .. } => (
                 ProblemCode::Damaged,

@@ -1,27 +1,33 @@
 //! Garbage collection at a remote, while others push.
 //!
 //! ```text
-//! collector   run: condemned C ──► intents W ──► run: W ─ ─ until W have ended ─ ─► refs ──► run: doomed D ──► remove D ──► run: idle
+//! collector   run: condemned C ──► intents W ──► run: waiting for W ─ ─ W have ended ─ ─► refs ──► run: doomed D
+//!                                                                                    run: idle ◄── remove D ◄──┘
 //! push        intent ──► run ──► indexes less what is condemned ──► packs ──► ref ──► intent ends
 //! ```
 //!
 //! D is what of C no ref needs ([`Remote::needed_packs`]). Why no ref ever lists a pack that was removed:
 //!
-//! 1. A push whose intent was put after C sees C condemned, or later D, or D gone, and relies on none of D. Nor does it put one:
-//!    the packs of a push are its own (`pack.rs`).
+//! 1. A push whose intent was put after C sees C condemned, or later D, or D gone, and relies on none of D. Nor does it put
+//!    one: the packs of a push are its own (`pack.rs`).
 //! 2. One whose intent was put before C is in W, or has ended. So it has put its ref before the refs are looked at, which
-//!    keeps its packs out of D; or it never will. Of an intent that ends by being a week old the push has given up six days before (`intent.rs`).
+//!    keeps its packs out of D; or it never will. Of an intent that ends by being a week old the push has given up six days
+//!    before (`intent.rs`).
 //! 3. Refs that are there already and are not needed then are not needed later: versions only get older.
-//! 4. Steps follow each other one by one, and only one collector can put the next (`run.rs`). So D is one, whoever removes it,
-//!    and however late: what is in D never comes again, and nothing else is removed.
+//! 4. Steps follow each other one by one, and only one collector can put the next (`run.rs`). So D is one, whoever removes
+//!    it, and however late: what is in D never comes again, and nothing else is removed.
 //!
 //! Cut short anywhere, the next collection goes on. An index goes before its pack, so what an index names is there.
 
 use crate::pack::PackHash;
+use crate::parallel::in_parallel;
 use crate::run::{PACKS_MAX, Run, Stage};
 use crate::unique::{DAY_S, age_s};
 use crate::{Remote, Result, Room, SourceError, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Packs that are removed at the same time.
+const REMOVERS: usize = 4;
 
 /// What to collect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,16 +169,22 @@ fn remove(
 ) -> Result<()> {
     let mut there = sizes(remote)?;
     there.retain(|pack, _| doomed.contains(pack));
-    for (done, (pack, size_bytes)) in there.iter().enumerate() {
-        progress(done as u64, there.len() as u64);
+    let all = there.len() as u64;
+    let mut done = 0;
+    progress(done, all);
+    let remove = |(pack, size_bytes): (PackHash, u64)| {
         for room in [Room::Indexes, Room::Packs] {
             remote.objects.remove(&pack.key(room))?;
         }
+        Ok(size_bytes)
+    };
+    in_parallel(REMOVERS, there.into_iter(), remove, |size_bytes| {
+        done += 1;
         report.packs += 1;
         report.freed_bytes += size_bytes;
-    }
-    progress(there.len() as u64, there.len() as u64);
-    Ok(())
+        progress(done, all);
+        Ok(())
+    })
 }
 
 /// What is left of tries and writers that died.
@@ -185,4 +197,123 @@ fn tidy(remote: &Remote) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::PackBuilder;
+    use crate::unique::unique_name;
+    use crate::{Directory, Key, Objects, Realm};
+    use martlet_store::faulty::FaultyFiles;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn place() -> Arc<dyn Objects> {
+        Arc::new(Directory::on(Path::new("/remote"), Arc::new(FaultyFiles::new())))
+    }
+
+    fn remote(objects: &Arc<dyn Objects>, host: &str, clock: fn() -> u64) -> Remote {
+        let remote = Remote::new(objects.clone(), Realm::new(&[7; 32]));
+        remote.with_host(host).with_clock(clock)
+    }
+
+    fn collect(remote: &Remote) -> Result<GcReport> {
+        let options = GcOptions {
+            keep_versions: 1,
+            dry_run: false,
+        };
+        gc(remote, options, &mut |_, _| ())
+    }
+
+    /// As one that is killed.
+    fn push_some_of(remote: &Remote) {
+        let intent = remote.intend().unwrap();
+        let pack = PackBuilder::new(&intent.id).close(&remote.realm);
+        remote.put_pack(&pack).unwrap();
+        std::mem::forget(intent);
+    }
+
+    #[test]
+    fn a_push_that_was_killed_holds_garbage_up_for_a_week() {
+        let objects = place();
+        let here = remote(&objects, "here", || NOW);
+        push_some_of(&remote(&objects, "there", || NOW - 6 * DAY_S));
+        let report = collect(&here).unwrap();
+        assert_eq!(
+            (report.packs, report.kept_packs, report.condemned_packs),
+            (0, 1, 1)
+        );
+        assert_eq!(report.waiting_for[0].host, "there");
+        // One that begins later is not waited for, and what it puts is not taken away.
+        push_some_of(&here);
+        assert_eq!(collect(&here).unwrap().waiting_for.len(), 1);
+        let report = collect(&remote(&objects, "here", || NOW + 2 * DAY_S)).unwrap();
+        assert_eq!(
+            (report.packs, report.kept_packs, report.condemned_packs),
+            (1, 1, 1)
+        );
+        assert_eq!(report.waiting_for[0].host, "here");
+        let report = collect(&remote(&objects, "here", || NOW + 8 * DAY_S)).unwrap();
+        assert_eq!(
+            (report.packs, report.kept_packs, report.waiting_for.len()),
+            (1, 0, 0)
+        );
+        assert_eq!(objects.list(Room::Intents).unwrap(), []);
+    }
+
+    #[test]
+    fn another_host_collects_only_when_one_has_died() {
+        let objects = place();
+        let here = remote(&objects, "here", || NOW);
+        push_some_of(&here);
+        assert_eq!(collect(&here).unwrap().waiting_for.len(), 1);
+        for clock in [|| NOW + DAY_S - 1, || NOW - 3600] {
+            let error = collect(&remote(&objects, "there", clock)).unwrap_err();
+            assert!(matches!(&error, SourceError::Collecting { host, .. } if host == "here"));
+            assert!(error.is_retryable());
+        }
+        let there = remote(&objects, "there", || NOW + DAY_S + 1);
+        assert_eq!(collect(&there).unwrap().waiting_for.len(), 1);
+        let report = collect(&remote(&objects, "there", || NOW + 8 * DAY_S)).unwrap();
+        assert_eq!((report.packs, report.kept_packs), (1, 0));
+    }
+
+    #[test]
+    fn what_cannot_be_opened_may_need_anything() {
+        for (room, name) in [
+            (Room::Refs, format!("{}@00000001", "a".repeat(64))),
+            (Room::Intents, "a".repeat(32)),
+            (Room::Condemned, "run@00000001".to_owned()),
+        ] {
+            let objects = place();
+            let here = remote(&objects, "here", || NOW);
+            let intent = here.intend().unwrap();
+            here.put_pack(&PackBuilder::new(&intent.id).close(&here.realm))
+                .unwrap();
+            drop(intent);
+            let key = Key::new(room, name).unwrap();
+            objects.put_new(&key, b"of another realm, or damaged").unwrap();
+            let error = collect(&here).unwrap_err();
+            assert!(matches!(error, SourceError::Wrong { key: wrong, .. } if wrong == key));
+            objects.remove(&key).unwrap();
+            assert_eq!(collect(&here).unwrap().packs, 1);
+        }
+    }
+
+    #[test]
+    fn what_tries_have_left_goes_after_a_day() {
+        let objects = place();
+        let names = [NOW - 100, NOW - 2 * DAY_S].map(unique_name);
+        for name in &names {
+            let key = Key::new(Room::Checks, name.as_str()).unwrap();
+            objects.put_new(&key, b"tried").unwrap();
+        }
+        collect(&remote(&objects, "here", || NOW)).unwrap();
+        let left = objects.list(Room::Checks).unwrap();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].key.name(), names[0]);
+    }
 }

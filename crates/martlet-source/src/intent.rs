@@ -96,3 +96,33 @@ fn id_of(of: &Key) -> Option<IntentId> {
     let id = u128::from_str_radix(of.name(), 16).ok()?.to_be_bytes();
     (key(id) == *of).then_some(id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Directory, Realm};
+    use martlet_store::faulty::FaultyFiles;
+    use std::cell::Cell;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    thread_local!(static NOW: Cell<u64> = const { Cell::new(1_800_000_000) });
+
+    #[test]
+    fn an_intent_is_there_until_its_end_and_counts_for_a_day() {
+        let directory = Directory::on(Path::new("/remote"), Arc::new(FaultyFiles::new()));
+        let remote = Remote::new(Arc::new(directory), Realm::new(&[7; 32]));
+        let remote = remote.with_host("here").with_clock(|| NOW.get());
+        let intent = remote.intend().unwrap();
+        assert_eq!(remote.intents().unwrap(), [(intent.id, remote.stamp())]);
+        intent.check().unwrap();
+        for later in [NOW.get() + PUSH_S, NOW.get() - PUSH_S] {
+            let before = NOW.replace(later);
+            let error = intent.check().unwrap_err();
+            assert!(matches!(error, SourceError::TooLong { .. }) && error.is_retryable());
+            NOW.set(before);
+        }
+        drop(intent);
+        assert_eq!(remote.intents().unwrap(), []);
+    }
+}

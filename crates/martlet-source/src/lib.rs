@@ -14,6 +14,8 @@ mod check;
 mod cloud;
 mod directory;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gc;
 mod index;
 mod intent;

@@ -143,7 +143,10 @@ impl PackBuilder {
 
 /// What the index of the pack called `hash` says. None if it is not one of this realm.
 pub fn open_index(realm: &Realm, hash: &PackHash, sealed: &[u8]) -> Option<Vec<(Name, Extent)>> {
-    let index = realm.open(hash.to_string().as_bytes(), sealed)?;
+    decode_index(&realm.open(hash.to_string().as_bytes(), sealed)?)
+}
+
+pub(crate) fn decode_index(index: &[u8]) -> Option<Vec<(Name, Extent)>> {
     let (entries, rest) = index.as_chunks::<ENTRY>();
     let word = |entry: &[u8; ENTRY], at: usize| Some(u32::from_le_bytes(*entry[at..].first_chunk()?));
     let entry = |entry: &[u8; ENTRY]| {

@@ -15,8 +15,9 @@ pub(crate) fn in_parallel<T: Send, R: Send>(
     mut done: impl FnMut(R) -> Result<()>,
 ) -> Result<()> {
     let mut items = items.fuse();
-    let first: Vec<T> = items.by_ref().take(2).collect();
-    if first.len() < 2 {
+    let first: Vec<T> = items.by_ref().take(threads).collect();
+    let threads = first.len();
+    if threads < 2 {
         return first.into_iter().try_for_each(|item| done(work(item)?));
     }
     let items = Mutex::new(first.into_iter().chain(items));

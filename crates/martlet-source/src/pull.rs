@@ -35,28 +35,28 @@ pub fn pull(
     dry_run: bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(PullReport, Ref)> {
-    let found = remote.find_ref(name)?.ok_or_else(|| remote.no_snapshot(name))?;
-    remote.learn(&found)?;
-    if dry_run {
-        return Ok((preview(store, remote, &found.snapshot)?, found));
-    }
-    let mut pull = Pull::begin(store, remote, progress)?;
-    let (record, _) = pull.all_but_frames(&found)?;
-    for manifest in record.manifests() {
-        let frames = store.manifest(&manifest)?.frames();
-        let frames: Vec<Key> = frames.iter().map(|id| Key::new(Kind::Frame, id.0)).collect();
-        pull.all(&frames)?;
-    }
-    let mut batch = store.begin()?;
-    let id = batch.put_snapshot(&record)?;
-    if id != found.snapshot {
-        return Err(SourceError::Incomplete {
-            place: remote.place(),
-            object: Key::new(Kind::Snapshot, found.snapshot.0).to_string(),
-        });
-    }
-    batch.commit(&[(called.clone(), id)])?;
-    Ok((pull.report, found))
+    by_ref(remote, name, |found| {
+        if dry_run {
+            return preview(store, remote, &found.snapshot);
+        }
+        let mut pull = Pull::begin(store, remote, progress)?;
+        let (record, _) = pull.all_but_frames(found)?;
+        for manifest in record.manifests() {
+            let frames = store.manifest(&manifest)?.frames();
+            let frames: Vec<Key> = frames.iter().map(|id| Key::new(Kind::Frame, id.0)).collect();
+            pull.all(&frames)?;
+        }
+        let mut batch = store.begin()?;
+        let id = batch.put_snapshot(&record)?;
+        if id != found.snapshot {
+            return Err(SourceError::Incomplete {
+                place: remote.place(),
+                object: Key::new(Kind::Snapshot, found.snapshot.0).to_string(),
+            });
+        }
+        batch.commit(&[(called.clone(), id)])?;
+        Ok(pull.report)
+    })
 }
 
 /// Gets all of a snapshot but its frames, which [`Remote::frames`] then gets when they are needed, as long as the version of
@@ -66,17 +66,32 @@ pub fn fetch_without_frames(
     remote: &Remote,
     name: &RefName,
 ) -> Result<(PullReport, Ref, Batch)> {
+    let ((report, batch), found) = by_ref(remote, name, |found| {
+        let mut ignored = |_, _| ();
+        let mut pull = Pull::begin(store, remote, &mut ignored)?;
+        let (_, came) = pull.all_but_frames(found)?;
+        if let Some(record) = came {
+            let mut batch = store.begin()?;
+            batch.put_stored(&record)?;
+            batch.commit(&[])?;
+        }
+        Ok((pull.report, pull.keeper))
+    })?;
+    Ok((report, found, batch))
+}
+
+/// What comes of a ref. If it comes to stand for something else meanwhile, what it stood for may be gone.
+fn by_ref<T>(remote: &Remote, name: &RefName, get: impl FnOnce(&Ref) -> Result<T>) -> Result<(T, Ref)> {
     let found = remote.find_ref(name)?.ok_or_else(|| remote.no_snapshot(name))?;
-    remote.learn(&found)?;
-    let mut ignored = |_, _| ();
-    let mut pull = Pull::begin(store, remote, &mut ignored)?;
-    let (_, came) = pull.all_but_frames(&found)?;
-    if let Some(record) = came {
-        let mut batch = store.begin()?;
-        batch.put_stored(&record)?;
-        batch.commit(&[])?;
+    match remote.learn(&found).and_then(|()| get(&found)) {
+        Err(SourceError::NotFound { .. }) if remote.find_ref(name)?.as_ref() != Some(&found) => {
+            Err(SourceError::Changed {
+                place: remote.place(),
+                name: name.to_string(),
+            })
+        }
+        got => Ok((got?, found)),
     }
-    Ok((pull.report, found, pull.keeper))
 }
 
 /// The record of a snapshot, and how it came if it was not here. What [`pull`] has not ended yet does not leave it here.

@@ -4,6 +4,7 @@ use crate::index::Index;
 use crate::pack::{Extent, INDEX_BYTES_MAX, Name, PackHash, SealedPack, name_of, open_index, open_record};
 use crate::parallel::in_parallel;
 use crate::scope::Scope;
+use crate::stamp::fitting;
 use crate::unique::now_unix_s;
 use crate::{Key, Objects, Realm, Ref, Result, Room, Seen, SourceError, Stamp};
 use martlet_store::{Key as ObjectKey, Stored};
@@ -57,10 +58,10 @@ impl Remote {
         }
     }
 
-    /// What others are told who puts something there.
+    /// What others are told who puts something there: as much of it as fits a [`Stamp`].
     pub fn with_host(self, host: impl Into<String>) -> Self {
         Self {
-            host: host.into(),
+            host: fitting(host.into()),
             ..self
         }
     }

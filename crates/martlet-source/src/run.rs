@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Each step of a collection is the next number, which only one of several collectors can put; so all agree on what is done,
-//! and any of them goes on from where another was cut short. A number never comes again.
+//! and any of them goes on from where another was cut short. One who is late puts a number below the newest, if that was
+//! cleared away, which counts for nothing.
 
 use crate::intent::IntentId;
 use crate::pack::PackHash;
@@ -101,16 +102,20 @@ impl Remote {
         let key = run_key(number + 1);
         let sealed = self.realm.seal(key.name().as_bytes(), &next.encode());
         self.objects.put_new(&key, &sealed)?;
+        let mut newest = 0;
         for entry in self.objects.list(Room::Condemned)? {
-            if entry
-                .key
-                .number()
-                .is_some_and(|(name, old)| name == "run" && old < number)
-            {
+            let Some(("run", there)) = entry.key.number() else {
+                continue;
+            };
+            newest = newest.max(there);
+            if there < number {
                 self.objects.remove(&entry.key)?;
             }
         }
-        Ok(())
+        match newest > number {
+            true => Ok(()),
+            false => Err(self.wrong(&key, "it does not list what was just put")),
+        }
     }
 }
 

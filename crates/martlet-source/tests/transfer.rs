@@ -2,9 +2,10 @@
 
 use martlet_image::{Manifest, MemoryRecord, PAGE_SIZE, SnapshotId, SnapshotRecord};
 use martlet_source::{
-    Directory, Entry, Key, Objects, Put, Realm, Remote, Result, Room, SourceError, pull, push,
+    Directory, Entry, Key, Objects, Put, Realm, Remote, Result, Room, SourceError, fetch_without_frames,
+    pull, push,
 };
-use martlet_store::{RealFiles, RefName, Store};
+use martlet_store::{Key as ObjectKey, Kind, RealFiles, RefName, Store};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -94,16 +95,32 @@ impl Host {
         .map(|(report, _)| report)
     }
 
+    fn would_pull(&self, remote: &Remote, called: &str) -> Result<martlet_source::PullReport> {
+        pull(
+            &self.store,
+            remote,
+            &name(called),
+            &name(called),
+            true,
+            &mut |_, _| (),
+        )
+        .map(|(report, _)| report)
+    }
+
+    /// Whether it has anything at all.
+    fn is_empty(&self, needs: &[ObjectKey]) -> bool {
+        self.store.lacks(needs).unwrap().len() == needs.len() && self.store.snapshots().is_empty()
+    }
+
+    fn needs(&self, id: SnapshotId) -> Vec<ObjectKey> {
+        let needs = self.store.needs(&id).unwrap();
+        needs.into_iter().map(|(key, _)| key).collect()
+    }
+
     /// It has a snapshot as another host has it, and can read all of it.
     fn assert_has(&self, id: SnapshotId, called: &str) {
         assert_eq!(self.store.resolve(called).unwrap(), id);
-        let needs: Vec<_> = self
-            .store
-            .needs(&id)
-            .unwrap()
-            .into_iter()
-            .map(|(key, _)| key)
-            .collect();
+        let needs = self.needs(id);
         assert_eq!(self.store.lacks(&needs).unwrap(), []);
         for key in needs {
             self.store.stored(&key).unwrap().content().unwrap();
@@ -399,4 +416,116 @@ fn of_two_who_push_at_once_both_come_through_and_one_is_told() {
     let found = at(dir).find_ref(&name("web:latest")).unwrap().unwrap();
     assert!(ids.contains(&found.snapshot));
     Host::new().pull(&at(dir), "web:latest").unwrap();
+}
+
+#[test]
+fn what_would_come_is_what_comes_and_nothing_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = Host::new();
+    let first = here.save(None, 0..300, "web:1");
+    let second = here.save(Some(first), 100..120, "web:2");
+    here.push(&at(dir.path()), first, "web:1").unwrap();
+    here.push(&at(dir.path()), second, "web:2").unwrap();
+    let there = Host::new();
+    for has_first in [false, true] {
+        let host = if has_first { &there } else { &Host::new() };
+        if has_first {
+            host.pull(&at(dir.path()), "web:1").unwrap();
+        }
+        let would = host.would_pull(&at(dir.path()), "web:2").unwrap();
+        assert!(has_first || host.is_empty(&here.needs(second)));
+        assert_eq!(host.pull(&at(dir.path()), "web:2").unwrap(), would);
+        assert!(would.got_objects > 0 && would.got_bytes > 20 * PAGE_SIZE as u64);
+        assert_eq!(
+            host.would_pull(&at(dir.path()), "web:2").unwrap(),
+            Default::default()
+        );
+    }
+}
+
+#[test]
+fn frames_come_when_they_are_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, there) = (Host::new(), Host::new());
+    let first = here.save(None, 0..300, "web:1");
+    let id = here.save(Some(first), 100..120, "web:2");
+    here.push(&at(dir.path()), id, "web:2").unwrap();
+    let remote = at(dir.path());
+    let (report, found, batch) = fetch_without_frames(&there.store, &remote, &name("web:2")).unwrap();
+    assert_eq!(
+        (
+            found.snapshot,
+            there.store.refs().len(),
+            there.store.snapshots().len()
+        ),
+        (id, 0, 0)
+    );
+    let (frames, others): (Vec<_>, Vec<_>) = here
+        .needs(id)
+        .into_iter()
+        .partition(|key| key.kind == Kind::Frame);
+    assert_eq!(report.got_objects, others.len() as u64);
+    // Kept as long as the batch lives.
+    there.store.gc(false, &mut |_, _| ()).unwrap();
+    let mut lacking = there.store.lacks(&here.needs(id)).unwrap();
+    let mut sorted = frames.clone();
+    lacking.sort_unstable();
+    sorted.sort_unstable();
+    assert_eq!(lacking, sorted);
+    let record = there.store.snapshot(&id).unwrap();
+    let manifest = there.store.manifest(&record.memory.unwrap().manifest).unwrap();
+    assert_eq!(manifest.frames().len(), frames.len());
+
+    std::thread::scope(|scope| {
+        for part in 0..3 {
+            let (remote, frames, here) = (&remote, &frames, &here);
+            scope.spawn(move || {
+                let wanted: Vec<_> = frames.iter().skip(part).step_by(2).copied().collect();
+                let mut came = Vec::new();
+                let each = |object: martlet_store::Stored| {
+                    assert_eq!(
+                        object.content().unwrap(),
+                        here.store.stored(&object.key)?.content()?
+                    );
+                    came.push(object.key);
+                    Ok(())
+                };
+                remote.frames(wanted.iter().copied(), each).unwrap();
+                came.sort_unstable();
+                let mut wanted = wanted;
+                wanted.sort_unstable();
+                assert_eq!(came, wanted);
+                let one = remote.frame(&wanted[0]).unwrap();
+                assert_eq!(one, here.store.stored(&wanted[0]).unwrap());
+            });
+        }
+    });
+    let error = remote.frame(&ObjectKey::new(Kind::Frame, [0; 32])).unwrap_err();
+    assert!(matches!(error, SourceError::Incomplete { .. }), "{error}");
+    // What has come already need not come again.
+    let pulled = there.pull(&at(dir.path()), "web:2").unwrap();
+    assert_eq!(pulled.got_objects, frames.len() as u64);
+    there.assert_has(id, "web:2");
+    drop(batch);
+    there.store.gc(false, &mut |_, _| ()).unwrap();
+    there.assert_has(id, "web:2");
+}
+
+#[test]
+fn progress_goes_up_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, there) = (Host::new(), Host::new());
+    let id = here.save(None, 0..9_000, "web:1");
+    let web = name("web:1");
+    let mut told = Vec::new();
+    let mut tell = |done, total| told.push((done, total));
+    let (report, _) = push(&here.store, &at(dir.path()), id, &web, false, &mut tell).unwrap();
+    assert_eq!(told.len() as u64, 1 + report.packs);
+    assert!(told.is_sorted() && told.iter().all(|(_, total)| *total == report.sent_bytes));
+    assert_eq!(told.last(), Some(&(report.sent_bytes, report.sent_bytes)));
+    let mut told = Vec::new();
+    let mut tell = |done, total| told.push((done, total));
+    let (report, _) = pull(&there.store, &at(dir.path()), &web, &web, false, &mut tell).unwrap();
+    assert!(told.is_sorted() && told.len() as u64 == report.got_objects);
+    assert_eq!(told.last(), Some(&(report.got_objects, report.got_objects)));
 }

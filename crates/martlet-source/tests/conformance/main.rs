@@ -6,14 +6,23 @@ mod scripted;
 mod servers;
 mod suite;
 
-use martlet_source::{Cloud, Directory, Key, Objects, Patience, Put, Room, SourceError, check};
+use martlet_source::{Cloud, Directory, Key, Objects, Patience, Put, Room, SourceError, Throttled, check};
 use servers::{Bucket, Web};
+use std::num::NonZeroU64;
+use std::sync::Arc;
 use suite::{conforms, key, noise};
 
 #[test]
 fn a_directory_conforms() {
     let dir = tempfile::tempdir().unwrap();
     conforms(&Directory::new(&dir.path().join("made/when/needed")));
+}
+
+#[test]
+fn a_throttled_remote_conforms() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = Arc::new(Directory::new(dir.path()));
+    conforms(&Throttled::new(directory, NonZeroU64::new(1 << 40).unwrap()));
 }
 
 #[test]
