@@ -710,6 +710,25 @@ pub enum BenchCommand {
     ///
     /// Ways that Martlet does not go are measured in a stock QEMU with the same hardware and disk. Leaves nothing behind.
     Dead(BenchDeadArgs),
+    /// Resumes and sessions on another host, over links of 100, 20 and 5 Mb/s, by each policy
+    ///
+    /// Hosts are network namespaces of this one, with daemons and stores of their own; between them is an S3 server, which
+    /// must be installed (`script/bootstrap --tests`). Needs root. Leaves nothing behind.
+    Roam(BenchRoamArgs),
+}
+
+/// How roaming is measured.
+#[derive(Debug, Args)]
+pub struct BenchRoamArgs {
+    /// Rounds of each figure; the median is shown
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// Guest memory
+    #[arg(long, default_value = "512M", value_parser = size, value_name = "SIZE")]
+    pub memory: u64,
+    /// Base to measure [default: a tiny one, made for this and removed]
+    #[arg(long, value_parser = name)]
+    pub base: Option<String>,
 }
 
 /// How it is measured.

@@ -17,9 +17,11 @@ mod dead_stock;
 mod flock;
 mod handover;
 mod one;
+mod roam;
 mod store;
 
 pub use dead::dead;
+pub use roam::roam;
 
 /// The base that is measured when none is named.
 const BASE: &str = "martlet-bench";

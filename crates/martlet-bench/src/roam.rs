@@ -1,0 +1,213 @@
+//! Hosts of a lab that machines roam between, and a bucket that both reach.
+
+use crate::BenchError;
+use martlet_lab::{Host, Lab, Link};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const S3_PORT: u16 = 8333;
+const BUCKET: &str = "martlet";
+const KEY: &str = "bench-key";
+const SECRET: &str = "bench-secret";
+
+/// What has to be installed that is not.
+pub fn missing() -> Vec<&'static str> {
+    let is_there = |program: &&str| {
+        let paths = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&paths).any(|dir| dir.join(program).exists())
+    };
+    ["weed", "curl"]
+        .into_iter()
+        .filter(|program| !is_there(program))
+        .collect()
+}
+
+/// A host with a daemon and a state of its own, driven by the command line.
+#[derive(Debug)]
+pub struct Site {
+    host: Host,
+    state: tempfile::TempDir,
+    program: PathBuf,
+}
+
+impl Site {
+    /// One of a lab, with nothing in its store. `program` is the command line.
+    pub fn new(lab: &Lab, name: &str, program: &Path) -> Result<Self, BenchError> {
+        let state = tempfile::Builder::new().prefix("martlet-roam-").tempdir();
+        let state = state.map_err(BenchError::io("make a directory"))?;
+        // QEMU, which runs unprivileged, has to get through.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(state.path(), open).map_err(BenchError::io("open a directory"))?;
+        Ok(Self {
+            host: lab.host(name, Link::local()).map_err(lab_failed)?,
+            state,
+            program: program.to_owned(),
+        })
+    }
+
+    /// Has its link be like this.
+    pub fn set_link(&self, link: Link) -> Result<(), BenchError> {
+        self.host.set_link(link).map_err(lab_failed)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.host.command(&self.program);
+        command
+            .args(["--json", "--quiet"])
+            .args(args)
+            .env("MARTLET_STATE_DIR", self.state.path())
+            .env("MARTLET_SOCKET", self.state.path().join("martletd.sock"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// A command of the command line; its answer.
+    pub fn run(&self, args: &[&str]) -> Result<Value, BenchError> {
+        let output = self
+            .command(args)
+            .output()
+            .map_err(BenchError::io("run martlet"))?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            return Err(BenchError::Other(format!("martlet {}: {words}", args.join(" "))));
+        }
+        Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+    }
+
+    /// A line of shell in a guest of it.
+    pub fn exec(&self, machine: &str, line: &str) -> Result<(), BenchError> {
+        self.run(&["exec", machine, "--", "sh", "-c", line]).map(drop)
+    }
+
+    /// A command with this standard input.
+    pub fn run_with_input(&self, args: &[&str], input: &str) -> Result<(), BenchError> {
+        use std::io::Write;
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().map_err(BenchError::io("run martlet"))?;
+        let mut stdin = child.stdin.take();
+        let written = stdin
+            .as_mut()
+            .map_or(Ok(()), |stdin| stdin.write_all(input.as_bytes()));
+        drop(stdin);
+        written.map_err(BenchError::io("talk to martlet"))?;
+        match child.wait().map_err(BenchError::io("run martlet"))?.success() {
+            true => Ok(()),
+            false => Err(BenchError::Other(format!("martlet {} failed", args.join(" ")))),
+        }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // As far as it goes: what is left is in a directory of its own.
+        if let Ok(machines) = self.run(&["ps"]) {
+            for machine in machines.as_array().into_iter().flatten() {
+                if let Some(name) = machine["name"].as_str() {
+                    let _ = self.run(&["rm", "--force", name]);
+                }
+            }
+        }
+        let _ = self.run(&["daemon", "stop"]);
+    }
+}
+
+/// An S3 server of its own, on a host of its own.
+#[derive(Debug)]
+pub struct Bucket {
+    host: Host,
+    server: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Bucket {
+    /// Starts one in a lab.
+    pub fn start(lab: &Lab) -> Result<Self, BenchError> {
+        let host = lab.host("store", Link::local()).map_err(lab_failed)?;
+        let dir = tempfile::tempdir().map_err(BenchError::io("make a directory"))?;
+        let (config, data) = (dir.path().join("s3.json"), dir.path().join("data"));
+        let identity = serde_json::json!({"identities": [{
+            "name": "bench",
+            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+            "actions": ["Admin", "Read", "Write", "List"],
+        }]});
+        std::fs::write(&config, identity.to_string()).map_err(BenchError::io("write a file"))?;
+        std::fs::write(dir.path().join("secret"), SECRET).map_err(BenchError::io("write a file"))?;
+        std::fs::create_dir(&data).map_err(BenchError::io("make a directory"))?;
+        let mut command = host.command("weed");
+        command
+            .current_dir(dir.path())
+            .args([
+                "server",
+                "-s3",
+                "-master.telemetry=false",
+                "-master.volumeSizeLimitMB=64",
+                "-volume.max=20",
+            ])
+            .arg("-ip=127.0.0.1")
+            .arg("-ip.bind=0.0.0.0")
+            .arg(format!("-dir={}", data.display()))
+            .arg(format!("-s3.config={}", config.display()))
+            .arg(format!("-s3.port={S3_PORT}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let server = command.spawn().map_err(BenchError::io("start weed"))?;
+        let bucket = Self { host, server, dir };
+        bucket.make()?;
+        Ok(bucket)
+    }
+
+    fn make(&self) -> Result<(), BenchError> {
+        let until = Instant::now() + START_TIMEOUT;
+        loop {
+            let mut command = self.host.command("curl");
+            command
+                .args([
+                    "-fsS",
+                    "--max-time",
+                    "10",
+                    "-X",
+                    "PUT",
+                    "--aws-sigv4",
+                    "aws:amz:us-east-1:s3",
+                ])
+                .args(["--user", &format!("{KEY}:{SECRET}")])
+                .arg(format!("http://127.0.0.1:{S3_PORT}/{BUCKET}"))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            if command.status().map_err(BenchError::io("run curl"))?.success() {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err(BenchError::Other("the S3 server does not come up".into()));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Gives a site the bucket as a remote of this name.
+    pub fn add_to(&self, site: &Site, name: &str) -> Result<(), BenchError> {
+        let endpoint = format!("http://{}:{S3_PORT}", self.host.address());
+        let secret = self.dir.path().join("secret");
+        let address = format!("s3://{BUCKET}/snapshots");
+        let options = ["--endpoint", &endpoint, "--region", "us-east-1", "--user", KEY];
+        let secret = ["--secret-file", &*secret.to_string_lossy()];
+        let args = [&["remote", "add", name, &address][..], &options, &secret].concat();
+        site.run(&args).map(drop)
+    }
+}
+
+impl Drop for Bucket {
+    fn drop(&mut self) {
+        let _ = self.server.kill(); // it has ended
+        let _ = self.server.wait();
+    }
+}
+
+fn lab_failed(error: martlet_lab::LabError) -> BenchError {
+    BenchError::Other(format!("the lab: {error}"))
+}
