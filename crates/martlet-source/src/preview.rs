@@ -1,7 +1,7 @@
 //! What a pull would get. Nothing is stored; what says what a snapshot needs is held in memory.
 
 use crate::pull::record;
-use crate::{PullReport, Remote, Result, SourceError};
+use crate::{PullReport, Remote, Result};
 use martlet_image::{Manifest, ManifestId, SnapshotId};
 use martlet_store::{Key, Kind, Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,12 +54,8 @@ fn manifests(
     Ok(bytes)
 }
 
-fn decode(bytes: &BTreeMap<ManifestId, Vec<u8>>, id: &ManifestId) -> Result<Manifest> {
+fn decode(bytes: &BTreeMap<ManifestId, Vec<u8>>, id: &ManifestId) -> martlet_store::Result<Manifest> {
     let missing = || StoreError::NotFound(format!("manifest {id}"));
     let content = bytes.get(id).ok_or_else(missing)?;
-    Manifest::decode(content, &mut |below| match decode(bytes, below) {
-        Err(SourceError::Store(error)) => Err(error),
-        decoded => decoded.map_err(|_| missing()),
-    })
-    .map_err(SourceError::Store)
+    Manifest::decode(content, &mut |below| decode(bytes, below))
 }

@@ -369,9 +369,11 @@ fn a_name_stands_for_what_was_pushed_last_also_where_nothing_is_listed() {
     let dir = tempfile::tempdir().unwrap();
     let here = Host::new();
     let mut parent = None;
+    let mut versions = 0;
     for number in 0..11 {
         let id = here.save(parent, number..number + 1, &format!("web:{number}"));
         here.push(&at(dir.path()), id, "web:latest").unwrap();
+        versions += 1;
         parent = Some(id);
         let web = Arc::new(Link {
             is_writable: false,
@@ -380,12 +382,25 @@ fn a_name_stands_for_what_was_pushed_last_also_where_nothing_is_listed() {
         let web = Remote::new(web, Realm::new(&[7; 32]));
         for remote in [&at(dir.path()), &web] {
             let found = remote.find_ref(&name("web:latest")).unwrap().unwrap();
-            assert_eq!((found.snapshot, found.version), (id, number as u32 + 1));
+            assert_eq!((found.snapshot, found.version), (id, versions));
             assert_eq!(remote.find_ref(&name("web:other")).unwrap(), None);
         }
         let there = Host::new();
         there.pull(&web, "web:latest").unwrap();
         there.assert_has(id, "web:latest");
+        if number % 4 == 3 {
+            parent = None;
+            at(dir.path()).remove_ref(&name("web:latest")).unwrap();
+            for remote in [&at(dir.path()), &web] {
+                assert_eq!(remote.find_ref(&name("web:latest")).unwrap(), None);
+                let error = there.pull(remote, "web:latest").unwrap_err();
+                assert!(matches!(error, SourceError::NoSnapshot { .. }), "{error}");
+                let history = remote.history(&name("web:latest")).unwrap();
+                assert_eq!(history.len(), versions as usize + 1);
+                assert!(history[0].is_removal() && history[1].snapshot == id);
+            }
+            versions += 1;
+        }
     }
 }
 
