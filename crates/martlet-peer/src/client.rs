@@ -139,6 +139,7 @@ impl PeerClient {
     /// for the caller to say.
     fn ask_as(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Answer<'_>> {
         let upload = Duration::from_secs(body.len() as u64 / SLOWEST_BYTES_PER_S);
+        let patience = self.patience.answer + upload;
         let request = Request::builder()
             .method(&method)
             .uri(path)
@@ -147,12 +148,7 @@ impl PeerClient {
             .body(Full::new(body))
             .map_err(|error| PeerError::wrong("this host", path, error))?;
         let action = format!("answer {method} {path}");
-        let begun = RUNTIME.block_on(timeout(
-            self.patience.answer + upload,
-            self.send(request, &action),
-        ));
-        let (response, connection) =
-            begun.unwrap_or_else(|_| Err(self.stalled(&action, self.patience.answer + upload)))?;
+        let (response, connection) = RUNTIME.block_on(self.send(request, &action, patience))?;
         let status = response.status();
         let answer = Answer {
             client: self,
@@ -176,6 +172,7 @@ impl PeerClient {
         &self,
         mut request: Request<Full<Bytes>>,
         action: &str,
+        patience: Duration,
     ) -> Result<(Response<Incoming>, Connection)> {
         loop {
             let kept = self.kept();
@@ -188,13 +185,17 @@ impl PeerClient {
                         Err(self.unreachable(format!("not within {} ms", self.patience.connect.as_millis())))
                     })?,
             };
-            if connection.ready().await.is_err() && !is_new {
-                continue;
-            }
-            match connection.try_send_request(request).await {
+            let sent = async {
+                // If it has ended meanwhile, sending says so and gives the question back.
+                let _ = connection.ready().await;
+                connection.try_send_request(request).await
+            };
+            let Ok(sent) = timeout(patience, sent).await else {
+                return Err(self.stalled(action, patience));
+            };
+            match sent {
                 Ok(response) => return Ok((response, connection)),
                 Err(mut failed) => match failed.take_message() {
-                    // It was closed before any of the question was sent.
                     Some(unsent) if !is_new => request = unsent,
                     _ => return Err(self.broken(action, failed.error())),
                 },

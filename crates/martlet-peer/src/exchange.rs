@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Sender, channel};
 
-/// The longest body of a put: one object of the largest size, or many smaller ones.
-pub const PUT_BYTES_MAX: usize = martlet_store::CONTENT_BYTES_MAX + (1 << 20);
+/// The longest body of a put: one object of the largest size after some smaller ones.
+pub const PUT_BYTES_MAX: usize = martlet_store::CONTENT_BYTES_MAX + 2 * crate::transfer::PUT_BYTES;
 /// The longest record of a snapshot.
 const RECORD_BYTES_MAX: usize = 1 << 20;
 /// Small writes are gathered into chunks of this size.
@@ -183,13 +183,15 @@ async fn lacks(
     let host = peers.host(caller, Access::Write)?;
     let keys = keys_of(body).await?;
     blocking(move || {
-        peers.keep(&host, keys.iter().copied())?; // first, so that what is here stays
+        // Before they are looked for, so that what is found stays.
+        let batch = peers.store.begin()?;
+        batch.rely_on(keys.iter().copied());
         let lacking = peers.store.lacks(&keys)?; // in order
+        let is_lacking = |key: &Key| lacking.binary_search(key).is_ok();
+        peers.keep(&host, keys.iter().copied().filter(|key| !is_lacking(key)))?;
         let mut bits = vec![0_u8; keys.len().div_ceil(8)];
-        for (at, key) in keys.iter().enumerate() {
-            if lacking.binary_search(key).is_ok() {
-                bits[at / 8] |= 1 << (at % 8);
-            }
+        for (at, _) in keys.iter().enumerate().filter(|(_, key)| is_lacking(key)) {
+            bits[at / 8] |= 1 << (at % 8);
         }
         Ok(bits)
     })

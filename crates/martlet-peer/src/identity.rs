@@ -152,7 +152,12 @@ impl fmt::Debug for HostIdentity {
 }
 
 impl HostIdentity {
-    /// When its certificate ends. It has to be renewed before that ([`Fleet::issue`]).
+    /// A request to have its key certified again, in PEM.
+    pub(crate) fn request(&self) -> Result<String> {
+        request(&KeyPair::from_pem(&self.key_pem).map_err(unusable("the host's key"))?)
+    }
+
+    /// When its certificate ends. It has to be renewed before that ([`crate::renew`]).
     pub fn expires(&self) -> Result<SystemTime> {
         let certificate = certificate(&self.cert_pem)?;
         let (_, certificate) =
@@ -174,12 +179,13 @@ impl HostIdentity {
 /// A key that never leaves this host, and the request to have it certified, in PEM.
 pub(crate) fn key_and_request() -> Result<(String, String)> {
     let key = KeyPair::generate().map_err(unusable("a key"))?;
-    let request = CertificateParams::default().serialize_request(&key);
+    Ok((key.serialize_pem(), request(&key)?))
+}
+
+fn request(key: &KeyPair) -> Result<String> {
+    let request = CertificateParams::default().serialize_request(key);
     let request = request.and_then(|request| request.pem());
-    Ok((
-        key.serialize_pem(),
-        request.map_err(unusable("the request for a certificate"))?,
-    ))
+    request.map_err(unusable("the request for a certificate"))
 }
 
 pub(crate) fn certificate(pem: &str) -> Result<CertificateDer<'static>> {

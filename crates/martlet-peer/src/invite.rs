@@ -10,6 +10,7 @@
 use crate::{Code, Refusal};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -77,10 +78,13 @@ pub struct HostInvitation {
 }
 
 impl HostInvitation {
-    /// An invitation to the host at `address`, of the fleet with this certificate.
+    /// An invitation to the host at this name or address, of the fleet with this certificate.
     pub fn new(address: &str, port: u16, token: Token, ca_pem: &str) -> crate::Result<Self> {
         Ok(Self {
-            address: address.to_owned(),
+            address: match address.parse::<Ipv6Addr>() {
+                Ok(address) => format!("[{address}]"),
+                Err(_) => address.to_owned(),
+            },
             port,
             token,
             ca_fingerprint: crate::identity::fingerprint(&crate::identity::certificate(ca_pem)?),

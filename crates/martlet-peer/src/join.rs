@@ -7,20 +7,21 @@
 //!               ◄── certificate, the fleet's own, other hosts, extra ──────────
 //! ```
 //!
-//! The key never leaves the new host. If the answer is lost, the token is used up: the host is invited anew.
+//! The key never leaves the new host. Later the host asks in the same way, by the certificate that it has, for one that lasts
+//! longer (POST /renew). If the answer is lost, the token is used up: the host is invited anew.
 
 use crate::client::PeerClient;
 use crate::exchange::{blocking, whole};
-use crate::identity::{certificate, fingerprint, host_of, key_and_request};
-use crate::tls::{Pinned, pinned_config, server_config};
+use crate::identity::{certificate, fingerprint, key_and_request};
+use crate::tls::{Judge, Pinned, pinned_config, server_config};
 use crate::{
-    Code, Fleet, HostIdentity, HostInvitation, Patience, PeerError, Refusal, Result, Token, Validity,
+    Caller, Code, Fleet, HostIdentity, HostInvitation, Patience, PeerError, Refusal, Result, Token, Validity,
     check_host_name,
 };
 use axum::body::Body;
 use axum::extract::State;
 use axum::routing::post;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -81,12 +82,45 @@ pub trait Inviter: Send + Sync {
     fn admit(&self, newcomer: &Newcomer) -> Result<Welcome, Refusal>;
 }
 
-/// The path `/join`, for anybody with an invitation.
+/// The paths `/join`, for anybody with an invitation, and `/renew`, for hosts.
 pub fn join_router(inviter: Arc<dyn Inviter>) -> Router {
-    Router::new().route("/join", post(answer)).with_state(inviter)
+    Router::new()
+        .route("/join", post(admit))
+        .route("/renew", post(certify))
+        .with_state(inviter)
 }
 
-async fn answer(State(inviter): State<Arc<dyn Inviter>>, body: Body) -> Result<Json<Admission>, Refusal> {
+async fn certify(
+    State(inviter): State<Arc<dyn Inviter>>,
+    Extension(caller): Extension<Caller>,
+    Json(csr_pem): Json<String>,
+) -> Result<Json<String>, Refusal> {
+    let Caller::Host(name) = caller else {
+        return Err(Refusal::new(
+            Code::Forbidden,
+            "only a host of the fleet is certified again",
+        ));
+    };
+    blocking(move || {
+        let signed = inviter.fleet().issue(&csr_pem, &name, Validity::of_host());
+        signed
+            .map(Json)
+            .map_err(|error| Refusal::new(Code::BadRequest, error.to_string()))
+    })
+    .await
+}
+
+/// Gets another certificate for a host, for the same key and name, from one that can sign.
+pub fn renew(identity: &HostIdentity, signer: &PeerClient) -> Result<HostIdentity> {
+    let renewed = HostIdentity {
+        cert_pem: signer.post("/renew", &identity.request()?)?,
+        ..identity.clone()
+    };
+    renewed.check(signer.peer())?;
+    Ok(renewed)
+}
+
+async fn admit(State(inviter): State<Arc<dyn Inviter>>, body: Body) -> Result<Json<Admission>, Refusal> {
     let bad = |reason: String| Refusal::new(Code::BadRequest, reason);
     let body = whole(body, QUESTION_BYTES_MAX).await?;
     let question: Question = serde_json::from_slice(&body).map_err(|error| bad(error.to_string()))?;
@@ -116,6 +150,22 @@ async fn answer(State(inviter): State<Arc<dyn Inviter>>, body: Body) -> Result<J
         }))
     })
     .await
+}
+
+impl HostIdentity {
+    /// Is what `signer` has signed for this host's name and key, and by its fleet?
+    fn check(&self, signer: &str) -> Result<()> {
+        let wrong = |reason: &dyn ToString| {
+            PeerError::wrong(signer, "the certificate of this host", reason.to_string())
+        };
+        let chain = self.chain().map_err(|error| wrong(&error))?;
+        server_config(self).map_err(|error| wrong(&error))?; // which wants them to fit
+        match Judge::new(self)?.caller(Some(&chain)) {
+            Ok(Caller::Host(name)) if name == self.name => Ok(()),
+            Ok(_) => Err(wrong(&"it is for another name")),
+            Err(refusal) => Err(wrong(&refusal.message)),
+        }
+    }
 }
 
 /// This host is of a fleet.
@@ -161,10 +211,7 @@ pub fn join(line: &str, own: &HostEntry, patience: Patience) -> Result<Joined> {
     if fingerprint(&certificate(&identity.ca_pem)?) != invitation.ca_fingerprint {
         return Err(wrong("it is of another fleet"));
     }
-    if host_of(&certificate(&identity.cert_pem)?).as_ref() != Some(&own.name) {
-        return Err(wrong("it is for another name"));
-    }
-    server_config(&identity).map_err(|error| wrong(&error.to_string()))?; // is it for this host's key?
+    identity.check(&address)?;
     let name = pinned.host().ok_or_else(|| wrong("nobody has shown one"))?;
     Ok(Joined {
         identity,
@@ -172,4 +219,31 @@ pub fn join(line: &str, own: &HostEntry, patience: Patience) -> Result<Joined> {
         hosts: admission.hosts,
         extra: admission.extra,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_taken_only_for_its_key_name_and_fleet() {
+        let [fleet, other] = [(); 2].map(|()| Fleet::create("home", Validity::of_fleet()).unwrap());
+        let host = fleet.host("attic", Validity::of_host()).unwrap();
+        host.check("signer").unwrap();
+        let request = host.request().unwrap();
+        let certificates = [
+            fleet.host("attic", Validity::of_host()).unwrap().cert_pem, // of another key
+            fleet.issue(&request, "cellar", Validity::of_host()).unwrap(),
+            other.issue(&request, "attic", Validity::of_host()).unwrap(),
+            "nothing".into(),
+        ];
+        for cert_pem in certificates {
+            let host = HostIdentity {
+                cert_pem,
+                ..host.clone()
+            };
+            let error = host.check("signer").unwrap_err();
+            assert!(matches!(error, PeerError::Wrong { .. }), "{error}");
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub use error::{PeerError, Result};
 pub use exchange::{Access, PUT_BYTES_MAX, Policy, peer_router};
 pub use identity::{Fleet, HostIdentity, Validity, check_host_name};
 pub use invite::{BadInvitation, HostInvitation, Token, TokenBook};
-pub use join::{HostEntry, Inviter, Joined, Newcomer, Welcome, join, join_router};
+pub use join::{HostEntry, Inviter, Joined, Newcomer, Welcome, join, join_router, renew};
 pub use refusal::{Code, Refusal};
 pub use server::{Caller, Limits, Removed, serve};
 pub use transfer::{PullReport, PushReport, pull, push};

@@ -217,7 +217,8 @@ async fn connection(
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(wait)
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     let mut served = std::pin::pin!(served);
     let caller = verdict.as_ref().unwrap_or(&Caller::Anonymous);
     let ended = tokio::select! {

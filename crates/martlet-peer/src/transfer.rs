@@ -8,16 +8,18 @@
 //! Cut short anywhere, the next one goes on from what has come. Nothing that comes is believed.
 
 use crate::closure::walk;
-use crate::wire::{KEYS_MAX, Pieces, Taken, encode_keys, put_key, put_object};
+use crate::wire::{HEAD_BYTES, KEY_BYTES, KEYS_MAX, Pieces, Taken, encode_keys, put_key, put_object};
 use crate::{Code, PeerClient, PeerError, Result};
 use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
 use martlet_store::{Batch, Key, Kind, RefName, Store, StoreError, Stored};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// What has come is committed after so many bytes.
 const COMMIT_BYTES: u64 = 64 << 20;
 /// What is put at once, unless one object is larger.
-const PUT_BYTES: usize = 16 << 20;
+pub(crate) const PUT_BYTES: usize = 16 << 20;
+/// The answer to a name is an id.
+const NAMED_BYTES_MAX: usize = 100;
 /// A push begins again when what was there has gone meanwhile, but not for ever.
 const PUSHES_MAX: usize = 3;
 
@@ -125,43 +127,59 @@ pub fn push(
     let _pin = store.pin(id, "a push")?;
     let snapshot = Key::new(Kind::Snapshot, id.0);
     let record = store.stored(&snapshot)?.content()?;
-    let needs: BTreeMap<Key, u32> = store.needs(&id)?.into_iter().collect();
+    let mut needs = store.needs(&id)?;
     let mut report = PushReport {
         objects: needs.len() as u64,
         ..PushReport::default()
     };
-    let keys: Vec<Key> = needs.keys().copied().filter(|key| *key != snapshot).collect();
+    needs.retain(|(key, _)| *key != snapshot); // its record goes with the name
+    let path = format!("/peer/ref?name={name}");
     for tried in 1.. {
-        let lacking = client.lacks(&keys)?;
-        let total = lacking.iter().map(|key| u64::from(needs[key])).sum::<u64>() + report.sent_bytes;
-        let mut body = Vec::new();
-        let mut count = 0;
-        for (at, key) in lacking.iter().enumerate() {
-            put_key(&mut body, key);
-            put_object(&mut body, &store.stored(key)?);
-            count += 1;
-            if body.len() >= PUT_BYTES || count == KEYS_MAX || at + 1 == lacking.len() {
-                report.sent_objects += count as u64;
-                report.sent_bytes += body.len() as u64;
-                let body = std::mem::take(&mut body);
-                client.ask("/peer/put", body)?.all(0)?;
-                count = 0;
-                progress(report.sent_bytes, total);
-            }
-        }
-        let path = format!("/peer/ref?name={name}");
+        put_lacking(store, client, &needs, &mut report, progress)?;
         let named = client.ask(&path, record.clone());
-        match named.and_then(|answer| answer.all(1000)) {
+        match named.and_then(|answer| answer.all(NAMED_BYTES_MAX)) {
+            Ok(named) if named == format!("\"{id}\"").as_bytes() => break,
+            Ok(_) => return Err(PeerError::wrong(client.peer(), name, "it names another snapshot")),
             Err(PeerError::Refused {
                 code: Code::Lacks, ..
             }) if tried < PUSHES_MAX => {}
-            named => {
-                named?;
-                break;
-            }
+            Err(error) => return Err(error),
         }
     }
     Ok(report)
+}
+
+/// Puts what the other host lacks of these, in this order.
+fn put_lacking(
+    store: &Store,
+    client: &PeerClient,
+    needs: &[(Key, u32)],
+    report: &mut PushReport,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
+    let keys: Vec<Key> = needs.iter().map(|(key, _)| *key).collect();
+    let lacking = HashSet::<Key>::from_iter(client.lacks(&keys)?);
+    let lacking: Vec<&(Key, u32)> = needs.iter().filter(|(key, _)| lacking.contains(key)).collect();
+    let total_bytes = lacking.iter().map(|(_, len)| put_bytes(*len)).sum::<u64>() + report.sent_bytes;
+    let (mut body, mut count) = (Vec::new(), 0);
+    for (at, (key, _)) in lacking.iter().enumerate() {
+        put_key(&mut body, key);
+        put_object(&mut body, &store.stored(key)?);
+        count += 1;
+        if body.len() >= PUT_BYTES || count == KEYS_MAX || at + 1 == lacking.len() {
+            report.sent_objects += count as u64;
+            report.sent_bytes += body.len() as u64;
+            client.ask("/peer/put", std::mem::take(&mut body))?.all(0)?;
+            count = 0;
+            progress(report.sent_bytes, total_bytes);
+        }
+    }
+    Ok(())
+}
+
+/// What an object takes on the way there.
+fn put_bytes(stored_len: u32) -> u64 {
+    (KEY_BYTES + HEAD_BYTES) as u64 + u64::from(stored_len)
 }
 
 /// What a pull did.
@@ -280,6 +298,6 @@ impl Pull<'_> {
 impl PullReport {
     fn count(&mut self, object: &Stored) {
         self.got_objects += 1;
-        self.got_bytes += (1 + crate::wire::HEAD_BYTES + object.bytes.len()) as u64;
+        self.got_bytes += (1 + HEAD_BYTES + object.bytes.len()) as u64;
     }
 }

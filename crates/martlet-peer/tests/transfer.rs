@@ -95,7 +95,7 @@ fn snapshots_are_pushed_whole_and_only_what_is_lacking_moves() {
     assert_eq!(calls.lacks(&keys).unwrap(), keys);
     assert_eq!(put(third, "web:3").sent_objects as usize, keys.len() - 1);
     there.store.remove_ref(&name("web:3")).unwrap();
-    there.store.gc(false).unwrap();
+    there.store.gc(false, &mut |_, _| ()).unwrap();
     assert_eq!(put(third, "web:3").sent_objects, 0);
     there.assert_has(third, "web:3", &here.store);
 }
@@ -239,6 +239,8 @@ fn slow_hosts_are_not_waited_for() {
     let frames = frames_of(&here.store, id);
     let keys: Vec<u8> = frames
         .iter()
+        .cycle()
+        .take(KEYS_MAX)
         .flat_map(|frame| [&[1][..], &frame.0].concat())
         .collect();
     let head = format!(
