@@ -191,6 +191,8 @@ impl PeerClient {
                 connection.try_send_request(request).await
             };
             let Ok(sent) = timeout(patience, sent).await else {
+                // What is kept leads to the same host: if that has gone, each would be waited for.
+                self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 return Err(self.stalled(action, patience));
             };
             match sent {

@@ -245,6 +245,20 @@ mod tests {
     }
 
     #[test]
+    fn addresses_are_written_as_they_are_read() {
+        let fleet = crate::Fleet::create("home", crate::Validity::of_fleet()).unwrap();
+        for (given, written) in [
+            ("2001:db8::7", "[2001:db8::7]"),
+            ("[::1]", "[::1]"),
+            ("attic", "attic"),
+        ] {
+            let invitation = HostInvitation::new(given, 7443, Token::random(), &fleet.ca_pem).unwrap();
+            assert_eq!(invitation.address, written);
+            assert_eq!(invitation.to_string().parse(), Ok(invitation));
+        }
+    }
+
+    #[test]
     fn a_token_is_good_once_and_for_a_while() {
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let later = |seconds| start + Duration::from_secs(seconds);

@@ -241,6 +241,7 @@ impl Stored {
 pub struct Counting {
     pub address: String,
     bytes: Arc<AtomicU64>,
+    bytes_max: Arc<AtomicU64>,
 }
 
 impl Counting {
@@ -248,18 +249,20 @@ impl Counting {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (bytes, target) = (Arc::new(AtomicU64::new(0)), target.to_owned());
-        let count = bytes.clone();
+        let bytes_max = Arc::new(AtomicU64::new(u64::MAX));
+        let (count, count_max) = (bytes.clone(), bytes_max.clone());
         std::thread::spawn(move || {
             for near in listener.incoming() {
                 let (near, far) = (near.unwrap(), TcpStream::connect(&target).unwrap());
                 for (mut from, mut to) in [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)]
                 {
-                    let count = count.clone();
+                    let (count, count_max) = (count.clone(), count_max.clone());
                     std::thread::spawn(move || {
                         let mut buffer = [0; 64 << 10];
                         while let Ok(len @ 1..) = from.read(&mut buffer) {
-                            count.fetch_add(len as u64, Ordering::Relaxed);
-                            if to.write_all(&buffer[..len]).is_err() {
+                            let so_far = count.fetch_add(len as u64, Ordering::Relaxed);
+                            let is_cut = so_far > count_max.load(Ordering::Relaxed);
+                            if is_cut || to.write_all(&buffer[..len]).is_err() {
                                 break;
                             }
                         }
@@ -268,7 +271,16 @@ impl Counting {
                 }
             }
         });
-        Self { address, bytes }
+        Self {
+            address,
+            bytes,
+            bytes_max,
+        }
+    }
+
+    /// Cuts what goes through once it was so much.
+    pub fn cut_after(&self, bytes: u64) {
+        self.bytes_max.store(bytes, Ordering::Relaxed);
     }
 
     pub fn take_bytes(&self) -> u64 {
