@@ -205,31 +205,46 @@ async fn put(
 ) -> Answer<()> {
     let host = peers.host(caller, Access::Write)?;
     blocking(move || {
-        let bad = |reason: String| Refusal::new(Code::BadRequest, reason);
         let runtime = Handle::current();
         let mut pieces = Pieces::new(|| match runtime.block_on(body.frame()) {
             Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
             Some(Err(error)) => Err(bad(format!("the question does not come whole: {error}"))),
             None => Ok(None),
         });
-        let (mut batch, mut keys) = (peers.store.begin()?, Vec::new());
-        while !pieces.is_at_end()? {
-            let key = pieces.array::<KEY_BYTES>()?.and_then(|key| decode_key(&key));
-            // A snapshot comes last, and by another door.
-            let key = key.filter(|key| key.kind != Kind::Snapshot && keys.len() < KEYS_MAX);
-            let key =
-                key.ok_or_else(|| bad("there is no such object to be put, or there are too many".into()))?;
-            match pieces.object(key)? {
-                Taken::Whole(object) => batch.put_stored(&object)?,
-                Taken::Wrong(reason) => return Err(bad(format!("{key}: {reason}"))),
-            }
-            keys.push(key);
+        let done = put_all(&peers, &host, &mut pieces);
+        if done.is_err() {
+            // An answer before the end of the question would be lost with the connection.
+            pieces.drain();
         }
-        peers.keep(&host, keys)?;
-        batch.commit(&[])?;
-        Ok(())
+        done
     })
     .await
+}
+
+fn put_all<F>(peers: &Arc<Peers>, host: &str, pieces: &mut Pieces<F>) -> Answer<()>
+where
+    F: FnMut() -> Answer<Option<Bytes>>,
+{
+    let (mut batch, mut keys) = (peers.store.begin()?, Vec::new());
+    while !pieces.is_at_end()? {
+        let key = pieces.array::<KEY_BYTES>()?.and_then(|key| decode_key(&key));
+        // A snapshot comes last, and by another door.
+        let key = key.filter(|key| key.kind != Kind::Snapshot && keys.len() < KEYS_MAX);
+        let key =
+            key.ok_or_else(|| bad("there is no such object to be put, or there are too many".into()))?;
+        match pieces.object(key)? {
+            Taken::Whole(object) => batch.put_stored(&object)?,
+            Taken::Wrong(reason) => return Err(bad(format!("{key}: {reason}"))),
+        }
+        keys.push(key);
+    }
+    peers.keep(host, keys)?;
+    batch.commit(&[])?;
+    Ok(())
+}
+
+fn bad(reason: String) -> Refusal {
+    Refusal::new(Code::BadRequest, reason)
 }
 
 #[derive(Deserialize)]

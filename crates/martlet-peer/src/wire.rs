@@ -84,6 +84,12 @@ impl<E, F: FnMut() -> Result<Option<Bytes>, E>> Pieces<F> {
         Ok(false)
     }
 
+    /// Takes all that is still to come.
+    pub(crate) fn drain(&mut self) {
+        self.ahead.clear();
+        while let Ok(Some(_)) = (self.next)() {}
+    }
+
     fn take(&mut self, len: usize) -> Result<Option<Vec<u8>>, E> {
         let mut taken = Vec::new();
         while taken.len() < len {

@@ -232,7 +232,7 @@ fn many_frames_come_in_order_and_questions_are_bounded() {
         );
     }
     let error = calls
-        .post::<_, String>("/peer/put", &"x".repeat(1000))
+        .post::<_, String>("/peer/put", &"x".repeat(8 << 20))
         .unwrap_err();
     assert!(
         matches!(
