@@ -11,8 +11,6 @@ use martlet_lab::{Lab, Link};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// What moves.
-const NAME: &str = "roam:travels";
 /// The links, as they are called in the figures, by rate and round-trip time.
 const LINKS: [(&str, f64, f64); 3] = [("100", 100.0, 0.0), ("20", 20.0, 20.0), ("5", 5.0, 50.0)];
 /// What a guest has in memory and on disk when it is suspended: text of random bytes, which halves when compressed.
@@ -95,14 +93,15 @@ impl Bench<'_> {
     /// The machine, with all that it is to have, in the bucket; both sites know that.
     fn prepare(&mut self, machine: &MachineInfo, home: &Site, away: &Site, bucket: &Bucket) -> Outcome {
         self.guest(FILL)?;
-        self.machine_verb("suspend", &json!({ "reference": NAME }))?;
+        let name = format!("{}:travels", machine.name);
+        self.machine_verb("suspend", &json!({ "tag": "travels" }))?;
         let carried = tempfile::tempdir().map_err(|error| Failure::io("cannot make a directory", error))?;
         let remote = format!("roam-{}", std::process::id());
         let address = carried.path().join("remote");
         self.act("/v1/remotes", &json!({ "name": remote, "address": address }))?;
         let pushed = self.act(
             &format!("/v1/remotes/{remote}/push"),
-            &json!({ "snapshot": NAME }),
+            &json!({ "snapshot": name }),
         );
         let line = self.act("/v1/realms/default/share", &json!({}));
         let _ = self.client.delete(&format!("/v1/remotes/{remote}"));
@@ -119,9 +118,9 @@ impl Bench<'_> {
                 bucket.add_to(site, "bucket")?;
             }
             home.run(&["remote", "add", "carried", &address.to_string_lossy()])?;
-            home.run(&["pull", "carried", NAME])?;
+            home.run(&["pull", "carried", &name])?;
             // It has been resumed before, as machines of people are.
-            home.run(&["run", NAME, "--name", "m"])?;
+            home.run(&["run", &name, "--name", "m"])?;
             session(home, "m")?;
             home.run(&["suspend", "m", "--tag", "first"])?;
             home.run(&["push", "m:first", "bucket"])

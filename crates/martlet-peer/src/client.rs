@@ -1,0 +1,324 @@
+//! Calling another host. Requests block; several at once go over several connections, which are kept for the next.
+
+use crate::stall::Writes;
+use crate::tls::{client_config, handshake_error};
+use crate::{HostIdentity, PeerError, Refusal, Result};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+/// Answers to a question are no longer, those apart that are read in pieces.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Connections that are kept.
+const IDLE_MAX: usize = 8;
+/// For so long, which is less than servers keep them.
+const IDLE: Duration = Duration::from_secs(60);
+/// What is sent is given time as if no link were slower.
+const SLOWEST_BYTES_PER_S: u64 = 256 << 10;
+
+/// How long another host is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// A connection is there after this time, or it never will be.
+    pub connect: Duration,
+    /// An answer has begun after this time.
+    pub answer: Duration,
+    /// An answer that does not go on for so long never will.
+    pub stall: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            answer: Duration::from_secs(60),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Requests to all hosts.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("peer")
+        .enable_all()
+        .build()
+        .expect("threads can be started")
+});
+
+const JSON: &str = "application/json";
+
+type Connection = SendRequest<Full<Bytes>>;
+
+/// Another host of the fleet.
+pub struct PeerClient {
+    peer: String,
+    address: String,
+    config: Arc<ClientConfig>,
+    server_name: ServerName<'static>,
+    patience: Patience,
+    idle: Mutex<Vec<(Instant, Connection)>>,
+}
+
+impl fmt::Debug for PeerClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PeerClient({} at {})", self.peer, self.address)
+    }
+}
+
+impl PeerClient {
+    /// The host of this name, which is to be found at `ADDRESS:PORT`. Nothing is asked yet.
+    pub fn new(identity: &HostIdentity, peer: &str, address: &str, patience: Patience) -> Result<Self> {
+        Ok(Self::with(
+            client_config(identity, peer)?,
+            peer,
+            address,
+            patience,
+        ))
+    }
+
+    pub(crate) fn with(
+        (config, server_name): (Arc<ClientConfig>, ServerName<'static>),
+        peer: &str,
+        address: &str,
+        patience: Patience,
+    ) -> Self {
+        Self {
+            peer: peer.to_owned(),
+            address: address.to_owned(),
+            config,
+            server_name,
+            patience,
+            idle: Mutex::default(),
+        }
+    }
+
+    /// What the other host is called.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Gets a JSON answer.
+    pub fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A> {
+        self.json(path, self.ask_as(Method::GET, path, JSON, Bytes::new())?)
+    }
+
+    /// Posts JSON, and gets a JSON answer.
+    pub fn post<Q: Serialize, A: DeserializeOwned>(&self, path: &str, question: &Q) -> Result<A> {
+        let body =
+            serde_json::to_vec(question).map_err(|error| PeerError::wrong("this host", path, error))?;
+        self.json(path, self.ask_as(Method::POST, path, JSON, body.into())?)
+    }
+
+    fn json<A: DeserializeOwned>(&self, path: &str, answer: Answer<'_>) -> Result<A> {
+        serde_json::from_slice(&answer.all(ANSWER_BYTES_MAX)?)
+            .map_err(|error| PeerError::wrong(&self.peer, path, error))
+    }
+
+    /// Posts bytes, and has an answer that says yes.
+    pub(crate) fn ask(&self, path: &str, body: Vec<u8>) -> Result<Answer<'_>> {
+        self.ask_as(Method::POST, path, "application/octet-stream", body.into())
+    }
+
+    /// Asks, and has an answer that says yes. The question is sent once: whether it is asked again after a connection broke is
+    /// for the caller to say.
+    fn ask_as(&self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Answer<'_>> {
+        let upload = Duration::from_secs(body.len() as u64 / SLOWEST_BYTES_PER_S);
+        let patience = self.patience.answer + upload;
+        let request = Request::builder()
+            .method(&method)
+            .uri(path)
+            .header("host", "martlet")
+            .header("content-type", kind)
+            .body(Full::new(body))
+            .map_err(|error| PeerError::wrong("this host", path, error))?;
+        let action = format!("answer {method} {path}");
+        let (response, connection) = RUNTIME.block_on(self.send(request, &action, patience))?;
+        let status = response.status();
+        let answer = Answer {
+            client: self,
+            action,
+            body: response.into_body(),
+            connection: Some(connection),
+        };
+        match status {
+            StatusCode::OK => Ok(answer),
+            status => {
+                let said = answer.all(ANSWER_BYTES_MAX)?;
+                let refusal = serde_json::from_slice::<Refusal>(&said);
+                let refusal = refusal
+                    .map_err(|_| PeerError::wrong(&self.peer, path, format!("it answered {status}")))?;
+                Err(PeerError::refused(&self.peer, refusal))
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        action: &str,
+        patience: Duration,
+    ) -> Result<(Response<Incoming>, Connection)> {
+        loop {
+            let kept = self.kept();
+            let is_new = kept.is_none();
+            let mut connection = match kept {
+                Some(kept) => kept,
+                None => timeout(self.patience.connect, self.connect())
+                    .await
+                    .unwrap_or_else(|_| {
+                        Err(self.unreachable(format!("not within {} ms", self.patience.connect.as_millis())))
+                    })?,
+            };
+            let sent = async {
+                // If it has ended meanwhile, sending says so and gives the question back.
+                let _ = connection.ready().await;
+                connection.try_send_request(request).await
+            };
+            let Ok(sent) = timeout(patience, sent).await else {
+                // What is kept leads to the same host: if that has gone, each would be waited for.
+                self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                return Err(self.stalled(action, patience));
+            };
+            match sent {
+                Ok(response) => return Ok((response, connection)),
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) if !is_new => request = unsent,
+                    _ => return Err(self.broken(action, failed.error())),
+                },
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection> {
+        let socket = TcpStream::connect(&self.address).await;
+        let socket = socket.map_err(|error| self.unreachable(error))?;
+        let _ = socket.set_nodelay(true);
+        let connector = TlsConnector::from(self.config.clone());
+        let tls = connector.connect(self.server_name.clone(), socket).await;
+        let tls = tls.map_err(|error| handshake_error(&self.named(), error))?;
+        let io = TokioIo::new(Writes::new(tls, self.patience.stall, ()));
+        let (connection, work) = http1::handshake(io)
+            .await
+            .map_err(|error| self.unreachable(error))?;
+        tokio::spawn(work);
+        Ok(connection)
+    }
+
+    fn kept(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(since, connection)| since.elapsed() < IDLE && !connection.is_closed());
+        idle.pop().map(|(_, connection)| connection)
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX {
+            idle.push((Instant::now(), connection));
+        }
+    }
+
+    fn named(&self) -> String {
+        format!("{} ({})", self.peer, self.address)
+    }
+
+    fn unreachable(&self, reason: impl ToString) -> PeerError {
+        PeerError::Unreachable {
+            peer: self.named(),
+            reason: reason.to_string(),
+        }
+    }
+
+    fn stalled(&self, action: &str, after: Duration) -> PeerError {
+        PeerError::Stalled {
+            peer: self.named(),
+            action: action.to_owned(),
+            milliseconds: after.as_millis() as u64,
+        }
+    }
+
+    fn broken(&self, action: &str, error: &hyper::Error) -> PeerError {
+        if error.is_parse() {
+            return PeerError::NotAPeer {
+                peer: self.named(),
+                reason: error.to_string(),
+            };
+        }
+        PeerError::Broken {
+            peer: self.named(),
+            action: action.to_owned(),
+            reason: innermost(error),
+        }
+    }
+}
+
+/// An error's last cause, which says most.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+/// An answer as it comes. Once it has come wholly its connection is kept.
+pub(crate) struct Answer<'a> {
+    client: &'a PeerClient,
+    action: String,
+    body: Incoming,
+    connection: Option<Connection>,
+}
+
+impl Answer<'_> {
+    /// What comes next of it; none at its end.
+    pub(crate) fn chunk(&mut self) -> Result<Option<Bytes>> {
+        let (client, patience) = (self.client, self.client.patience.stall);
+        loop {
+            let Ok(frame) = RUNTIME.block_on(async { timeout(patience, self.body.frame()).await }) else {
+                return Err(client.stalled(&self.action, patience));
+            };
+            match frame {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+                Some(Err(error)) => return Err(client.broken(&self.action, &error)),
+                None => {
+                    if let Some(connection) = self.connection.take() {
+                        client.keep(connection);
+                    }
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// All of it.
+    pub(crate) fn all(mut self, bytes_max: usize) -> Result<Vec<u8>> {
+        let mut all = Vec::new();
+        while let Some(chunk) = self.chunk()? {
+            if all.len() + chunk.len() > bytes_max {
+                let reason = format!("more than {bytes_max} bytes");
+                return Err(PeerError::wrong(&self.client.peer, &self.action, reason));
+            }
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all)
+    }
+}
