@@ -110,12 +110,12 @@ pub struct AwaySnapshot {
     pub remote: String,
     /// Does the rest come without being read?
     pub rest: bool,
-    /// Frames that it consists of.
-    pub frames: u64,
+    /// Frames and blobs that it consists of.
+    pub objects: u64,
     /// Of these, how many are not here.
-    pub missing_frames: u64,
-    /// Frames that came because they were read.
-    pub read_frames: u64,
+    pub missing_objects: u64,
+    /// Those that came because they were read.
+    pub read_objects: u64,
     /// What those took.
     pub read_bytes: u64,
     /// How long reads waited for them, together.

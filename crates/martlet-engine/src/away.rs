@@ -7,13 +7,13 @@
 //!                all of it is here: forgotten
 //! ```
 //!
-//! A frame comes once: who reads it while it is coming waits for it.
+//! A object comes once: who reads it while it is coming waits for it.
 //!
 //! A read waits while its place cannot be reached, and fails when that takes too long or the place does not have what it
 //! promised: a machine stalls before it breaks.
 
 use crate::engine::lock;
-use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
+use martlet_image::{SnapshotId, SnapshotRecord};
 use martlet_source::SourceError;
 use martlet_store::{Elsewhere, Key, Kind, Store, StoreError, Stored};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -33,20 +33,20 @@ const STORE_AFTER: Duration = Duration::from_millis(200);
 const ARRIVALS_BYTES: usize = 64 << 20;
 /// What is not read yet comes in pieces that take about this long, so that a read does not wait long behind one.
 const PIECE: Duration = Duration::from_millis(150);
-const PIECE_FRAMES_MAX: usize = 64;
+const PIECE_OBJECTS_MAX: usize = 64;
 /// Pieces that are under way at the same time: while one is asked for, another comes.
 const PIECES: usize = 2;
 
-/// A place that has frames.
+/// A place that has objects and blobs.
 ///
 /// Separate from a remote, so that a peer or a carried disk can be one as well.
 pub trait Place: Debug + Send + Sync {
     /// What it is called in messages.
     fn name(&self) -> String;
-    /// Frames, in any order. Their content is not believed.
-    fn frames(
+    /// Frames and blobs, in any order. Their content is not believed.
+    fn objects(
         &self,
-        frames: &[FrameId],
+        keys: &[Key],
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError>;
 }
@@ -68,23 +68,23 @@ pub struct Away {
 /// What has been asked for and is not stored yet.
 #[derive(Debug, Default)]
 struct Arrivals {
-    coming: HashSet<FrameId>,
+    coming: HashSet<Key>,
     /// Verified.
-    frames: HashMap<FrameId, Stored>,
+    objects: HashMap<Key, Stored>,
     size_bytes: usize,
 }
 
 /// Frames that somebody has asked for; whatever becomes of them, nobody waits for them in vain.
 struct Coming<'a> {
     away: &'a Away,
-    frames: Vec<FrameId>,
+    objects: Vec<Key>,
 }
 
 impl Drop for Coming<'_> {
     fn drop(&mut self) {
         let mut arrivals = lock(&self.away.arrivals);
-        for frame in &self.frames {
-            arrivals.coming.remove(frame);
+        for object in &self.objects {
+            arrivals.coming.remove(object);
         }
         drop(arrivals);
         self.away.arrived.notify_all();
@@ -94,12 +94,12 @@ impl Drop for Coming<'_> {
 /// A snapshot of which not all is here.
 struct Distant {
     id: SnapshotId,
-    frames: HashSet<FrameId>,
+    objects: HashSet<Key>,
     eager: bool,
     place: Mutex<Option<Arc<dyn Place>>>,
     open: Open,
     is_forgotten: AtomicBool,
-    read_frames: AtomicU64,
+    read_objects: AtomicU64,
     read_bytes: AtomicU64,
     waited_us: AtomicU64,
     waited_max_us: AtomicU64,
@@ -118,11 +118,11 @@ impl Debug for Distant {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Frames that it consists of.
-    pub frames: u64,
+    pub objects: u64,
     /// Of these, how many are not here.
-    pub missing_frames: u64,
+    pub missing_objects: u64,
     /// Frames that came because they were read.
-    pub read_frames: u64,
+    pub read_objects: u64,
     /// Bytes of those, as they came.
     pub read_bytes: u64,
     /// How long reads waited for them, together.
@@ -156,7 +156,7 @@ impl Away {
         Ok(away)
     }
 
-    /// Promises the frames of a snapshot, whose manifests are here.
+    /// Promises the objects of a snapshot, whose manifests are here.
     /// With `eager`, they are worth getting before they are read.
     pub fn promise(
         &self,
@@ -165,18 +165,15 @@ impl Away {
         eager: bool,
         open: Open,
     ) -> Result<(), StoreError> {
-        let mut frames = HashSet::new();
-        for manifest in record.manifests() {
-            frames.extend(self.store.manifest(&manifest)?.frames());
-        }
+        let objects = self.store.leaves(record)?;
         let distant = Distant {
             id,
-            frames,
+            objects,
             eager,
             place: Mutex::default(),
             open,
             is_forgotten: AtomicBool::new(false),
-            read_frames: AtomicU64::new(0),
+            read_objects: AtomicU64::new(0),
             read_bytes: AtomicU64::new(0),
             waited_us: AtomicU64::new(0),
             waited_max_us: AtomicU64::new(0),
@@ -193,7 +190,7 @@ impl Away {
         }
     }
 
-    /// Are the frames of a snapshot to come only when they are read?
+    /// Are the objects of a snapshot to come only when they are read?
     pub fn is_on_demand(&self, id: &SnapshotId) -> bool {
         lock(&self.snapshots)
             .get(id)
@@ -211,9 +208,9 @@ impl Away {
             return Ok(None);
         };
         Ok(Some(Progress {
-            frames: distant.frames.len() as u64,
-            missing_frames: self.missing(&distant)?.len() as u64,
-            read_frames: distant.read_frames.load(Relaxed),
+            objects: distant.objects.len() as u64,
+            missing_objects: self.missing(&distant)?.len() as u64,
+            read_objects: distant.read_objects.load(Relaxed),
             read_bytes: distant.read_bytes.load(Relaxed),
             waited_us: distant.waited_us.load(Relaxed),
             waited_max_us: distant.waited_max_us.load(Relaxed),
@@ -227,14 +224,14 @@ impl Away {
         self.arrived.notify_all();
     }
 
-    fn missing(&self, distant: &Distant) -> Result<Vec<FrameId>, StoreError> {
-        let keys: Vec<Key> = distant.frames.iter().map(frame_key).collect();
-        Ok(self
-            .store
-            .lacks(&keys)?
-            .into_iter()
-            .map(|key| FrameId(key.id))
-            .collect())
+    /// Is everything to end?
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(SeqCst)
+    }
+
+    fn missing(&self, distant: &Distant) -> Result<Vec<Key>, StoreError> {
+        let keys: Vec<Key> = distant.objects.iter().copied().collect();
+        self.store.lacks(&keys)
     }
 
     fn store_arrivals(&self) {
@@ -242,21 +239,21 @@ impl Away {
         let wait = self
             .arrived
             .wait_timeout_while(arrivals, Duration::from_secs(1), |arrivals| {
-                arrivals.frames.is_empty() && !self.stopping.load(SeqCst)
+                arrivals.objects.is_empty() && !self.stopping.load(SeqCst)
             });
         drop(wait);
         std::thread::sleep(STORE_AFTER);
-        let frames: Vec<Stored> = lock(&self.arrivals).frames.values().cloned().collect();
-        if frames.is_empty() {
+        let objects: Vec<Stored> = lock(&self.arrivals).objects.values().cloned().collect();
+        if objects.is_empty() {
             return;
         }
-        if let Err(error) = self.put(&frames) {
+        if let Err(error) = self.put(&objects) {
             tracing::warn!(%error, "what came from elsewhere cannot be stored");
             std::thread::sleep(RETRY_MAX);
         }
         let mut arrivals = lock(&self.arrivals);
-        for stored in frames {
-            if let Some(stored) = arrivals.frames.remove(&FrameId(stored.key.id)) {
+        for stored in objects {
+            if let Some(stored) = arrivals.objects.remove(&stored.key) {
                 arrivals.size_bytes -= stored.bytes.len();
             }
         }
@@ -264,37 +261,37 @@ impl Away {
         self.arrived.notify_all();
     }
 
-    fn put(&self, frames: &[Stored]) -> Result<(), StoreError> {
+    fn put(&self, objects: &[Stored]) -> Result<(), StoreError> {
         let mut batch = self.store.begin()?;
-        frames.iter().try_for_each(|stored| batch.put_stored(stored))?;
+        objects.iter().try_for_each(|stored| batch.put_stored(stored))?;
         batch.commit(&[]).map(drop)
     }
 
-    fn holder(&self, frame: &FrameId) -> Option<Arc<Distant>> {
+    fn holder(&self, object: &Key) -> Option<Arc<Distant>> {
         let snapshots = lock(&self.snapshots);
         snapshots
             .values()
-            .find(|distant| distant.frames.contains(frame))
+            .find(|distant| distant.objects.contains(object))
             .cloned()
     }
 
-    /// Gets a frame, however often that has to be tried.
-    fn fetch_from(&self, distant: &Distant, frame: &FrameId) -> Result<Stored, StoreError> {
+    /// Gets a object, however often that has to be tried.
+    fn fetch_from(&self, distant: &Distant, object: &Key) -> Result<Stored, StoreError> {
         let until = Instant::now() + PATIENCE;
         let mut retry = RETRY;
         loop {
-            let error = match distant.frame(frame) {
+            let error = match distant.object(object) {
                 Ok(stored) => return Ok(stored),
                 Err(error) => error,
             };
             let is_over = Instant::now() > until || distant.is_forgotten.load(SeqCst);
             if is_over || !worth_waiting(&error) {
-                return Err(failed(frame, error.to_string()));
+                return Err(failed(object, error.to_string()));
             }
-            tracing::warn!(%frame, %error, "a read waits");
+            tracing::warn!(%object, %error, "a read waits");
             lock(&distant.place).take();
             self.pause(retry)
-                .map_err(|()| failed(frame, "the daemon is ending".to_owned()))?;
+                .map_err(|()| failed(object, "the daemon is ending".to_owned()))?;
             retry = (retry * 2).min(RETRY_MAX);
         }
     }
@@ -311,15 +308,15 @@ impl Away {
         Ok(())
     }
 
-    /// Gets what is missing of a snapshot, until nothing is: these frames first. Tells whether that was reached; not if it
+    /// Gets what is missing of a snapshot, until nothing is: these objects first. Tells whether that was reached; not if it
     /// was stopped or the snapshot forgotten.
-    pub fn complete(&self, id: &SnapshotId, first: Vec<FrameId>) -> Result<bool, StoreError> {
+    pub fn complete(&self, id: &SnapshotId, first: Vec<Key>) -> Result<bool, StoreError> {
         let Some(distant) = lock(&self.snapshots).get(id).cloned() else {
             return Ok(true);
         };
         let mut order = self.in_order(&distant)?;
-        let missing: HashSet<FrameId> = order.iter().copied().collect();
-        let first = first.into_iter().rev().filter(|frame| missing.contains(frame));
+        let missing: HashSet<Key> = order.iter().copied().collect();
+        let first = first.into_iter().rev().filter(|object| missing.contains(object));
         let queue = Mutex::new(Queue {
             first: first.collect(),
             rest: std::mem::take(&mut order),
@@ -330,7 +327,7 @@ impl Away {
                 .collect();
             let ends = workers.into_iter().map(|worker| worker.join());
             ends.map(|end| {
-                end.unwrap_or_else(|_| Err(StoreError::Invalid("a thread that gets frames broke".into())))
+                end.unwrap_or_else(|_| Err(StoreError::Invalid("a thread that gets objects broke".into())))
             })
             .collect()
         });
@@ -344,7 +341,7 @@ impl Away {
             if distant.is_forgotten.load(SeqCst) || self.pause(STORE_AFTER).is_err() {
                 return Ok(false);
             }
-            if lock(&self.arrivals).frames.is_empty() {
+            if lock(&self.arrivals).objects.is_empty() {
                 break;
             }
         }
@@ -353,9 +350,9 @@ impl Away {
 
     /// Gets pieces until there are none. Not to the end if it is to stop.
     fn work_off(&self, distant: &Distant, queue: &Mutex<Queue>) -> Result<bool, StoreError> {
-        let (mut retry, mut piece_frames) = (RETRY, 4);
+        let (mut retry, mut piece_objects) = (RETRY, 4);
         loop {
-            let (piece, is_first) = lock(queue).take(piece_frames);
+            let (piece, is_first) = lock(queue).take(piece_objects);
             if piece.is_empty() {
                 return Ok(true);
             }
@@ -368,12 +365,12 @@ impl Away {
                 return Ok(false);
             }
             let coming = self.coming(&piece)?;
-            if coming.frames.is_empty() {
+            if coming.objects.is_empty() {
                 continue;
             }
             let started = Instant::now();
             let got = distant.opened().and_then(|place| {
-                place.frames(&coming.frames, &mut |stored| {
+                place.objects(&coming.objects, &mut |stored| {
                     distant.rest_bytes.fetch_add(stored.bytes.len() as u64, Relaxed);
                     self.wait_for_room();
                     Ok(self.arrive(stored)?)
@@ -384,7 +381,7 @@ impl Away {
                 Err(error) if worth_waiting(&error) => {
                     tracing::warn!(%error, snapshot = %distant.id, "the rest of a snapshot waits");
                     lock(&distant.place).take();
-                    lock(queue).rest.extend(&coming.frames);
+                    lock(queue).rest.extend(&coming.objects);
                     drop(coming);
                     if self.pause(retry).is_err() {
                         return Ok(false);
@@ -395,36 +392,35 @@ impl Away {
                 Err(SourceError::Store(error)) => return Err(error),
                 Err(error) => return Err(StoreError::Invalid(error.to_string())),
             }
-            piece_frames = match started.elapsed() < PIECE {
-                true => (piece_frames * 2).min(PIECE_FRAMES_MAX),
-                false => (piece_frames / 2).max(1),
+            piece_objects = match started.elapsed() < PIECE {
+                true => (piece_objects * 2).min(PIECE_OBJECTS_MAX),
+                false => (piece_objects / 2).max(1),
             };
         }
     }
 
-    /// Those of these frames that are neither here nor coming; they are from now on.
-    fn coming(&self, frames: &[FrameId]) -> Result<Coming<'_>, StoreError> {
-        let keys: Vec<Key> = frames.iter().map(frame_key).collect();
-        let lacking: HashSet<[u8; 32]> = self.store.lacks(&keys)?.iter().map(|key| key.id).collect();
+    /// Those of these objects that are neither here nor coming; they are from now on.
+    fn coming(&self, objects: &[Key]) -> Result<Coming<'_>, StoreError> {
+        let lacking: HashSet<Key> = self.store.lacks(objects)?.into_iter().collect();
         let mut arrivals = lock(&self.arrivals);
-        let frames = frames.iter().copied().filter(|frame| lacking.contains(&frame.0));
-        let frames = frames.filter(|frame| !arrivals.frames.contains_key(frame));
-        let frames: Vec<FrameId> = frames.collect();
-        let frames = frames
+        let objects = objects.iter().copied().filter(|object| lacking.contains(object));
+        let objects = objects.filter(|object| !arrivals.objects.contains_key(object));
+        let objects: Vec<Key> = objects.collect();
+        let objects = objects
             .into_iter()
-            .filter(|frame| arrivals.coming.insert(*frame))
+            .filter(|object| arrivals.coming.insert(*object))
             .collect();
-        Ok(Coming { away: self, frames })
+        Ok(Coming { away: self, objects })
     }
 
-    /// A frame is here, as soon as its content is found to be what its id says.
+    /// A object is here, as soon as its content is found to be what its id says.
     fn arrive(&self, stored: Stored) -> Result<(), StoreError> {
         stored.content()?;
         let mut arrivals = lock(&self.arrivals);
-        let frame = FrameId(stored.key.id);
-        arrivals.coming.remove(&frame);
+        let object = stored.key;
+        arrivals.coming.remove(&object);
         let size_bytes = stored.bytes.len();
-        if arrivals.frames.insert(frame, stored).is_none() {
+        if arrivals.objects.insert(object, stored).is_none() {
             arrivals.size_bytes += size_bytes;
         }
         drop(arrivals);
@@ -440,16 +436,18 @@ impl Away {
         }));
     }
 
-    /// What is missing, the last first: as it lies in the images.
-    fn in_order(&self, distant: &Distant) -> Result<Vec<FrameId>, StoreError> {
-        let missing: HashSet<FrameId> = self.missing(distant)?.into_iter().collect();
-        let mut seen = HashSet::new();
+    /// What is missing, the last first: frames as they lie in the images, then what is booted by.
+    fn in_order(&self, distant: &Distant) -> Result<Vec<Key>, StoreError> {
+        let mut missing: HashSet<Key> = self.missing(distant)?.into_iter().collect();
         let mut order = Vec::new();
         for manifest in self.store.snapshot(&distant.id)?.manifests() {
             let manifest = self.store.manifest(&manifest)?;
-            let frames = manifest.stored_pages().map(|(_, frame, _)| frame);
-            order.extend(frames.filter(|frame| missing.contains(frame) && seen.insert(*frame)));
+            let frames = manifest
+                .stored_pages()
+                .map(|(_, frame, _)| Key::new(Kind::Frame, frame.0));
+            order.extend(frames.filter(|key| missing.remove(key)));
         }
+        order.extend(missing);
         order.reverse();
         Ok(order)
     }
@@ -460,43 +458,43 @@ impl Place for martlet_source::Remote {
         self.place()
     }
 
-    fn frames(
+    fn objects(
         &self,
-        frames: &[FrameId],
+        keys: &[Key],
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
-        self.frames(frames.iter().map(frame_key), each)
+        self.frames(keys.iter().copied(), each)
     }
 }
 
 impl Elsewhere for Away {
-    fn promises(&self, frame: &FrameId) -> bool {
-        self.holder(frame).is_some()
+    fn promises(&self, object: &Key) -> bool {
+        self.holder(object).is_some()
     }
 
-    fn fetch(&self, frame: &FrameId) -> Result<Stored, StoreError> {
-        let key = frame_key(frame);
+    fn fetch(&self, object: &Key) -> Result<Stored, StoreError> {
+        let key = *object;
         let missing = || StoreError::NotFound(key.to_string());
-        let distant = self.holder(frame).ok_or_else(missing)?;
+        let distant = self.holder(object).ok_or_else(missing)?;
         let started = Instant::now();
         let _reading = Reading::new(&self.reads);
         let coming = {
             let mut arrivals = lock(&self.arrivals);
             loop {
-                if let Some(stored) = arrivals.frames.get(frame) {
+                if let Some(stored) = arrivals.objects.get(object) {
                     distant.count(started.elapsed(), stored.bytes.len());
                     return Ok(stored.clone());
                 }
-                if arrivals.coming.insert(*frame) {
+                if arrivals.coming.insert(*object) {
                     break Coming {
                         away: self,
-                        frames: vec![*frame],
+                        objects: vec![*object],
                     };
                 }
                 let waited = self.arrived.wait_timeout(arrivals, Duration::from_secs(1));
                 arrivals = waited.unwrap_or_else(PoisonError::into_inner).0;
                 if self.stopping.load(SeqCst) {
-                    return Err(failed(frame, "the daemon is ending".to_owned()));
+                    return Err(failed(object, "the daemon is ending".to_owned()));
                 }
             }
         };
@@ -504,7 +502,7 @@ impl Elsewhere for Away {
         if self.store.lacks(&[key])?.is_empty() {
             return self.store.stored(&key);
         }
-        let stored = self.fetch_from(&distant, frame)?;
+        let stored = self.fetch_from(&distant, object)?;
         distant.count(started.elapsed(), stored.bytes.len());
         self.arrive(stored.clone())?;
         drop(coming);
@@ -530,16 +528,16 @@ impl Drop for Reading<'_> {
 
 /// Frames to get without being read; of each the last is the next.
 struct Queue {
-    first: Vec<FrameId>,
-    rest: Vec<FrameId>,
+    first: Vec<Key>,
+    rest: Vec<Key>,
 }
 
 impl Queue {
     /// The next piece, and whether it is of the first.
-    fn take(&mut self, frames: usize) -> (Vec<FrameId>, bool) {
+    fn take(&mut self, objects: usize) -> (Vec<Key>, bool) {
         let is_first = !self.first.is_empty();
         let from = if is_first { &mut self.first } else { &mut self.rest };
-        (from.split_off(from.len().saturating_sub(frames)), is_first)
+        (from.split_off(from.len().saturating_sub(objects)), is_first)
     }
 }
 
@@ -554,16 +552,16 @@ impl Distant {
         Ok(opened)
     }
 
-    fn frame(&self, frame: &FrameId) -> Result<Stored, SourceError> {
+    fn object(&self, object: &Key) -> Result<Stored, SourceError> {
         let place = self.opened()?;
         let mut found = None;
-        place.frames(&[*frame], &mut |stored| {
+        place.objects(&[*object], &mut |stored| {
             found = Some(stored);
             Ok(())
         })?;
         let stored = found.ok_or_else(|| SourceError::Incomplete {
             place: place.name(),
-            object: frame_key(frame).to_string(),
+            object: object.to_string(),
         })?;
         stored.content()?; // before it is counted on
         Ok(stored)
@@ -571,15 +569,11 @@ impl Distant {
 
     fn count(&self, waited: Duration, size_bytes: usize) {
         let waited_us = waited.as_micros() as u64;
-        self.read_frames.fetch_add(1, Relaxed);
+        self.read_objects.fetch_add(1, Relaxed);
         self.read_bytes.fetch_add(size_bytes as u64, Relaxed);
         self.waited_us.fetch_add(waited_us, Relaxed);
         self.waited_max_us.fetch_max(waited_us, Relaxed);
     }
-}
-
-fn frame_key(frame: &FrameId) -> Key {
-    Key::new(Kind::Frame, frame.0)
 }
 
 /// May it be otherwise soon, perhaps because somebody mends it?
@@ -587,9 +581,9 @@ fn worth_waiting(error: &SourceError) -> bool {
     error.is_retryable() || matches!(error, SourceError::Refused { .. })
 }
 
-fn failed(frame: &FrameId, reason: String) -> StoreError {
+fn failed(object: &Key, reason: String) -> StoreError {
     StoreError::Io {
-        doing: format!("getting {frame}"),
+        doing: format!("getting {object}"),
         source: io::Error::other(reason),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::away::Away;
 use crate::dirs::Dirs;
+use crate::hosts::Fellowship;
 use crate::machine::{Machine, Record};
 use crate::mapped::Images;
 use crate::pool::Pool;
@@ -54,6 +55,7 @@ pub struct Engine {
     pub(crate) options: Options,
     pub(crate) store: Arc<Store>,
     pub(crate) away: Arc<Away>,
+    pub(crate) fellowship: Fellowship,
     pub(crate) pager: Arc<Pager>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) images: Images,
@@ -145,6 +147,7 @@ impl Engine {
             options,
             store,
             away,
+            fellowship: Fellowship::default(),
             pager,
             registry,
             state,
@@ -158,6 +161,7 @@ impl Engine {
             server: Mutex::default(),
         });
         engine.remove_half_boot_files();
+        engine.recover_host()?;
         engine.recover_away()?;
         engine.recover()?;
         engine.pool.fill(Arc::downgrade(&engine));
@@ -218,6 +222,7 @@ impl Engine {
             return;
         };
         self.away.stop();
+        self.stop_waiting_for_fleet();
         if live {
             server.stop();
             return;

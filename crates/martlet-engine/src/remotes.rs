@@ -241,6 +241,13 @@ impl Engine {
         self.realm(&known.realm)?;
         let objects = known.objects(true)?;
         let info = info(&request.name, &known, &*objects);
+        if self.peer(&request.name)?.is_some() {
+            return Err(Problem::new(
+                ProblemCode::AlreadyExists,
+                format!("a host of the fleet is called {}", request.name),
+            )
+            .remediation("choose another name"));
+        }
         if !self.known_remotes()?.contains_key(&request.name) {
             martlet_source::check(&*objects).told()?;
         }
@@ -358,6 +365,16 @@ impl Engine {
     /// What a remote has.
     pub fn remote_snapshots(self: &Arc<Self>, name: &str) -> Result<Vec<RemoteSnapshot>, Problem> {
         let here = self.store.snapshots();
+        if let Some(peer) = self.peer(name)? {
+            let refs = peer.refs().told()?.into_iter();
+            let snapshots = refs.map(|(reference, id)| RemoteSnapshot {
+                reference: reference.to_string(),
+                snapshot: id.to_string(),
+                version: 1,
+                here: here.contains(&id),
+            });
+            return Ok(snapshots.collect());
+        }
         let mut refs = BTreeMap::new();
         for remote in self.opened(name, None)? {
             for (reference, found) in remote.refs().told()? {

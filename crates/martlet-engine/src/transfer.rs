@@ -8,14 +8,15 @@
 
 use crate::away::{Open, Place};
 use crate::engine::Engine;
+use crate::hosts::PeerPlace;
 use crate::problem::Told;
 use martlet_api::{
     AwaySnapshot, FetchRequest, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, PullRequest,
     PushRequest, TransferReport,
 };
-use martlet_image::{FrameId, PageLocation, SnapshotId, SnapshotRecord};
-use martlet_source::{Ref, SourceError};
-use martlet_store::RefName;
+use martlet_image::{PageLocation, SnapshotId, SnapshotRecord};
+use martlet_source::SourceError;
+use martlet_store::{Key, Kind, RefName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -48,7 +49,7 @@ impl Engine {
             Some(reference) => reference.parse::<RefName>().told()?,
             None => self.reference_of(&request.snapshot, &id)?,
         };
-        let remote = self.newest(remote, request.bandwidth_bytes)?;
+        let peer = self.peer(remote)?;
         let mut told = |done: u64, total: u64| {
             progress(Progress {
                 stage: format!("pushing {reference}"),
@@ -57,6 +58,18 @@ impl Engine {
                 unit: ProgressUnit::Bytes,
             });
         };
+        if let Some(peer) = peer {
+            no_choice(request.dry_run, request.bandwidth_bytes)?;
+            let report = martlet_peer::push(&self.store, &peer, id, &reference, &mut told).told()?;
+            return Ok(TransferReport {
+                snapshot: id.to_string(),
+                reference: reference.to_string(),
+                objects: report.sent_objects,
+                moved_bytes: report.sent_bytes,
+                dry_run: false,
+            });
+        }
+        let remote = self.newest(remote, request.bandwidth_bytes)?;
         let pushed = martlet_source::push(&self.store, &remote, id, &reference, request.dry_run, &mut told);
         let (report, _) = pushed.told()?;
         Ok(TransferReport {
@@ -88,7 +101,12 @@ impl Engine {
     }
 
     /// What a snapshot that comes is to be called here, if that is free or it already.
-    fn called_here(&self, asked: Option<&str>, there: &RefName, found: &Ref) -> Result<RefName, Problem> {
+    fn called_here(
+        &self,
+        asked: Option<&str>,
+        there: &RefName,
+        found: Option<SnapshotId>,
+    ) -> Result<RefName, Problem> {
         let called = match asked {
             Some(reference) => {
                 martlet_api::names::check_new_reference(reference)?;
@@ -97,7 +115,7 @@ impl Engine {
             None => there.clone(),
         };
         match self.store.refs().get(&called) {
-            Some(here) if *here != found.snapshot => Err(Problem::new(
+            Some(here) if found.is_some_and(|found| *here != found) => Err(Problem::new(
                 ProblemCode::AlreadyExists,
                 format!("{called} is another snapshot here"),
             )
@@ -114,8 +132,6 @@ impl Engine {
         progress: ProgressSink<'_>,
     ) -> Result<TransferReport, Problem> {
         let name = request.snapshot.parse::<RefName>().told()?;
-        let (remote, found) = self.find_remote(remote, &name, request.bandwidth_bytes)?;
-        let called = self.called_here(request.reference.as_deref(), &name, &found)?;
         let mut told = |done: u64, total: u64| {
             progress(Progress {
                 stage: format!("pulling {name}"),
@@ -124,6 +140,22 @@ impl Engine {
                 unit: ProgressUnit::Items,
             });
         };
+        if let Some(peer) = self.peer(remote)? {
+            no_choice(request.dry_run, request.bandwidth_bytes)?;
+            let found = peer.refs().told()?.get(&name).copied();
+            let called = self.called_here(request.reference.as_deref(), &name, found)?;
+            let (report, id) = martlet_peer::pull(&self.store, &peer, &name, &called, &mut told).told()?;
+            self.all_here(&id)?;
+            return Ok(TransferReport {
+                snapshot: id.to_string(),
+                reference: called.to_string(),
+                objects: report.got_objects,
+                moved_bytes: report.got_bytes,
+                dry_run: false,
+            });
+        }
+        let (remote, found) = self.find_remote(remote, &name, request.bandwidth_bytes)?;
+        let called = self.called_here(request.reference.as_deref(), &name, Some(found.snapshot))?;
         let pulled = martlet_source::pull(&self.store, &remote, &name, &called, request.dry_run, &mut told);
         let (report, found) = pulled.told()?;
         if !request.dry_run {
@@ -142,18 +174,28 @@ impl Engine {
     /// be started at once.
     pub fn fetch(self: &Arc<Self>, from: &str, request: FetchRequest) -> Result<TransferReport, Problem> {
         let name = request.snapshot.parse::<RefName>().told()?;
-        let (remote, found) = self.find_remote(from, &name, None)?;
-        let called = self.called_here(request.reference.as_deref(), &name, &found)?;
-        let fetched = martlet_source::fetch_without_frames(&self.store, &remote, &name);
-        let (report, found, _kept) = fetched.told()?;
-        let id = found.snapshot;
-        let record = self.store.snapshot(&id).told()?;
+        let (called, id, record, objects, moved_bytes, _kept);
+        if let Some(peer) = self.peer(from)? {
+            let found = peer.refs().told()?.get(&name).copied();
+            called = self.called_here(request.reference.as_deref(), &name, found)?;
+            let fetched = martlet_peer::fetch_without_frames(&self.store, &peer, &name).told()?;
+            (objects, moved_bytes) = (fetched.0.got_objects, fetched.0.got_bytes);
+            (id, record, _kept) = (fetched.1, fetched.2, fetched.3);
+        } else {
+            let (remote, found) = self.find_remote(from, &name, None)?;
+            called = self.called_here(request.reference.as_deref(), &name, Some(found.snapshot))?;
+            let fetched = martlet_source::fetch_without_frames(&self.store, &remote, &name).told()?;
+            (objects, moved_bytes) = (fetched.0.got_objects, fetched.0.got_bytes);
+            (id, _kept) = (fetched.1.snapshot, fetched.2);
+            record = self.store.snapshot(&id).told()?;
+        }
         let listed = Listed {
             remote: from.to_owned(),
             reference: name.to_string(),
             rest: request.rest,
         };
-        if !self.store.needs_elsewhere(&record).told()?.is_empty() {
+        let leaves: Vec<Key> = self.store.leaves(&record).told()?.into_iter().collect();
+        if !self.store.lacks(&leaves).told()?.is_empty() {
             // Known to be away before anybody can use it, also to a successor.
             self.list(&id, Some(listed.clone()))?;
             self.promise(id, &record, &listed)?;
@@ -167,8 +209,8 @@ impl Engine {
         Ok(TransferReport {
             snapshot: id.to_string(),
             reference: called.to_string(),
-            objects: report.got_objects,
-            moved_bytes: report.got_bytes,
+            objects,
+            moved_bytes,
             dry_run: false,
         })
     }
@@ -187,9 +229,9 @@ impl Engine {
                 references: self.store.refs_to(&id).iter().map(RefName::to_string).collect(),
                 remote: listed.remote.clone(),
                 rest: listed.rest,
-                frames: progress.frames,
-                missing_frames: progress.missing_frames,
-                read_frames: progress.read_frames,
+                objects: progress.objects,
+                missing_objects: progress.missing_objects,
+                read_objects: progress.read_objects,
                 read_bytes: progress.read_bytes,
                 waited_ms: progress.waited_us as f64 / 1000.0,
                 waited_max_ms: progress.waited_max_us as f64 / 1000.0,
@@ -239,6 +281,12 @@ impl Engine {
             let engine = engine
                 .upgrade()
                 .ok_or_else(|| gone("the daemon is ending".into()))?;
+            if let Some(peer) = engine
+                .peer(&listed.remote)
+                .map_err(|problem| gone(problem.message))?
+            {
+                return Ok(Arc::new(PeerPlace(peer)) as Arc<dyn Place>);
+            }
             let name: RefName = listed.reference.parse().map_err(SourceError::Store)?;
             let found = engine.find_remote(&listed.remote, &name, None);
             let (remote, found) = found.map_err(|problem| gone(problem.message))?;
@@ -273,7 +321,7 @@ impl Engine {
     }
 
     /// Frames that earlier runs read first, in that order.
-    fn read_first(&self, id: &SnapshotId) -> Option<Vec<FrameId>> {
+    fn read_first(&self, id: &SnapshotId) -> Option<Vec<Key>> {
         let trace = self.trace(id)?;
         let memory = self.store.snapshot(id).ok()?.memory?;
         let manifest = self.store.manifest(&memory.manifest).ok()?;
@@ -282,7 +330,7 @@ impl Engine {
             .pages()
             .iter()
             .filter_map(|page| match manifest.locate(u64::from(*page)) {
-                PageLocation::Frame { frame, .. } => Some(frame),
+                PageLocation::Frame { frame, .. } => Some(Key::new(Kind::Frame, frame.0)),
                 PageLocation::Zero => None,
             });
         Some(frames.filter(|frame| seen.insert(*frame)).collect())
@@ -291,7 +339,7 @@ impl Engine {
     /// All of a snapshot is here, if it was away.
     fn all_here(&self, id: &SnapshotId) -> Result<(), Problem> {
         match self.away.progress(id).told()? {
-            Some(progress) if progress.missing_frames == 0 => self.forget_away(id),
+            Some(progress) if progress.missing_objects == 0 => self.forget_away(id),
             _ => Ok(()),
         }
     }
@@ -316,5 +364,17 @@ impl Engine {
         match changed.told()? {
             Ok(()) => Ok(()),
         }
+    }
+}
+
+/// Between hosts there is nothing to choose.
+fn no_choice(dry_run: bool, bandwidth_bytes: Option<u64>) -> Result<(), Problem> {
+    match dry_run || bandwidth_bytes.is_some() {
+        false => Ok(()),
+        true => Err(Problem::new(
+            ProblemCode::InvalidArgument,
+            "between hosts nothing is limited or only tried",
+        )
+        .remediation("leave --dry-run and --bandwidth away, or go by way of a remote")),
     }
 }

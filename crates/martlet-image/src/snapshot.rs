@@ -162,13 +162,15 @@ impl SnapshotRecord {
 
     /// Every blob it needs.
     pub fn blobs(&self) -> impl Iterator<Item = BlobId> + '_ {
-        let memory = self
-            .memory
-            .iter()
-            .flat_map(|memory| [Some(memory.descriptor), memory.trace]);
-        memory
-            .flatten()
-            .chain(self.boot.iter().flat_map(|boot| [boot.kernel, boot.initrd]))
+        let boot = self.boot.iter().flat_map(|boot| [boot.kernel, boot.initrd]);
+        self.resume_blobs().chain(boot)
+    }
+
+    /// Those that a resume needs: what is booted by is only read when it is booted.
+    pub fn resume_blobs(&self) -> impl Iterator<Item = BlobId> + '_ {
+        let memory = self.memory.iter();
+        let blobs = memory.flat_map(|memory| [Some(memory.descriptor), memory.trace]);
+        blobs.flatten()
     }
 }
 

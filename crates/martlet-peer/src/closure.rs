@@ -1,16 +1,22 @@
 //! What a snapshot needs, in the order in which it can be found out.
 
-use martlet_image::{ManifestId, SnapshotRecord};
+use martlet_image::{BlobId, ManifestId, SnapshotRecord};
 use martlet_store::{Key, Kind, Store, StoreError};
 
 /// Tells `need`, which sees to it that they are in the store, of all objects that a snapshot needs, itself excepted: blobs,
-/// manifests and those that they say what differs from, frames.
+/// manifests and those that they say what differs from, frames. Without `leaves`, of frames and what is only booted by nothing
+/// is said.
 pub(crate) fn walk<E: From<StoreError>>(
     store: &Store,
     record: &SnapshotRecord,
+    leaves: bool,
     need: &mut dyn FnMut(&[Key]) -> Result<(), E>,
 ) -> Result<(), E> {
-    let blobs: Vec<Key> = record.blobs().map(|id| Key::new(Kind::Blob, id.0)).collect();
+    let ids: Vec<BlobId> = match leaves {
+        true => record.blobs().collect(),
+        false => record.resume_blobs().collect(),
+    };
+    let blobs: Vec<Key> = ids.iter().map(|id| Key::new(Kind::Blob, id.0)).collect();
     need(&blobs)?;
     let manifests: Vec<ManifestId> = record.manifests().collect();
     let mut wanted = manifests.clone();
@@ -27,7 +33,7 @@ pub(crate) fn walk<E: From<StoreError>>(
             break;
         }
     }
-    for manifest in &manifests {
+    for manifest in manifests.iter().filter(|_| leaves) {
         let frames = store.manifest(manifest)?.frames();
         let frames: Vec<Key> = frames.iter().map(|id| Key::new(Kind::Frame, id.0)).collect();
         need(&frames)?;

@@ -265,7 +265,7 @@ async fn set_ref(
         let record = SnapshotRecord::decode(&bytes).map_err(StoreError::from)?;
         let store = &peers.store;
         let mut batch = store.begin()?;
-        walk(store, &record, &mut |keys| {
+        walk(store, &record, true, &mut |keys| {
             batch.rely_on(keys.iter().copied());
             match store.lacks(keys)?.len() {
                 0 => Ok(()),
@@ -276,6 +276,11 @@ async fn set_ref(
             }
         })?;
         let id = batch.put_snapshot(&record)?;
+        // Nobody's name is another thing from one moment to the next because another host has it, too.
+        if store.refs().get(&name).is_some_and(|there| *there != id) {
+            let words = format!("{name} is another snapshot here");
+            return Err(Refusal::new(Code::NameTaken, words));
+        }
         batch.commit(&[(name, id)])?;
         Ok(Json(id.to_string()))
     })

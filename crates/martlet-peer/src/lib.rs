@@ -34,5 +34,5 @@ pub use invite::{BadInvitation, HostInvitation, Token, TokenBook};
 pub use join::{HostEntry, Inviter, Joined, Newcomer, Welcome, join, join_router, renew};
 pub use refusal::{Code, Refusal};
 pub use server::{Caller, Limits, Removed, serve};
-pub use transfer::{PullReport, PushReport, pull, push};
+pub use transfer::{PullReport, PushReport, fetch_without_frames, pull, push};
 pub use wire::KEYS_MAX;

@@ -24,7 +24,7 @@ pub enum Code {
     InvitationUsed,
     /// The invitation's time is over.
     InvitationExpired,
-    /// Another host has this name.
+    /// Another host, or another snapshot, has this name.
     NameTaken,
     /// The question is malformed.
     BadRequest,

@@ -214,7 +214,7 @@ pub fn pull(
         progress,
     };
     let record = pull.record(id)?;
-    walk(store, &record, &mut |keys| pull.all(keys))?;
+    walk(store, &record, true, &mut |keys| pull.all(keys))?;
     let mut batch = store.begin()?;
     let made = batch.put_snapshot(&record)?;
     if made != id {
@@ -226,6 +226,32 @@ pub fn pull(
     }
     batch.commit(&[(called.clone(), id)])?;
     Ok((pull.report, id))
+}
+
+/// Gets all of a snapshot that the other host calls `name` but its frames and what is only booted by, which
+/// [`PeerClient::objects`] then gets when they are needed. Nothing is named here: garbage collection spares what has come while the batch lives.
+pub fn fetch_without_frames(
+    store: &Store,
+    client: &PeerClient,
+    name: &RefName,
+) -> Result<(PullReport, SnapshotId, SnapshotRecord, Batch)> {
+    let found = client.refs()?.remove(name);
+    let id = found.ok_or_else(|| PeerError::NoSnapshot {
+        peer: client.peer().to_owned(),
+        name: name.to_string(),
+    })?;
+    let mut ignored = |_, _| ();
+    let mut pull = Pull {
+        store,
+        client,
+        keeper: store.begin()?,
+        report: PullReport::default(),
+        total: 1,
+        progress: &mut ignored,
+    };
+    let record = pull.record(id)?;
+    walk(store, &record, false, &mut |keys| pull.all(keys))?;
+    Ok((pull.report, id, record, pull.keeper))
 }
 
 struct Pull<'a> {

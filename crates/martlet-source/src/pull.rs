@@ -9,7 +9,7 @@
 
 use crate::preview::preview;
 use crate::{Ref, Remote, Result, SourceError};
-use martlet_image::{ManifestId, SnapshotRecord};
+use martlet_image::{BlobId, ManifestId, SnapshotRecord};
 use martlet_store::{Batch, Key, Kind, RefName, Store, StoreError, Stored};
 
 /// What has come is committed after so many bytes.
@@ -40,7 +40,7 @@ pub fn pull(
             return preview(store, remote, &found.snapshot);
         }
         let mut pull = Pull::begin(store, remote, progress)?;
-        let (record, _) = pull.all_but_frames(found)?;
+        let (record, _) = pull.all_but_frames(found, true)?;
         for manifest in record.manifests() {
             let frames = store.manifest(&manifest)?.frames();
             let frames: Vec<Key> = frames.iter().map(|id| Key::new(Kind::Frame, id.0)).collect();
@@ -59,8 +59,8 @@ pub fn pull(
     })
 }
 
-/// Gets all of a snapshot but its frames, which [`Remote::frames`] then gets when they are needed, as long as the version of
-/// the ref is kept there. Nothing is named here: garbage collection spares what has come while the batch lives.
+/// Gets all of a snapshot but its frames and what is only booted by, which [`Remote::frames`] then gets when they are needed,
+/// as long as the version of the ref is kept there. Nothing is named here: garbage collection spares what has come while the batch lives.
 pub fn fetch_without_frames(
     store: &Store,
     remote: &Remote,
@@ -69,7 +69,7 @@ pub fn fetch_without_frames(
     let ((report, batch), found) = by_ref(remote, name, |found| {
         let mut ignored = |_, _| ();
         let mut pull = Pull::begin(store, remote, &mut ignored)?;
-        let (_, came) = pull.all_but_frames(found)?;
+        let (_, came) = pull.all_but_frames(found, false)?;
         if let Some(record) = came {
             let mut batch = store.begin()?;
             batch.put_stored(&record)?;
@@ -127,8 +127,9 @@ impl<'a> Pull<'a> {
         })
     }
 
-    /// All of these are here then, but the record: who has that finds everything else.
-    fn all_but_frames(&mut self, found: &Ref) -> Result<(SnapshotRecord, Option<Stored>)> {
+    /// All of these are here then, but the record: who has that finds everything else. What is only booted by comes if
+    /// `boots`.
+    fn all_but_frames(&mut self, found: &Ref, boots: bool) -> Result<(SnapshotRecord, Option<Stored>)> {
         let snapshot = Key::new(Kind::Snapshot, found.snapshot.0);
         self.keeper.rely_on([snapshot]);
         let (record, came) = record(self.store, self.remote, &snapshot)?;
@@ -136,7 +137,11 @@ impl<'a> Pull<'a> {
             self.total += 1;
             self.count(came)?;
         }
-        let blobs: Vec<Key> = record.blobs().map(|id| Key::new(Kind::Blob, id.0)).collect();
+        let ids: Vec<BlobId> = match boots {
+            true => record.blobs().collect(),
+            false => record.resume_blobs().collect(),
+        };
+        let blobs: Vec<Key> = ids.iter().map(|id| Key::new(Kind::Blob, id.0)).collect();
         self.all(&blobs)?;
         self.manifests(record.manifests().collect())?;
         Ok((record, came))

@@ -289,7 +289,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Stores a snapshot. Its manifests and blobs have to be in the store or in this batch.
+    /// Stores a snapshot. Its manifests and blobs have to be in the store or in this batch; blobs may be promised.
     pub fn put_snapshot(&mut self, record: &SnapshotRecord) -> Result<SnapshotId> {
         let bytes = record.encode()?;
         let manifests = record.manifests().map(|id| Key::new(Kind::Manifest, id.0));
@@ -301,7 +301,8 @@ impl Batch {
         {
             let _gate = self.inner.gate.read().unwrap_or_else(PoisonError::into_inner);
             let found = self.inner.index.get_many(&needs)?;
-            if let Some((key, _)) = needs.iter().zip(&found).find(|(_, found)| found.is_none()) {
+            let mut missing = needs.iter().zip(&found).filter(|(_, found)| found.is_none());
+            if let Some((key, _)) = missing.find(|(key, _)| !self.inner.is_promised(key)) {
                 return Err(StoreError::NotFound(key.to_string()));
             }
             lock(&self.inner.held).entry(self.id).or_default().extend(needs);

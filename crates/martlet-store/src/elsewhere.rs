@@ -1,46 +1,54 @@
-//! Frames that are needed here and are not here yet.
+//! Frames and blobs that are needed here and are not here yet.
 //!
 //! ```text
 //!   Store::frame ──► here and whole ──no──► Elsewhere::fetch ──► verified ──► the caller
 //!                                      └─ stores it, so that it is here from then on
 //! ```
 //!
-//! A snapshot whose frames are promised can be used as if it were here: a read takes longer. Without the promise a frame
-//! that is missing is missing.
+//! A snapshot whose frames and blobs are promised can be used as if it were here: a read takes longer. Without the promise what is
+//! missing is missing.
 
 use crate::record::{Key, Kind};
 use crate::store::{Inner, Store};
 use crate::{Result, StoreError, Stored};
-use martlet_image::FrameId;
+use martlet_image::{BlobId, FrameId};
 use std::fmt::Debug;
 use std::sync::{Arc, Weak};
 
-/// Who has frames that are not here.
+/// Who has frames and blobs that are not here.
 pub trait Elsewhere: Debug + Send + Sync {
-    /// Can this frame be had?
-    fn promises(&self, frame: &FrameId) -> bool;
+    /// Can this object be had?
+    fn promises(&self, key: &Key) -> bool;
 
-    /// Gets a frame. Blocks for as long as it takes. Its content is not believed.
-    fn fetch(&self, frame: &FrameId) -> Result<Stored>;
+    /// Gets an object. Blocks for as long as it takes. Its content is not believed.
+    fn fetch(&self, key: &Key) -> Result<Stored>;
 }
 
 impl Store {
-    /// Asks `elsewhere`, while that lives, for frames that are not here. Once for a store: later calls change nothing.
+    /// Asks `elsewhere`, while that lives, for what is not here. Once for a store: later calls change nothing.
     pub fn set_elsewhere(&self, elsewhere: Weak<dyn Elsewhere>) {
         let _ = self.inner.elsewhere.set(elsewhere);
     }
 
     /// The pages of a frame, read from disk and verified; got from elsewhere if that is where it is. Not cached here.
     pub fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>> {
-        let key = Key::new(Kind::Frame, id.0);
+        Ok(self.read_or_fetch(Key::new(Kind::Frame, id.0))?.into())
+    }
+
+    /// A blob, verified; got from elsewhere if that is where it is.
+    pub fn blob(&self, id: &BlobId) -> Result<Vec<u8>> {
+        self.read_or_fetch(Key::new(Kind::Blob, id.0))
+    }
+
+    fn read_or_fetch(&self, key: Key) -> Result<Vec<u8>> {
         match self.inner.read(key) {
             Err(error @ (StoreError::NotFound(_) | StoreError::Damaged { .. })) => {
                 match self.inner.fetch(&key) {
-                    Some(fetched) => Ok(fetched?.content()?.into()),
+                    Some(fetched) => fetched?.content(),
                     None => Err(error),
                 }
             }
-            read => Ok(read?.into()),
+            read => read,
         }
     }
 }
@@ -50,24 +58,18 @@ impl Inner {
         self.elsewhere.get()?.upgrade()
     }
 
-    /// Is this a frame that is promised?
+    /// Is it promised?
     pub(crate) fn is_promised(&self, key: &Key) -> bool {
-        key.kind == Kind::Frame
-            && self
-                .elsewhere()
-                .is_some_and(|elsewhere| elsewhere.promises(&FrameId(key.id)))
+        let can_be = matches!(key.kind, Kind::Frame | Kind::Blob);
+        can_be && self.elsewhere().is_some_and(|elsewhere| elsewhere.promises(key))
     }
 
     /// Gets what is promised; `None` for what is not.
     pub(crate) fn fetch(&self, key: &Key) -> Option<Result<Stored>> {
         let elsewhere = self.elsewhere().filter(|_| self.is_promised(key))?;
-        Some(
-            elsewhere
-                .fetch(&FrameId(key.id))
-                .and_then(|stored| match stored.key == *key {
-                    true => Ok(stored),
-                    false => Err(StoreError::Invalid(format!("{} came for {key}", stored.key))),
-                }),
-        )
+        Some(elsewhere.fetch(key).and_then(|stored| match stored.key == *key {
+            true => Ok(stored),
+            false => Err(StoreError::Invalid(format!("{} came for {key}", stored.key))),
+        }))
     }
 }

@@ -66,21 +66,14 @@ impl Store {
         Ok(needs)
     }
 
-    /// Frames of a snapshot that are not here. Its manifests are.
-    pub fn needs_elsewhere(&self, record: &SnapshotRecord) -> Result<Vec<FrameId>> {
-        let mut frames = HashSet::new();
+    /// Frames and blobs of a snapshot, whose manifests are here.
+    pub fn leaves(&self, record: &SnapshotRecord) -> Result<HashSet<Key>> {
+        let mut leaves: HashSet<Key> = record.blobs().map(|blob| Key::new(Kind::Blob, blob.0)).collect();
         for manifest in record.manifests() {
-            frames.extend(self.manifest(&manifest)?.frames());
+            let frames = self.manifest(&manifest)?.frames();
+            leaves.extend(frames.iter().map(|frame| Key::new(Kind::Frame, frame.0)));
         }
-        let keys: Vec<Key> = frames
-            .iter()
-            .map(|frame| Key::new(Kind::Frame, frame.0))
-            .collect();
-        Ok(self
-            .lacks(&keys)?
-            .into_iter()
-            .map(|key| FrameId(key.id))
-            .collect())
+        Ok(leaves)
     }
 
     /// Those of these objects that are not here.

@@ -16,7 +16,7 @@ use crate::pack::{PackWriter, Packs};
 use crate::record::{Key, Kind};
 use crate::{Batch, Elsewhere, LATEST, RefName, Result, Root, StoreError, recover};
 use martlet_image::{
-    BlobId, FrameId, Manifest, ManifestHeader, ManifestId, SnapshotId, SnapshotRecord, compress, decompress,
+    FrameId, Manifest, ManifestHeader, ManifestId, SnapshotId, SnapshotRecord, compress, decompress,
 };
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -179,11 +179,6 @@ impl Store {
             frames[at] = Some(self.inner.read_from(keys[at], locations[at]).map(Into::into));
         }
         frames.into_iter().flatten().collect()
-    }
-
-    /// A blob, verified.
-    pub fn blob(&self, id: &BlobId) -> Result<Vec<u8>> {
-        self.inner.read(Key::new(Kind::Blob, id.0))
     }
 
     /// A manifest, verified and decoded with its parents. Recent ones are remembered.

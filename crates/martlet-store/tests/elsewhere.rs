@@ -2,7 +2,7 @@
 
 mod support;
 
-use martlet_image::{FrameId, Manifest, ManifestId, PageLocation};
+use martlet_image::{Manifest, ManifestId, PageLocation};
 use martlet_store::faulty::FaultyFiles;
 use martlet_store::{Elsewhere, Key, Kind, Result, Store, StoreError, Stored};
 use std::sync::{Arc, Weak};
@@ -16,14 +16,12 @@ struct Other {
 }
 
 impl Elsewhere for Other {
-    fn promises(&self, frame: &FrameId) -> bool {
-        self.store
-            .lacks(&[Key::new(Kind::Frame, frame.0)])
-            .is_ok_and(|lacking| lacking.is_empty())
+    fn promises(&self, key: &Key) -> bool {
+        self.store.lacks(&[*key]).is_ok_and(|lacking| lacking.is_empty())
     }
 
-    fn fetch(&self, frame: &FrameId) -> Result<Stored> {
-        let mut stored = self.store.stored(&Key::new(Kind::Frame, frame.0))?;
+    fn fetch(&self, key: &Key) -> Result<Stored> {
+        let mut stored = self.store.stored(key)?;
         if self.lies {
             stored.bytes[0] ^= 1;
         }

@@ -221,6 +221,9 @@ pub enum Command {
     /// Know places that keep snapshots: directories, S3 buckets, registries, web servers
     #[command(subcommand)]
     Remote(RemoteCommand),
+    /// Know other hosts: a fleet whose hosts authenticate each other. Their names are as good as those of remotes
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Know realms: who can read what leaves this host
     #[command(subcommand)]
     Realm(RealmCommand),
@@ -335,6 +338,40 @@ pub enum Policy {
     /// What is read, when it is read, and the rest behind
     #[default]
     Adaptive,
+}
+
+/// `martlet host …`
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Make a fleet of which this is the first host
+    Init {
+        /// What this host is to be called by the others
+        #[arg(value_parser = name)]
+        name: String,
+        /// Where they reach it (ADDRESS:PORT)
+        address: String,
+    },
+    /// Print a line by which another host joins, good once and for an hour
+    Invite,
+    /// Join the fleet of another host
+    Join {
+        /// File with the line that `martlet host invite` printed; - is standard input
+        #[arg(long, default_value = "-", value_name = "FILE", value_hint = ValueHint::FilePath)]
+        invitation: PathBuf,
+        /// What this host is to be called by the others
+        #[arg(value_parser = name)]
+        name: String,
+        /// Where they reach it (ADDRESS:PORT)
+        address: String,
+    },
+    /// List the hosts of the fleet, and whether they answer
+    Ls,
+    /// Have hosts be none of the fleet any more
+    Rm {
+        /// Hosts
+        #[arg(required = true, value_parser = name)]
+        names: Vec<String>,
+    },
 }
 
 /// `martlet realm …`

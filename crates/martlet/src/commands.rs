@@ -2,6 +2,7 @@
 
 mod base;
 mod bench;
+mod host;
 mod machine;
 mod realm;
 mod remote;
@@ -88,6 +89,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Diff { from, to } => snapshot::diff(&context, &from, &to),
         Command::Tag { reference, new } => snapshot::tag(&context, &reference, new),
         Command::Remote(command) => remote::run(&context, command),
+        Command::Host(command) => host::run(&context, command),
         Command::Realm(command) => realm::run(&context, command),
         Command::Push {
             dry_run,

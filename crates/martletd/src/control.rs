@@ -122,6 +122,18 @@ pub trait Control: Send + Sync + 'static {
     fn remote_forget(&self, name: &str, reference: &str) -> Answer<()>;
     /// What a name stood for at a remote.
     fn remote_history(&self, name: &str, reference: &str) -> Answer<Vec<RemoteVersion>>;
+    /// Is there something to do without being asked?
+    fn is_at_work(&self) -> bool;
+    /// Makes a fleet of which this is the first host.
+    fn host_init(&self, request: HostInitRequest) -> Answer<Vec<HostInfo>>;
+    /// A line by which one more host can join.
+    fn host_invite(&self) -> Answer<HostInvitationInfo>;
+    /// Joins the fleet of another host.
+    fn host_join(&self, request: HostJoinRequest) -> Answer<Vec<HostInfo>>;
+    /// The hosts of the fleet.
+    fn hosts(&self) -> Answer<Vec<HostInfo>>;
+    /// Has a host be none of the fleet any more.
+    fn host_remove(&self, name: &str) -> Answer<()>;
     /// Makes a realm.
     fn realm_create(&self, name: &str) -> Answer<RealmInfo>;
     /// All realms.

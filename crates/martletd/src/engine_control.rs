@@ -208,6 +208,24 @@ impl Control for EngineControl {
     fn remote_history(&self, name: &str, reference: &str) -> Answer<Vec<RemoteVersion>> {
         self.0.remote_history(name, reference)
     }
+    fn is_at_work(&self) -> bool {
+        self.0.is_at_work()
+    }
+    fn host_init(&self, request: HostInitRequest) -> Answer<Vec<HostInfo>> {
+        self.0.host_init(request)
+    }
+    fn host_invite(&self) -> Answer<HostInvitationInfo> {
+        self.0.host_invite()
+    }
+    fn host_join(&self, request: HostJoinRequest) -> Answer<Vec<HostInfo>> {
+        self.0.host_join(request)
+    }
+    fn hosts(&self) -> Answer<Vec<HostInfo>> {
+        self.0.hosts()
+    }
+    fn host_remove(&self, name: &str) -> Answer<()> {
+        self.0.host_remove(name)
+    }
     fn realm_create(&self, name: &str) -> Answer<RealmInfo> {
         self.0.realm_create(name)
     }

@@ -81,7 +81,7 @@ pub struct Idle {
 }
 
 impl Idle {
-    /// Until nothing was under way for this long, and no machine lives.
+    /// Until nothing was under way for this long, no machine lives, and nothing else goes on.
     pub async fn wait(self, after: Duration) {
         loop {
             let left = after.saturating_sub(self.activity.idle());
@@ -90,7 +90,8 @@ impl Idle {
                 continue;
             }
             let control = self.control.clone();
-            let lives = tokio::task::spawn_blocking(move || any_lives(&*control)).await;
+            let lives =
+                tokio::task::spawn_blocking(move || control.is_at_work() || any_lives(&*control)).await;
             if !lives.unwrap_or(true) {
                 return;
             }

@@ -1,6 +1,7 @@
 //! `martletd`: serves the API until it is told to stop. Machines go on without it.
 
 mod engine_control;
+mod peers;
 mod wiring;
 
 use anyhow::Result;
@@ -9,6 +10,7 @@ use martlet_api::Paths;
 use martletd::instance::Taken;
 use martletd::{allocator, daemon, server};
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,6 +31,9 @@ struct Args {
     /// End after this many seconds in which nothing was asked and no machine ran; 0 is never [default: 0]
     #[arg(long, value_name = "SECONDS")]
     idle_exit: Option<u64>,
+    /// Listen for the other hosts of the fleet here [default: where they reach this host]
+    #[arg(long, env = "MARTLET_LISTEN", value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -93,5 +98,7 @@ fn serve(args: Args) -> Result<()> {
         .idle_exit
         .filter(|seconds| *seconds > 0)
         .map(Duration::from_secs);
-    daemon::run(&state_dir, &socket, idle_exit, wiring::control)
+    daemon::run(&state_dir, &socket, idle_exit, |dir| {
+        wiring::control(dir, args.listen)
+    })
 }

@@ -2,6 +2,7 @@
 
 mod bases;
 mod guest;
+mod hosts;
 mod machines;
 mod realms;
 mod remotes;
@@ -18,6 +19,7 @@ pub fn all() -> Routes {
     let routes = machines::routes(routes);
     let routes = guest::routes(routes);
     let routes = snapshots::routes(routes);
+    let routes = hosts::routes(routes);
     let routes = realms::routes(routes);
     let routes = remotes::routes(routes);
     store::routes(routes)

@@ -1,9 +1,11 @@
 //! Where the rooms are wired together: which engine stands behind the API, and what the keeper is.
 
 use crate::engine_control::EngineControl;
+use crate::peers;
 use anyhow::{Context, Result};
 use martlet_engine::{Engine, Options};
 use martletd::control::Control;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ const POOL_MAX: usize = 256;
 ///
 /// The agent lies beside this program, or where `MARTLET_AGENT` says; `MARTLET_QEMU` names a QEMU that is not the
 /// distribution's, `MARTLET_POOL` how many of it are started ahead.
-pub fn control(state_dir: &Path) -> Result<Arc<dyn Control>> {
+pub fn control(state_dir: &Path, listen: Option<SocketAddr>) -> Result<Arc<dyn Control>> {
     let program = std::env::current_exe().context("cannot find out where this program lies")?;
     let beside = program.with_file_name("martlet-agent");
     let options = Options {
@@ -37,6 +39,7 @@ pub fn control(state_dir: &Path) -> Result<Arc<dyn Control>> {
             .unwrap_or_default();
         anyhow::anyhow!("{}{because}{remedy}", problem.message)
     })?;
+    peers::start(engine.clone(), listen)?;
     Ok(Arc::new(EngineControl(engine)))
 }
 

@@ -186,11 +186,11 @@ pub fn away(context: &Context) -> Outcome {
             ["SNAPSHOT", "FROM", "HERE", "READ", "WAITED", "LONGEST", "REST"],
             snapshots.into_iter().map(|snapshot| {
                 let name = snapshot.references.first().cloned();
-                let here = snapshot.frames - snapshot.missing_frames.min(snapshot.frames);
+                let here = snapshot.objects - snapshot.missing_objects.min(snapshot.objects);
                 [
                     name.unwrap_or_else(|| show::short_id(&snapshot.snapshot)),
                     snapshot.remote,
-                    format!("{} %", here * 100 / snapshot.frames.max(1)),
+                    format!("{} %", here * 100 / snapshot.objects.max(1)),
                     show::size(snapshot.read_bytes),
                     format!("{:.1} s", snapshot.waited_ms / 1000.0),
                     format!("{:.0} ms", snapshot.waited_max_ms),

@@ -16,6 +16,7 @@ mod documents;
 mod every_step;
 mod fixture;
 mod handover;
+mod hosts;
 mod imports;
 mod life;
 mod no_byte;

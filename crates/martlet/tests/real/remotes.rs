@@ -155,7 +155,7 @@ fn a_machine_runs_before_its_state_has_come() {
     there.ok(&["clone", "--policy", "demand", "--name", "b", "disk", "a:travels"]);
     let count = there.assert_counting("b", 0);
     let away = there.json(&["away"]);
-    let (missing, read) = (&away[0]["missing_frames"], &away[0]["read_bytes"]);
+    let (missing, read) = (&away[0]["missing_objects"], &away[0]["read_bytes"]);
     assert!(
         missing.as_u64().unwrap() > 0 && read.as_u64().unwrap() < sent / 2,
         "{away}"
@@ -185,7 +185,7 @@ fn a_machine_runs_before_its_state_has_come() {
     there.ok(&["suspend", "b", "--tag", "more"]);
     assert_eq!(there.fails_with_input(&["rmi", "a:travels"], ""), "in_use");
     let away = there.json(&["away"]);
-    assert!(away[0]["missing_frames"].as_u64().unwrap() > 0, "{away}");
+    assert!(away[0]["missing_objects"].as_u64().unwrap() > 0, "{away}");
     let new = there.json(&["push", "b:more", "disk"])["moved_bytes"]
         .as_u64()
         .unwrap();

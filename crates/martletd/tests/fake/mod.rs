@@ -499,6 +499,35 @@ impl Control for Fake {
             pushed_unix_ms: 1,
         }])
     }
+    fn is_at_work(&self) -> bool {
+        false
+    }
+    fn host_init(&self, request: HostInitRequest) -> Answer<Vec<HostInfo>> {
+        Ok(vec![HostInfo {
+            name: request.name,
+            address: request.address,
+            is_this: true,
+            answers: true,
+            problem: None,
+        }])
+    }
+    fn host_invite(&self) -> Answer<HostInvitationInfo> {
+        Ok(HostInvitationInfo {
+            invitation: "martlet-host:…".into(),
+        })
+    }
+    fn host_join(&self, request: HostJoinRequest) -> Answer<Vec<HostInfo>> {
+        self.host_init(HostInitRequest {
+            name: request.name,
+            address: request.address,
+        })
+    }
+    fn hosts(&self) -> Answer<Vec<HostInfo>> {
+        Ok(Vec::new())
+    }
+    fn host_remove(&self, _: &str) -> Answer<()> {
+        Ok(())
+    }
     fn realm_create(&self, name: &str) -> Answer<RealmInfo> {
         Ok(RealmInfo {
             name: name.into(),
