@@ -171,6 +171,13 @@ fn names_in(dir: &Path) -> impl Iterator<Item = String> + use<> {
     entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
+impl Dirs {
+    /// Has nobody else read the state database: it keeps secrets of realms, hosts and remotes.
+    pub fn close_database(&self) -> Result<(), Problem> {
+        set_mode(&self.database(), 0o600)
+    }
+}
+
 fn set_mode(dir: &Path, mode: u32) -> Result<(), Problem> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))
         .map_err(|error| problem::io("restrict", dir, &error))

@@ -121,6 +121,7 @@ impl Engine {
             .map_err(|error| problem::io("start a thread for", &dirs.state, &error))?;
         let state = State::open(&dirs.database(), Arc::new(RealFiles))
             .told_as("the state database cannot be opened")?;
+        dirs.close_database()?;
         let pager = Pager::new(Arc::new(Frames(store.clone())), CACHE_BYTES);
         let registry = Registry::new();
         for log in ["martletd.log", "keeper.log"] {

@@ -21,10 +21,16 @@ use martlet_store::{Key, Store, Stored};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Setting in the state database.
 const HOST: &str = "host";
+/// How long a host that is only asked who is there is waited for.
+const HEARING: Patience = Patience {
+    connect: Duration::from_secs(3),
+    answer: Duration::from_secs(5),
+    stall: Duration::from_secs(5),
+};
 /// The audit log is cut when it is larger.
 const AUDIT_BYTES: u64 = 8 << 20;
 
@@ -230,7 +236,7 @@ impl Engine {
 
     /// Asks a host who is in the fleet.
     fn hear(&self, known: &Known, host: &HostEntry) -> Result<(), PeerError> {
-        let client = PeerClient::new(&known.identity, &host.name, &host.address, Patience::default())?;
+        let client = PeerClient::new(&known.identity, &host.name, &host.address, HEARING)?;
         let roll: Roll = client.get("/peer/roll")?;
         let changed = self.change_host(|known| {
             known.removed.extend(roll.removed);
@@ -308,7 +314,8 @@ impl Engine {
             .iter()
             .for_each(|name| self.fellowship.removed.add(name));
         let path = self.dirs.state.join("audit.log");
-        let audit = Audit::open(&path, AUDIT_BYTES).map_err(|error| problem_io(&path, &error))?;
+        let audit = Audit::open(&path, AUDIT_BYTES);
+        let audit = audit.map_err(|error| crate::problem::io("write", &path, &error))?;
         let policy = move |host: &str, access: Access| {
             let action = match access {
                 Access::Read => "read",
@@ -467,10 +474,6 @@ fn check_address(address: &str) -> Result<(&str, u16), Problem> {
 fn no_host(name: &str) -> Problem {
     Problem::new(ProblemCode::NotFound, format!("there is no host {name}"))
         .remediation("`martlet host ls` lists those there are")
-}
-
-fn problem_io(path: &std::path::Path, error: &std::io::Error) -> Problem {
-    crate::problem::io("write", path, error)
 }
 
 impl Tell for PeerError {

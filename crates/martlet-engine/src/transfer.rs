@@ -249,8 +249,13 @@ impl Engine {
                 self.change_listed(|all| drop(all.remove(&id)))?; // it never came, or is gone
                 continue;
             };
-            let record = self.store.snapshot(id).told()?;
-            self.promise(*id, &record, &listed)?;
+            let promised = self.store.snapshot(id).told();
+            let promised = promised.and_then(|record| self.promise(*id, &record, &listed));
+            if let Err(problem) = promised {
+                // Damaged here, as `verify` says; everything else goes on.
+                tracing::error!(%problem, snapshot = %id, "what is away of it does not come");
+                continue;
+            }
             if listed.rest {
                 self.bring_rest(*id);
             }

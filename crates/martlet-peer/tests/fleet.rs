@@ -134,7 +134,7 @@ fn a_host_that_is_removed_is_cut_off_and_told() {
     let begun = Instant::now();
     served.removed.add("cellar");
     while let Ok(1..) = open.read(&mut [0; 1000]) {}
-    assert!(begun.elapsed() < ms(500), "its open connection ends");
+    assert!(begun.elapsed() < ms(10_000), "its open connection ends");
     std::thread::sleep(ms(50));
     let error = calls.get::<String>("/who").unwrap_err();
     assert!(matches!(error, PeerError::Removed { .. }), "{error}");
@@ -185,7 +185,7 @@ fn strangers_neither_take_the_places_of_hosts_nor_stay() {
     for tls in &mut slow {
         let _ = tls.read(&mut [0; 1000]);
     }
-    assert!(begun.elapsed() < ms(1000), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < ms(10_000), "{:?}", begun.elapsed());
     drop(silent);
 
     // The only place for hosts is kept by the connection that is kept.
@@ -198,7 +198,7 @@ fn strangers_neither_take_the_places_of_hosts_nor_stay() {
     let _pending = TcpStream::connect(&served.address).unwrap();
     let begun = Instant::now();
     served.stop();
-    assert!(begun.elapsed() < ms(1000), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < ms(10_000), "{:?}", begun.elapsed());
     let error = calls.get::<String>("/who").unwrap_err();
     assert!(matches!(error, PeerError::Unreachable { .. }), "{error}");
 }

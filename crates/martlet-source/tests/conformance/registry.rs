@@ -11,7 +11,7 @@ use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 use url::Url;
 
-const WAIT: Duration = Duration::from_millis(50);
+const WAIT: Duration = Duration::from_millis(300);
 
 #[test]
 fn a_registry_conforms() {

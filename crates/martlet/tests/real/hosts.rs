@@ -129,6 +129,12 @@ fn a_machine_goes_from_host_to_host() {
     here.kill_daemon();
     here.ok(&["ps"]);
     wait_for("the first host to be back", || there.answers("desk"));
+    // Keys and secrets are nobody else's to read.
+    let database = std::fs::metadata(here.state_dir().join("engine.redb")).unwrap();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&database.permissions()) & 0o777,
+        0o600
+    );
     let audit = std::fs::read_to_string(here.state_dir().join("audit.log")).unwrap();
     assert!(audit.lines().count() > 3 && audit.contains("couch"), "{audit}");
 }
