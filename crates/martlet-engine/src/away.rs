@@ -13,7 +13,7 @@
 //! promised: a machine stalls before it breaks.
 
 use crate::engine::lock;
-use martlet_image::{SnapshotId, SnapshotRecord};
+use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
 use martlet_source::SourceError;
 use martlet_store::{Elsewhere, Key, Kind, Store, StoreError, Stored};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -63,6 +63,7 @@ pub struct Away {
     arrived: Condvar,
     reads: AtomicUsize,
     stopping: AtomicBool,
+    is_any: AtomicBool,
 }
 
 /// What has been asked for and is not stored yet.
@@ -143,6 +144,7 @@ impl Away {
             arrived: Condvar::new(),
             reads: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
+            is_any: AtomicBool::new(false),
         });
         let weak: Weak<Self> = Arc::downgrade(&away);
         store.set_elsewhere(weak.clone());
@@ -180,14 +182,22 @@ impl Away {
             rest_bytes: AtomicU64::new(0),
         };
         lock(&self.snapshots).insert(id, Arc::new(distant));
+        self.is_any.store(true, Relaxed);
         Ok(())
     }
 
     /// Takes a promise back, when all is here or nobody wants it any more.
     pub fn forget(&self, id: &SnapshotId) {
-        if let Some(distant) = lock(&self.snapshots).remove(id) {
+        let mut snapshots = lock(&self.snapshots);
+        if let Some(distant) = snapshots.remove(id) {
             distant.is_forgotten.store(true, SeqCst);
         }
+        self.is_any.store(!snapshots.is_empty(), Relaxed);
+    }
+
+    /// Is not all of a snapshot here?
+    pub fn has(&self, id: &SnapshotId) -> bool {
+        lock(&self.snapshots).contains_key(id)
     }
 
     /// Are the objects of a snapshot to come only when they are read?
@@ -195,6 +205,42 @@ impl Away {
         lock(&self.snapshots)
             .get(id)
             .is_some_and(|distant| !distant.eager)
+    }
+
+    /// Is there any?
+    pub fn is_any(&self) -> bool {
+        self.is_any.load(Relaxed)
+    }
+
+    /// Gets what is missing of these frames at the same time, as a read that is about to ask for each. What does not come is
+    /// asked for again then.
+    pub fn prepare(&self, frames: &[FrameId]) {
+        let keys: Vec<Key> = frames
+            .iter()
+            .map(|frame| Key::new(Kind::Frame, frame.0))
+            .collect();
+        let Some(distant) = keys.iter().find_map(|key| self.holder(key)) else {
+            return;
+        };
+        let _reading = Reading::new(&self.reads);
+        let keys: Vec<Key> = keys
+            .into_iter()
+            .filter(|key| distant.objects.contains(key))
+            .collect();
+        let started = Instant::now();
+        let got = self.coming(&keys).map_err(SourceError::from).and_then(|coming| {
+            if coming.objects.is_empty() {
+                return Ok(());
+            }
+            distant.opened()?.objects(&coming.objects, &mut |stored| {
+                distant.count(Duration::ZERO, stored.bytes.len());
+                Ok(self.arrive(stored)?)
+            })
+        });
+        distant.waited(started.elapsed());
+        if let Err(error) = got {
+            tracing::debug!(%error, "frames that are about to be read");
+        }
     }
 
     /// Snapshots of which not all is here.
@@ -568,9 +614,13 @@ impl Distant {
     }
 
     fn count(&self, waited: Duration, size_bytes: usize) {
-        let waited_us = waited.as_micros() as u64;
         self.read_objects.fetch_add(1, Relaxed);
         self.read_bytes.fetch_add(size_bytes as u64, Relaxed);
+        self.waited(waited);
+    }
+
+    fn waited(&self, waited: Duration) {
+        let waited_us = waited.as_micros() as u64;
         self.waited_us.fetch_add(waited_us, Relaxed);
         self.waited_max_us.fetch_max(waited_us, Relaxed);
     }

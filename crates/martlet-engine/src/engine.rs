@@ -75,11 +75,14 @@ pub struct Engine {
 }
 
 /// The store as the pager sees it.
-struct Frames(Arc<Store>);
+struct Frames {
+    store: Arc<Store>,
+    away: Arc<Away>,
+}
 
 impl FrameSource for Frames {
     fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
-        self.0.frame(id).map_err(|error| match error {
+        self.store.frame(id).map_err(|error| match error {
             StoreError::NotFound(_) => SourceError::Missing { frame: *id },
             StoreError::Io { source, .. } => SourceError::Io {
                 frame: *id,
@@ -91,6 +94,14 @@ impl FrameSource for Frames {
                 reason: other.to_string(),
             },
         })
+    }
+
+    fn is_far(&self) -> bool {
+        self.away.is_any()
+    }
+
+    fn prepare(&self, frames: &[FrameId]) {
+        self.away.prepare(frames);
     }
 }
 
@@ -122,7 +133,13 @@ impl Engine {
         let state = State::open(&dirs.database(), Arc::new(RealFiles))
             .told_as("the state database cannot be opened")?;
         dirs.close_database()?;
-        let pager = Pager::new(Arc::new(Frames(store.clone())), CACHE_BYTES);
+        let pager = Pager::new(
+            Arc::new(Frames {
+                store: store.clone(),
+                away: away.clone(),
+            }),
+            CACHE_BYTES,
+        );
         let registry = Registry::new();
         for log in ["martletd.log", "keeper.log"] {
             let _ = martlet_vm::process::trim(&dirs.state.join(log), SERVICE_LOG_BYTES); // one that cannot be trimmed grows on

@@ -468,8 +468,8 @@ impl Engine {
         let From::Snapshot(id, _) = &launch.from else {
             return None;
         };
-        if self.away.is_on_demand(id) {
-            return None;
+        if self.away.has(id) {
+            return None; // what comes first is said there
         }
         let trace = self.trace(id)?;
         Prefetcher::start(memory.image.clone(), trace, PREFETCH_BYTES).ok()

@@ -254,7 +254,10 @@ impl State {
                 let now = table.get(key)?.map(|value| value.value().to_vec());
                 let now = now.map(|bytes| serde_json::from_slice(&bytes)).transpose()?;
                 match change(now) {
-                    Ok(value) => Ok(drop(table.insert(key, &*serde_json::to_vec(&value)?)?)),
+                    Ok(value) => {
+                        table.insert(key, &*serde_json::to_vec(&value)?)?;
+                        Ok(())
+                    }
                     Err(refused) => Err(refused),
                 }
             };

@@ -207,7 +207,7 @@ impl MemoryImage {
     fn push_ahead(&self, content: &Content, pages: Range<u64>) {
         let first = pages.start;
         let ahead = lock(&self.sequence).note(pages, self.page_count);
-        if ahead.is_empty() {
+        if ahead.is_empty() || self.pager.is_far() {
             return;
         }
         let again = lock(&self.record).asked.contains(first);

@@ -80,6 +80,9 @@ impl Pager {
     /// Fills `buf` with the image's bytes from `offset`; beyond the image are zeros. On an error `buf` holds no
     /// promise.
     pub fn read(&self, manifest: &Manifest, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
+        if self.is_far() {
+            self.prepare(manifest, offset, buf.len());
+        }
         let mut held: Option<(FrameId, Arc<[u8]>)> = None;
         let mut offset = offset;
         let mut rest = buf;
@@ -101,6 +104,28 @@ impl Pager {
             rest = tail;
         }
         Ok(())
+    }
+
+    /// See [`FrameSource::is_far`].
+    pub(crate) fn is_far(&self) -> bool {
+        self.source.is_far()
+    }
+
+    /// Has the frames of a read be got at the same time.
+    fn prepare(&self, manifest: &Manifest, offset: u64, length: usize) {
+        let end = offset.saturating_add(length as u64).div_ceil(PAGE_SIZE as u64);
+        let mut frames = Vec::new();
+        for page in offset / PAGE_SIZE as u64..end {
+            if let PageLocation::Frame { frame, .. } = manifest.locate(page)
+                && !frames.contains(&frame)
+                && self.cached(&frame).is_none()
+            {
+                frames.push(frame);
+            }
+        }
+        if frames.len() > 1 {
+            self.source.prepare(&frames);
+        }
     }
 
     /// What was done so far.

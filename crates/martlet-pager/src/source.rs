@@ -8,11 +8,27 @@ use std::sync::Arc;
 pub trait FrameSource: Send + Sync {
     /// The frame's uncompressed bytes, whole pages, verified against its id.
     fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError>;
+
+    /// Is there anything that takes so long to get that nothing should be got ahead of being asked for?
+    fn is_far(&self) -> bool {
+        false
+    }
+
+    /// These are about to be asked for, one after the other: what is far is better got at the same time.
+    fn prepare(&self, _frames: &[FrameId]) {}
 }
 
 impl<S: FrameSource + ?Sized> FrameSource for Arc<S> {
     fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
         (**self).frame(id)
+    }
+
+    fn is_far(&self) -> bool {
+        (**self).is_far()
+    }
+
+    fn prepare(&self, frames: &[FrameId]) {
+        (**self).prepare(frames);
     }
 }
 

@@ -185,7 +185,7 @@ impl Bench<'_> {
     fn over(&mut self, link: &str, away: &Site, local: &[Roamed]) -> Outcome {
         let (mut baseline, mut demand) = (Samples::new(), Samples::new());
         let (mut proactive, mut slowdown) = (Samples::new(), Samples::new());
-        for round in 0..self.rounds {
+        for here in local {
             let mut by = |way: Way, what: &str| {
                 self.step(&format!("{what} at {link} Mb/s"));
                 roamed(away, way).map_err(failed)
@@ -194,7 +194,7 @@ impl Bench<'_> {
             let all_first = by(Way::Baseline, "baseline")?;
             baseline.add(adaptive.first_ms, all_first.first_ms);
             demand.add(adaptive.first_ms, by(Way::Demand, "demand")?.first_ms);
-            slowdown.add(adaptive.session_ms, local[round].session_ms);
+            slowdown.add(adaptive.session_ms, here.session_ms);
             if link == "5" {
                 proactive.add(by(Way::Proactive, "proactive")?.first_ms, all_first.first_ms);
             }
