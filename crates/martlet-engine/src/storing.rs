@@ -53,8 +53,7 @@ impl Engine {
             .told_as(full)?;
         let disk_manifest = batch.put_manifest(&disk.manifest, parent_disk).told_as(full)?;
         let descriptor = batch.put_blob(&captured.descriptor).told_as(full)?;
-        // What this run read first is what the next one will want first, wherever that is.
-        let touched = self.touched(live);
+        let touched = self.wanted_next(live, &memory.manifest);
         let trace = match touched.pages().is_empty() {
             true => None,
             false => Some(batch.put_blob(&touched.encode()).told_as(full)?),

@@ -5,7 +5,7 @@ use crate::live::Live;
 use crate::machine::Machine;
 use crate::phase::Phase;
 use crate::state::When;
-use martlet_image::Trace;
+use martlet_image::{Manifest, PageLocation, Trace};
 use martlet_vm::process::{tail_since, trim};
 use martlet_vm::spec::{CONSOLE_LOG, STDERR_LOG};
 use martlet_vm::{ChildState, EndReason, VmEvent};
@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const TRACE_AGE: Duration = Duration::from_secs(10);
 /// Most pages kept of a trace: 64 MiB.
 const TRACE_PAGES: usize = 16384;
+/// So many pages that a run wrote are little: 16 MiB.
+const WRITTEN_FIRST_PAGES: usize = 4096;
 /// Console and QEMU may say this much before the older half goes.
 const LOG_BYTES: u64 = 8 << 20;
 /// How often a machine's logs are looked at.
@@ -88,6 +90,36 @@ impl Engine {
         let known: HashSet<u32> = pages.iter().copied().collect();
         let run = live.memory.image.trace();
         pages.extend(run.pages().iter().filter(|page| !known.contains(page)));
+        pages.truncate(TRACE_PAGES);
+        Trace::new(pages)
+    }
+
+    /// What the next run will want first, wherever that is: what this run touched and what it wrote. That comes first, unless
+    /// it is much: of a page that was handed over with others the trace says nothing, and what was written is mostly that.
+    pub(crate) fn wanted_next(&self, live: &Live, now: &Manifest) -> Trace {
+        let touched = self.touched(live);
+        if live.memory.below().is_none() {
+            return touched; // it was booted: it wrote everything
+        }
+        let before = live.memory.image.manifest();
+        let written = now.stored_pages().filter(|(page, frame, slot)| {
+            before.locate(*page)
+                != PageLocation::Frame {
+                    frame: *frame,
+                    slot: *slot,
+                }
+        });
+        let written = written.filter_map(|(page, _, _)| u32::try_from(page).ok());
+        let written: Vec<u32> = written.take(TRACE_PAGES).collect();
+        let touched = touched.pages().to_vec();
+        let (first, then) = match written.len() <= WRITTEN_FIRST_PAGES {
+            true => (written, touched),
+            false => (touched, written),
+        };
+        let mut known = HashSet::new();
+        let mut pages = first;
+        pages.extend(then);
+        pages.retain(|page| known.insert(*page));
         pages.truncate(TRACE_PAGES);
         Trace::new(pages)
     }

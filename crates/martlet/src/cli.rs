@@ -591,6 +591,9 @@ pub enum BenchCommand {
 /// How roaming is measured.
 #[derive(Debug, Args)]
 pub struct BenchRoamArgs {
+    /// Links to measure, in Mb/s
+    #[arg(long, value_delimiter = ',', default_value = "100,20,5", value_name = "LINK,...", value_parser = ["100", "20", "5"])]
+    pub links: Vec<String>,
     /// Rounds of each figure; the median is shown
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,

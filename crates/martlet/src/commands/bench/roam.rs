@@ -37,7 +37,7 @@ pub fn roam(context: &Context, args: &BenchRoamArgs) -> Outcome {
     let base = args.base.as_deref();
     let steps = u64::from(args.rounds) * 11 + 5;
     let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
-    let measured = bench.roam();
+    let measured = bench.roam(&args.links);
     bench.clean_up(base.is_none());
     measured?;
     context.show(json!({ "figures": bench.figures }), super::table)
@@ -62,7 +62,7 @@ enum Way {
 }
 
 impl Bench<'_> {
-    fn roam(&mut self) -> Outcome {
+    fn roam(&mut self, links: &[String]) -> Outcome {
         self.make_base()?;
         self.step("starting the machine");
         let machine = self.start(&self.machine.clone(), self.memory_bytes)?;
@@ -78,7 +78,10 @@ impl Bench<'_> {
         self.prepare(&machine, &home, &away, &bucket)?;
         let local = self.local_sessions(&home)?;
         self.second_pull(&home, &away).map_err(failed)?;
-        for (link, rate_mbit, rtt_ms) in LINKS {
+        for (link, rate_mbit, rtt_ms) in LINKS
+            .into_iter()
+            .filter(|(link, ..)| links.iter().any(|wanted| wanted == link))
+        {
             away.set_link(Link {
                 rate_mbit: Some(rate_mbit),
                 delay_ms: rtt_ms / 2.0,
