@@ -97,10 +97,10 @@ impl Engine {
     /// What the next run will want first, wherever that is: what this run touched and what it wrote. That comes first, unless
     /// it is much: of a page that was handed over with others the trace says nothing, and what was written is mostly that.
     pub(crate) fn wanted_next(&self, live: &Live, now: &Manifest) -> Trace {
-        let touched = self.touched(live);
         if live.memory.below().is_none() {
-            return touched; // it was booted: it wrote everything
+            return Trace::default(); // it was booted, which says nothing of a resume
         }
+        let touched = self.touched(live);
         let before = live.memory.image.manifest();
         let written = now.stored_pages().filter(|(page, frame, slot)| {
             before.locate(*page)
