@@ -295,10 +295,10 @@ mod tests {
                 .unwrap();
             drop(intent);
             let key = Key::new(room, name).unwrap();
-            objects.put_new(&key, b"of another realm, or damaged").unwrap();
+            here.objects.put_new(&key, b"not sealed, or damaged").unwrap();
             let error = collect(&here).unwrap_err();
             assert!(matches!(error, SourceError::Wrong { key: wrong, .. } if wrong == key));
-            objects.remove(&key).unwrap();
+            here.objects.remove(&key).unwrap();
             assert_eq!(collect(&here).unwrap().packs, 1);
         }
     }
