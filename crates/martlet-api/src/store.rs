@@ -67,6 +67,9 @@ pub struct VerifyReport {
     pub damaged: Vec<DamagedFrame>,
     /// Repaired from another copy.
     pub repaired: u64,
+    /// Those that are still to come from elsewhere.
+    #[serde(default)]
+    pub away: u64,
 }
 
 /// A damaged frame or blob, and whom it hurts.

@@ -137,9 +137,11 @@ impl Bucket {
         std::fs::write(&config, identity.to_string()).map_err(BenchError::io("write a file"))?;
         std::fs::write(dir.path().join("secret"), SECRET).map_err(BenchError::io("write a file"))?;
         std::fs::create_dir(&data).map_err(BenchError::io("make a directory"))?;
-        let mut command = host.command("weed");
+        // It ends with this process, however that ends.
+        let mut command = host.command("setpriv");
         command
             .current_dir(dir.path())
+            .args(["--pdeathsig", "KILL", "weed"])
             .args([
                 "server",
                 "-s3",

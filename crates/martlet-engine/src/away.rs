@@ -7,7 +7,7 @@
 //!                all of it is here: forgotten
 //! ```
 //!
-//! A object comes once: who reads it while it is coming waits for it.
+//! An object comes once: who reads it while it is coming waits for it.
 //!
 //! A read waits while its place cannot be reached, and fails when that takes too long or the place does not have what it
 //! promised: a machine stalls before it breaks.
@@ -29,6 +29,8 @@ const RETRY: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// What has been read waits this long for more, to be stored with it.
 const STORE_AFTER: Duration = Duration::from_millis(200);
+/// After a failure (a full disk, say) this long.
+const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// No more than this waits to be stored; what comes beyond is had again.
 const ARRIVALS_BYTES: usize = 64 << 20;
 /// What is not read yet comes in pieces that take about this long, so that a read does not wait long behind one.
@@ -37,7 +39,7 @@ const PIECE_OBJECTS_MAX: usize = 64;
 /// Pieces that are under way at the same time: while one is asked for, another comes.
 const PIECES: usize = 2;
 
-/// A place that has objects and blobs.
+/// A place that has frames and blobs.
 ///
 /// Separate from a remote, so that a peer or a carried disk can be one as well.
 pub trait Place: Debug + Send + Sync {
@@ -75,7 +77,7 @@ struct Arrivals {
     size_bytes: usize,
 }
 
-/// Frames that somebody has asked for; whatever becomes of them, nobody waits for them in vain.
+/// What somebody has asked for; whatever becomes of them, nobody waits for them in vain.
 struct Coming<'a> {
     away: &'a Away,
     objects: Vec<Key>,
@@ -118,11 +120,11 @@ impl Debug for Distant {
 /// How far a snapshot is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Frames that it consists of.
+    /// Frames and blobs that it consists of.
     pub objects: u64,
     /// Of these, how many are not here.
     pub missing_objects: u64,
-    /// Frames that came because they were read.
+    /// Those that came because they were read.
     pub read_objects: u64,
     /// Bytes of those, as they came.
     pub read_bytes: u64,
@@ -151,6 +153,7 @@ impl Away {
         std::thread::Builder::new()
             .name("arrivals".into())
             .spawn(move || {
+                // Weak: it ends with what it works for.
                 while let Some(away) = weak.upgrade().filter(|away| !away.stopping.load(SeqCst)) {
                     away.store_arrivals();
                 }
@@ -158,8 +161,7 @@ impl Away {
         Ok(away)
     }
 
-    /// Promises the objects of a snapshot, whose manifests are here.
-    /// With `eager`, they are worth getting before they are read.
+    /// Promises frames and blobs of a snapshot, whose manifests are here. With `eager`, they are worth getting before they are read.
     pub fn promise(
         &self,
         id: SnapshotId,
@@ -275,6 +277,13 @@ impl Away {
         self.stopping.load(SeqCst)
     }
 
+    /// What is still to come of a snapshot.
+    pub fn missing_of(&self, id: &SnapshotId) -> Result<HashSet<Key>, StoreError> {
+        let distant = lock(&self.snapshots).get(id).cloned();
+        let missing = distant.map(|distant| self.missing(&distant)).transpose()?;
+        Ok(missing.unwrap_or_default().into_iter().collect())
+    }
+
     fn missing(&self, distant: &Distant) -> Result<Vec<Key>, StoreError> {
         let keys: Vec<Key> = distant.objects.iter().copied().collect();
         self.store.lacks(&keys)
@@ -294,8 +303,9 @@ impl Away {
             return;
         }
         if let Err(error) = self.put(&objects) {
+            // It is had again when it is read, or with the rest.
             tracing::warn!(%error, "what came from elsewhere cannot be stored");
-            std::thread::sleep(RETRY_MAX);
+            let _ = self.pause(STORE_AGAIN_AFTER); // what has come is there meanwhile
         }
         let mut arrivals = lock(&self.arrivals);
         for stored in objects {
@@ -360,12 +370,12 @@ impl Away {
         let Some(distant) = lock(&self.snapshots).get(id).cloned() else {
             return Ok(true);
         };
-        let mut order = self.in_order(&distant)?;
-        let missing: HashSet<Key> = order.iter().copied().collect();
+        let rest = self.in_order(&distant)?;
+        let missing: HashSet<Key> = rest.iter().copied().collect();
         let first = first.into_iter().rev().filter(|object| missing.contains(object));
         let queue = Mutex::new(Queue {
             first: first.collect(),
-            rest: std::mem::take(&mut order),
+            rest,
         });
         let ends: Vec<Result<bool, StoreError>> = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..PIECES)
@@ -382,16 +392,28 @@ impl Away {
                 return Ok(false);
             }
         }
-        while !self.missing(&distant)?.is_empty() {
-            // Arrived, and about to be stored.
+        loop {
+            let missing = self.missing(&distant)?;
+            if missing.is_empty() {
+                return Ok(true);
+            }
+            let is_pending = {
+                let arrivals = lock(&self.arrivals);
+                missing
+                    .iter()
+                    .any(|key| arrivals.objects.contains_key(key) || arrivals.coming.contains(key))
+            };
+            if !is_pending {
+                let words = format!("{} objects came and could not be stored", missing.len());
+                return Err(StoreError::Io {
+                    doing: format!("completing snapshot {id}"),
+                    source: io::Error::other(words),
+                });
+            }
             if distant.is_forgotten.load(SeqCst) || self.pause(STORE_AFTER).is_err() {
                 return Ok(false);
             }
-            if lock(&self.arrivals).objects.is_empty() {
-                break;
-            }
         }
-        Ok(self.missing(&distant)?.is_empty())
     }
 
     /// Gets pieces until there are none. Not to the end if it is to stop.
@@ -459,7 +481,7 @@ impl Away {
         Ok(Coming { away: self, objects })
     }
 
-    /// A object is here, as soon as its content is found to be what its id says.
+    /// An object is here, as soon as its content is found to be what its id says.
     fn arrive(&self, stored: Stored) -> Result<(), StoreError> {
         stored.content()?;
         let mut arrivals = lock(&self.arrivals);
@@ -528,7 +550,7 @@ impl Elsewhere for Away {
             let mut arrivals = lock(&self.arrivals);
             loop {
                 if let Some(stored) = arrivals.objects.get(object) {
-                    distant.count(started.elapsed(), stored.bytes.len());
+                    distant.waited(started.elapsed()); // it came for another read, or with the rest
                     return Ok(stored.clone());
                 }
                 if arrivals.coming.insert(*object) {
@@ -637,3 +659,7 @@ fn failed(object: &Key, reason: String) -> StoreError {
         source: io::Error::other(reason),
     }
 }
+
+#[cfg(test)]
+#[path = "away_tests.rs"]
+mod tests;

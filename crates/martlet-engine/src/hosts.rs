@@ -5,7 +5,7 @@
 //!     └────join─────────────────────────────────────────► a host: serves and asks the others
 //! ```
 //!
-//! Who is in the fleet is said by the first host, and by every other as far as it has heard.
+//! Who is in the fleet is said by the first host; the others know what they have heard from it.
 
 use crate::engine::{Engine, lock};
 use crate::problem::{Tell, Told, problem};
@@ -96,28 +96,19 @@ impl Engine {
     }
 
     fn this_host(&self) -> Result<Known, Problem> {
-        self.known_host()?.ok_or_else(|| {
-            Problem::new(ProblemCode::WrongState, "this host is in no fleet").remediation(
-                "`martlet host init NAME ADDRESS:PORT` makes one, `martlet host join` joins that of another host",
-            )
-        })
+        self.known_host()?.ok_or_else(no_fleet)
     }
 
-    fn change_host<E: From<Problem>>(
-        &self,
-        change: impl FnOnce(&mut Known) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let missing = self.this_host().err();
-        let changed = self
-            .state
-            .change_setting(HOST, |known: Option<Known>| match (known, missing) {
-                (Some(mut known), _) => change(&mut known).map(|()| known),
-                (None, Some(problem)) => Err(problem.into()),
-                (None, None) => {
-                    Err(Problem::new(ProblemCode::Busy, "this host has just left its fleet").into())
-                }
-            });
-        changed.told()?
+    /// Changes what is known of the fleet, in one transaction.
+    fn change_host<T>(&self, change: impl FnOnce(&mut Known) -> T) -> Result<T, Problem> {
+        let mut answer = None;
+        let changed = self.state.change_setting(HOST, |known: Option<Known>| {
+            let mut known = known.ok_or_else(no_fleet)?;
+            answer = Some(change(&mut known));
+            Ok(known)
+        });
+        changed.told()??;
+        answer.ok_or_else(no_fleet)
     }
 
     /// This host is in a fleet from now on.
@@ -158,8 +149,7 @@ impl Engine {
 
     /// A line by which one more host can join.
     pub fn host_invite(&self) -> Result<HostInvitationInfo, Problem> {
-        let mut line = None;
-        self.change_host(|known| {
+        let invitation = self.change_host(|known| {
             let fleet = known.fleet.as_ref().ok_or_else(|| {
                 Problem::new(
                     ProblemCode::WrongState,
@@ -168,15 +158,10 @@ impl Engine {
             })?;
             let (address, port) = check_address(&known.address)?;
             let token = known.tokens.add(TokenBook::LASTS, SystemTime::now());
-            line = Some(
-                HostInvitation::new(address, port, token, &fleet.ca_pem)
-                    .told()?
-                    .to_string(),
-            );
-            Ok::<_, Problem>(())
-        })?;
+            HostInvitation::new(address, port, token, &fleet.ca_pem).told()
+        })??;
         Ok(HostInvitationInfo {
-            invitation: line.unwrap_or_default(),
+            invitation: invitation.to_string(),
         })
     }
 
@@ -234,10 +219,13 @@ impl Engine {
         Ok(known.hosts.into_iter().map(info).collect())
     }
 
-    /// Asks a host who is in the fleet.
+    /// Asks a host who is in the fleet. Only the first one is believed: it lets hosts in.
     fn hear(&self, known: &Known, host: &HostEntry) -> Result<(), PeerError> {
         let client = PeerClient::new(&known.identity, &host.name, &host.address, HEARING)?;
         let roll: Roll = client.get("/peer/roll")?;
+        if known.hosts.first() != Some(host) {
+            return Ok(());
+        }
         let changed = self.change_host(|known| {
             known.removed.extend(roll.removed);
             for host in roll.hosts {
@@ -250,7 +238,6 @@ impl Engine {
                 .removed
                 .iter()
                 .for_each(|name| self.fellowship.removed.add(name));
-            Ok::<_, Problem>(())
         });
         if let Err(problem) = changed {
             tracing::warn!(%problem, "what another host said of the fleet is not remembered");
@@ -273,7 +260,7 @@ impl Engine {
             known.hosts.retain(|host| host.name != name);
             known.removed.insert(name.to_owned());
             Ok(())
-        })?;
+        })??;
         self.fellowship.removed.add(name);
         Ok(())
     }
@@ -383,27 +370,16 @@ impl Inviter for Invites {
         let engine = engine.ok_or_else(|| Refusal::new(Code::Busy, "the daemon is ending"))?;
         let failed = |problem: Problem| Refusal::new(Code::Busy, problem.message);
         let name = &newcomer.host.name;
-        let mut refused = None;
-        let mut hosts = Vec::new();
         let admitted = engine.change_host(|known| {
-            let taken = known.removed.contains(name) || known.hosts.iter().any(|host| host.name == *name);
-            if taken {
-                refused = Some(Refusal::new(
-                    Code::NameTaken,
-                    format!("the fleet has had a host {name}"),
-                ));
-            } else if let Err(refusal) = known.tokens.redeem(&newcomer.token, SystemTime::now()) {
-                refused = Some(refusal);
-            } else {
-                known.hosts.push(newcomer.host.clone());
-                hosts = known.hosts.clone();
+            if known.removed.contains(name) || known.hosts.iter().any(|host| host.name == *name) {
+                let words = format!("the fleet has had a host {name}");
+                return Err(Refusal::new(Code::NameTaken, words));
             }
-            Ok::<_, Problem>(())
+            known.tokens.redeem(&newcomer.token, SystemTime::now())?;
+            known.hosts.push(newcomer.host.clone());
+            Ok(known.hosts.clone())
         });
-        admitted.map_err(failed)?;
-        if let Some(refusal) = refused {
-            return Err(refusal);
-        }
+        let hosts = admitted.map_err(failed)??;
         let _ = engine.realm(crate::realms::DEFAULT_REALM).map_err(failed)?; // made, if there is none
         let extra = engine
             .realm_share(crate::realms::DEFAULT_REALM)
@@ -469,6 +445,12 @@ fn check_address(address: &str) -> Result<(&str, u16), Problem> {
         )
         .remediation("ADDRESS:PORT is one, where the other hosts reach this one (192.0.2.7:7077)")
     })
+}
+
+fn no_fleet() -> Problem {
+    Problem::new(ProblemCode::WrongState, "this host is in no fleet").remediation(
+        "`martlet host init NAME ADDRESS:PORT` makes one, `martlet host join` joins that of another host",
+    )
 }
 
 fn no_host(name: &str) -> Problem {

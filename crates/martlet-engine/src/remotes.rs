@@ -8,6 +8,7 @@ use martlet_api::{
     PendingPush, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, RemoteAddRequest,
     RemoteGcReport, RemoteGcRequest, RemoteInfo, RemoteSnapshot, RemoteVersion,
 };
+use martlet_image::SnapshotId;
 use martlet_source::{
     Cloud, Credentials, Directory, GcOptions, Login, Objects, Patience, Ref, Registry, Remote, SourceError,
     Throttled,
@@ -206,6 +207,29 @@ impl Engine {
         .tell())
     }
 
+    /// A remote as it has a version of a name that stands for a snapshot: the newest one may stand for another since.
+    pub(crate) fn find_version(
+        self: &Arc<Self>,
+        name: &str,
+        reference: &RefName,
+        id: &SnapshotId,
+    ) -> Result<(Remote, Ref), Problem> {
+        for remote in self.opened(name, None)? {
+            let history = remote.history(reference).told()?;
+            if let Some(found) = history.into_iter().find(|found| found.snapshot == *id) {
+                return Ok((remote, found));
+            }
+        }
+        Err(Problem::new(
+            ProblemCode::Damaged,
+            format!(
+                "remote {name} has no version of {reference} any more that is snapshot {}",
+                id.short()
+            ),
+        )
+        .remediation("push it there again from a host that has it"))
+    }
+
     /// The remotes of a realm.
     pub(crate) fn remotes_in(&self, realm: &str) -> Result<Vec<String>, Problem> {
         let remotes = self.known_remotes()?.into_iter();
@@ -277,6 +301,16 @@ impl Engine {
     /// Forgets a remote; what it keeps stays there.
     pub fn remote_remove(&self, name: &str) -> Result<(), Problem> {
         let known = self.known_remote(name)?;
+        let coming = self.coming_from(name)?;
+        if !coming.is_empty() {
+            return Err(Problem::new(
+                ProblemCode::InUse,
+                format!("not all has come from {name} of {}", coming.join(", ")),
+            )
+            .remediation(
+                "`martlet pull` gets the rest, `martlet rmi` does without it; `martlet away` lists them",
+            ));
+        }
         self.change_remotes(|remotes| {
             remotes.remove(name);
             Ok(())

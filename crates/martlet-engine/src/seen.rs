@@ -1,7 +1,8 @@
 //! What was seen of remotes' refs, remembered in the state database.
 
 use crate::engine::Engine;
-use martlet_source::{Seen, Version};
+use crate::state::StateError;
+use martlet_source::{Seen, SourceError, Version};
 use martlet_store::RefName;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -9,6 +10,7 @@ use std::sync::{Arc, Weak};
 /// See the module's documentation. One remote's, as one realm's secret shows it.
 pub struct SeenRefs {
     engine: Weak<Engine>,
+    remote: String,
     setting: String,
 }
 
@@ -23,6 +25,7 @@ impl SeenRefs {
     pub fn new(engine: &Arc<Engine>, remote: &str, realm_id: &str) -> Self {
         Self {
             engine: Arc::downgrade(engine),
+            remote: remote.to_owned(),
             setting: Self::setting(remote, realm_id),
         }
     }
@@ -33,31 +36,35 @@ impl SeenRefs {
     }
 }
 
+impl SeenRefs {
+    fn with<T>(&self, does: impl FnOnce(&Engine) -> Result<T, StateError>) -> Result<T, SourceError> {
+        let failed = |reason: String| SourceError::Unavailable {
+            place: self.remote.clone(),
+            action: "be compared with what was seen there",
+            reason,
+        };
+        let engine = self
+            .engine
+            .upgrade()
+            .ok_or_else(|| failed("the daemon is ending".into()))?;
+        does(&engine).map_err(|error| failed(error.to_string()))
+    }
+}
+
 impl Seen for SeenRefs {
-    fn newest(&self, name: &RefName) -> Option<Version> {
-        let engine = self.engine.upgrade()?;
+    fn newest(&self, name: &RefName) -> Result<Option<Version>, SourceError> {
         let seen: Option<BTreeMap<String, Version>> =
-            engine.state.setting(&self.setting).unwrap_or_else(|error| {
-                tracing::warn!(%error, "what was seen of a remote cannot be read");
-                None
-            });
-        seen?.remove(&name.to_string())
+            self.with(|engine| engine.state.setting(&self.setting))?;
+        Ok(seen.and_then(|mut seen| seen.remove(&name.to_string())))
     }
 
-    fn saw(&self, name: &RefName, version: Version) {
-        let Some(engine) = self.engine.upgrade() else {
-            return;
-        };
-        let changed =
+    fn saw(&self, name: &RefName, version: Version) -> Result<(), SourceError> {
+        self.with(|engine| {
             engine
                 .state
-                .change_setting(&self.setting, |seen: Option<BTreeMap<String, Version>>| {
-                    let mut seen = seen.unwrap_or_default();
+                .edit_setting(&self.setting, |seen: &mut BTreeMap<String, Version>| {
                     seen.insert(name.to_string(), version);
-                    Ok::<_, std::convert::Infallible>(seen)
-                });
-        if let Err(error) = changed {
-            tracing::warn!(%error, "what was seen of a remote cannot be remembered");
-        }
+                })
+        })
     }
 }

@@ -92,15 +92,13 @@ impl Engine {
             .filter(|name| Some(name) != by_name.as_ref() || by_name.is_none())
             .collect();
         let mut used_by = self.used_by(&id);
-        if self.away.progress(&id).told()?.is_some() {
-            let children = self.store.children(&id).told()?;
-            used_by.extend(children.iter().map(|child| {
-                format!(
-                    "snapshot {}, which needs frames that are still to come",
-                    child.short()
-                )
-            }));
-        }
+        let waiting = self.who_waits_for(&id)?;
+        used_by.extend(waiting.iter().map(|other| {
+            format!(
+                "snapshot {}, which needs what is still to come of it",
+                other.short()
+            )
+        }));
         // An id means all of its names.
         let last = by_name.is_none() || others.is_empty();
         if last && !used_by.is_empty() {
@@ -251,6 +249,7 @@ impl Engine {
             checked: report.checked,
             checked_bytes: report.checked_bytes,
             repaired: report.repaired,
+            away: report.away,
             damaged: report
                 .damaged
                 .iter()

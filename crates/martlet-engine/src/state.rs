@@ -274,6 +274,22 @@ impl State {
         self.put(SETTINGS, key, Some(&serde_json::to_vec(value)?), When::Now)
     }
 
+    /// Changes a setting that may be changed in any way, in one transaction.
+    pub fn edit_setting<T: Serialize + DeserializeOwned + Default, R>(
+        &self,
+        key: &str,
+        edit: impl FnOnce(&mut T) -> R,
+    ) -> Result<R, StateError> {
+        let mut edited = None;
+        let changed = self.change_setting(key, |value: Option<T>| {
+            let mut value = value.unwrap_or_default();
+            edited = Some(edit(&mut value));
+            Ok::<_, std::convert::Infallible>(value)
+        })?;
+        let Ok(()) = changed;
+        Ok(edited.expect("the change was made"))
+    }
+
     /// Forgets a setting.
     pub fn remove_setting(&self, key: &str) -> Result<(), StateError> {
         self.put(SETTINGS, key, None, When::Now)

@@ -61,23 +61,14 @@ impl Engine {
         if let Some(peer) = peer {
             no_choice(request.dry_run, request.bandwidth_bytes)?;
             let report = martlet_peer::push(&self.store, &peer, id, &reference, &mut told).told()?;
-            return Ok(TransferReport {
-                snapshot: id.to_string(),
-                reference: reference.to_string(),
-                objects: report.sent_objects,
-                moved_bytes: report.sent_bytes,
-                dry_run: false,
-            });
+            return Ok(moved(&id, &reference, report.sent_objects, report.sent_bytes));
         }
         let remote = self.newest(remote, request.bandwidth_bytes)?;
         let pushed = martlet_source::push(&self.store, &remote, id, &reference, request.dry_run, &mut told);
         let (report, _) = pushed.told()?;
         Ok(TransferReport {
-            snapshot: id.to_string(),
-            reference: reference.to_string(),
-            objects: report.sent_objects,
-            moved_bytes: report.sent_bytes,
             dry_run: request.dry_run,
+            ..moved(&id, &reference, report.sent_objects, report.sent_bytes)
         })
     }
 
@@ -146,13 +137,7 @@ impl Engine {
             let called = self.called_here(request.reference.as_deref(), &name, found)?;
             let (report, id) = martlet_peer::pull(&self.store, &peer, &name, &called, &mut told).told()?;
             self.all_here(&id)?;
-            return Ok(TransferReport {
-                snapshot: id.to_string(),
-                reference: called.to_string(),
-                objects: report.got_objects,
-                moved_bytes: report.got_bytes,
-                dry_run: false,
-            });
+            return Ok(moved(&id, &called, report.got_objects, report.got_bytes));
         }
         let (remote, found) = self.find_remote(remote, &name, request.bandwidth_bytes)?;
         let called = self.called_here(request.reference.as_deref(), &name, Some(found.snapshot))?;
@@ -162,11 +147,8 @@ impl Engine {
             self.all_here(&found.snapshot)?;
         }
         Ok(TransferReport {
-            snapshot: found.snapshot.to_string(),
-            reference: called.to_string(),
-            objects: report.got_objects,
-            moved_bytes: report.got_bytes,
             dry_run: request.dry_run,
+            ..moved(&found.snapshot, &called, report.got_objects, report.got_bytes)
         })
     }
 
@@ -174,21 +156,26 @@ impl Engine {
     /// be started at once.
     pub fn fetch(self: &Arc<Self>, from: &str, request: FetchRequest) -> Result<TransferReport, Problem> {
         let name = request.snapshot.parse::<RefName>().told()?;
-        let (called, id, record, objects, moved_bytes, _kept);
-        if let Some(peer) = self.peer(from)? {
-            let found = peer.refs().told()?.get(&name).copied();
-            called = self.called_here(request.reference.as_deref(), &name, found)?;
-            let fetched = martlet_peer::fetch_without_frames(&self.store, &peer, &name).told()?;
-            (objects, moved_bytes) = (fetched.0.got_objects, fetched.0.got_bytes);
-            (id, record, _kept) = (fetched.1, fetched.2, fetched.3);
-        } else {
-            let (remote, found) = self.find_remote(from, &name, None)?;
-            called = self.called_here(request.reference.as_deref(), &name, Some(found.snapshot))?;
-            let fetched = martlet_source::fetch_without_frames(&self.store, &remote, &name).told()?;
-            (objects, moved_bytes) = (fetched.0.got_objects, fetched.0.got_bytes);
-            (id, _kept) = (fetched.1.snapshot, fetched.2);
-            record = self.store.snapshot(&id).told()?;
-        }
+        let asked = request.reference.as_deref();
+        // What has come is kept from collection until it has its name.
+        let (called, id, record, report, _kept) = match self.peer(from)? {
+            Some(peer) => {
+                let found = peer.refs().told()?.get(&name).copied();
+                let called = self.called_here(asked, &name, found)?;
+                let (report, id, record, kept) =
+                    martlet_peer::fetch_without_frames(&self.store, &peer, &name).told()?;
+                let report = moved(&id, &called, report.got_objects, report.got_bytes);
+                (called, id, record, report, kept)
+            }
+            None => {
+                let (remote, found) = self.find_remote(from, &name, None)?;
+                let called = self.called_here(asked, &name, Some(found.snapshot))?;
+                let (report, found, record, kept) =
+                    martlet_source::fetch_without_frames(&self.store, &remote, &name).told()?;
+                let report = moved(&found.snapshot, &called, report.got_objects, report.got_bytes);
+                (called, found.snapshot, record, report, kept)
+            }
+        };
         let listed = Listed {
             remote: from.to_owned(),
             reference: name.to_string(),
@@ -206,13 +193,7 @@ impl Engine {
         if request.rest {
             self.bring_rest(id);
         }
-        Ok(TransferReport {
-            snapshot: id.to_string(),
-            reference: called.to_string(),
-            objects,
-            moved_bytes,
-            dry_run: false,
-        })
+        Ok(report)
     }
 
     /// Snapshots of which not all is here.
@@ -246,7 +227,9 @@ impl Engine {
         let here = self.store.snapshots();
         for (id, listed) in self.listed()? {
             let Some(id) = here.iter().find(|here| here.to_string() == id) else {
-                self.change_listed(|all| drop(all.remove(&id)))?; // it never came, or is gone
+                self.state
+                    .edit_setting(AWAY, |all: &mut BTreeMap<String, Listed>| all.remove(&id))
+                    .told()?; // it never came, or is gone
                 continue;
             };
             let promised = self.store.snapshot(id).told();
@@ -261,6 +244,41 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Snapshots that still come from a remote, or from a host.
+    pub(crate) fn coming_from(&self, remote: &str) -> Result<Vec<String>, Problem> {
+        let listed = self.listed()?.into_iter();
+        let from = listed.filter(|(_, listed)| listed.remote == remote);
+        let ids: Vec<String> = from.map(|(id, _)| id).collect();
+        let away = self
+            .away
+            .all()
+            .into_iter()
+            .filter(|id| ids.contains(&id.to_string()));
+        Ok(away.map(|id| format!("snapshot {}", id.short())).collect())
+    }
+
+    /// Snapshots here, beside one that is away, that need something of it that is still to come.
+    pub(crate) fn who_waits_for(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>, Problem> {
+        let missing = self.away.missing_of(id).told()?;
+        let mut waiting = Vec::new();
+        if missing.is_empty() {
+            return Ok(waiting);
+        }
+        // Those that are away themselves have a promise of their own.
+        for other in self
+            .store
+            .snapshots()
+            .into_iter()
+            .filter(|other| !self.away.has(other))
+        {
+            let record = self.store.snapshot(&other).told()?;
+            if !missing.is_disjoint(&self.store.leaves(&record).told()?) {
+                waiting.push(other);
+            }
+        }
+        Ok(waiting)
     }
 
     /// Nothing waits for a snapshot's frames any more.
@@ -293,7 +311,7 @@ impl Engine {
                 return Ok(Arc::new(PeerPlace(peer)) as Arc<dyn Place>);
             }
             let name: RefName = listed.reference.parse().map_err(SourceError::Store)?;
-            let found = engine.find_remote(&listed.remote, &name, None);
+            let found = engine.find_version(&listed.remote, &name, &id);
             let (remote, found) = found.map_err(|problem| gone(problem.message))?;
             remote.learn(&found)?;
             Ok(Arc::new(remote) as Arc<dyn Place>)
@@ -354,21 +372,24 @@ impl Engine {
     }
 
     fn list(&self, id: &SnapshotId, listed: Option<Listed>) -> Result<(), Problem> {
-        self.change_listed(|all| match listed {
-            Some(listed) => drop(all.insert(id.to_string(), listed)),
-            None => drop(all.remove(&id.to_string())),
-        })
+        let id = id.to_string();
+        let edited = self
+            .state
+            .edit_setting(AWAY, |all: &mut BTreeMap<String, Listed>| match listed {
+                Some(listed) => drop(all.insert(id, listed)),
+                None => drop(all.remove(&id)),
+            });
+        edited.told()
     }
+}
 
-    fn change_listed(&self, change: impl FnOnce(&mut BTreeMap<String, Listed>)) -> Result<(), Problem> {
-        let changed = self.state.change_setting(AWAY, |listed: Option<_>| {
-            let mut listed = listed.unwrap_or_default();
-            change(&mut listed);
-            Ok::<_, std::convert::Infallible>(listed)
-        });
-        match changed.told()? {
-            Ok(()) => Ok(()),
-        }
+fn moved(id: &SnapshotId, reference: &RefName, objects: u64, moved_bytes: u64) -> TransferReport {
+    TransferReport {
+        snapshot: id.to_string(),
+        reference: reference.to_string(),
+        objects,
+        moved_bytes,
+        dry_run: false,
     }
 }
 

@@ -10,7 +10,6 @@
 //!
 //! What was put, or was here when it was asked for, is kept from gc for some minutes, so that a push comes to its end.
 
-use crate::closure::walk;
 use crate::wire::{KEY_BYTES, KEYS_MAX, Pieces, Taken, decode_key, decode_keys, put_object};
 use crate::{Caller, Code, Refusal};
 use axum::body::{Body, Bytes, to_bytes};
@@ -20,7 +19,7 @@ use axum::{Extension, Json, Router};
 use futures_util::stream;
 use http_body_util::BodyExt;
 use martlet_image::SnapshotRecord;
-use martlet_store::{Batch, Key, Kind, RefName, Store, StoreError};
+use martlet_store::{Batch, Key, Kind, Part, RefName, Store, StoreError};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -265,7 +264,7 @@ async fn set_ref(
         let record = SnapshotRecord::decode(&bytes).map_err(StoreError::from)?;
         let store = &peers.store;
         let mut batch = store.begin()?;
-        walk(store, &record, true, &mut |keys| {
+        store.walk(&record, Part::Whole, &mut |keys| {
             batch.rely_on(keys.iter().copied());
             match store.lacks(keys)?.len() {
                 0 => Ok(()),

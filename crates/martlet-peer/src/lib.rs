@@ -12,7 +12,6 @@
 
 mod audit;
 mod client;
-mod closure;
 mod error;
 mod exchange;
 mod identity;

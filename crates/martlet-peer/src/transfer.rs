@@ -7,11 +7,10 @@
 //!
 //! Cut short anywhere, the next one goes on from what has come. Nothing that comes is believed.
 
-use crate::closure::walk;
 use crate::wire::{HEAD_BYTES, KEY_BYTES, KEYS_MAX, Pieces, Taken, encode_keys, put_key, put_object};
 use crate::{Code, PeerClient, PeerError, Result};
 use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
-use martlet_store::{Batch, Key, Kind, RefName, Store, StoreError, Stored};
+use martlet_store::{Batch, Key, Kind, Part, RefName, Store, StoreError, Stored};
 use std::collections::{BTreeMap, HashSet};
 
 /// What has come is committed after so many bytes.
@@ -214,7 +213,7 @@ pub fn pull(
         progress,
     };
     let record = pull.record(id)?;
-    walk(store, &record, true, &mut |keys| pull.all(keys))?;
+    store.walk(&record, Part::Whole, &mut |keys| pull.all(keys))?;
     let mut batch = store.begin()?;
     let made = batch.put_snapshot(&record)?;
     if made != id {
@@ -250,7 +249,7 @@ pub fn fetch_without_frames(
         progress: &mut ignored,
     };
     let record = pull.record(id)?;
-    walk(store, &record, false, &mut |keys| pull.all(keys))?;
+    store.walk(&record, Part::Outline, &mut |keys| pull.all(keys))?;
     Ok((pull.report, id, record, pull.keeper))
 }
 

@@ -9,8 +9,8 @@
 
 use crate::preview::preview;
 use crate::{Ref, Remote, Result, SourceError};
-use martlet_image::{BlobId, ManifestId, SnapshotRecord};
-use martlet_store::{Batch, Key, Kind, RefName, Store, StoreError, Stored};
+use martlet_image::SnapshotRecord;
+use martlet_store::{Batch, Key, Kind, Part, RefName, Store, StoreError, Stored};
 
 /// What has come is committed after so many bytes.
 const COMMIT_BYTES: u64 = 64 << 20;
@@ -40,12 +40,7 @@ pub fn pull(
             return preview(store, remote, &found.snapshot);
         }
         let mut pull = Pull::begin(store, remote, progress)?;
-        let (record, _) = pull.all_but_frames(found, true)?;
-        for manifest in record.manifests() {
-            let frames = store.manifest(&manifest)?.frames();
-            let frames: Vec<Key> = frames.iter().map(|id| Key::new(Kind::Frame, id.0)).collect();
-            pull.all(&frames)?;
-        }
+        let record = pull.part(found, Part::Whole)?;
         let mut batch = store.begin()?;
         let id = batch.put_snapshot(&record)?;
         if id != found.snapshot {
@@ -65,19 +60,14 @@ pub fn fetch_without_frames(
     store: &Store,
     remote: &Remote,
     name: &RefName,
-) -> Result<(PullReport, Ref, Batch)> {
-    let ((report, batch), found) = by_ref(remote, name, |found| {
+) -> Result<(PullReport, Ref, SnapshotRecord, Batch)> {
+    let ((report, record, batch), found) = by_ref(remote, name, |found| {
         let mut ignored = |_, _| ();
         let mut pull = Pull::begin(store, remote, &mut ignored)?;
-        let (_, came) = pull.all_but_frames(found, false)?;
-        if let Some(record) = came {
-            let mut batch = store.begin()?;
-            batch.put_stored(&record)?;
-            batch.commit(&[])?;
-        }
-        Ok((pull.report, pull.keeper))
+        let record = pull.part(found, Part::Outline)?;
+        Ok((pull.report, record, pull.keeper))
     })?;
-    Ok((report, found, batch))
+    Ok((report, found, record, batch))
 }
 
 /// What comes of a ref. If it comes to stand for something else meanwhile, what it stood for may be gone.
@@ -127,9 +117,8 @@ impl<'a> Pull<'a> {
         })
     }
 
-    /// All of these are here then, but the record: who has that finds everything else. What is only booted by comes if
-    /// `boots`.
-    fn all_but_frames(&mut self, found: &Ref, boots: bool) -> Result<(SnapshotRecord, Option<Stored>)> {
+    /// A part of a snapshot is here then, but the record: who has that finds everything else.
+    fn part(&mut self, found: &Ref, part: Part) -> Result<SnapshotRecord> {
         let snapshot = Key::new(Kind::Snapshot, found.snapshot.0);
         self.keeper.rely_on([snapshot]);
         let (record, came) = record(self.store, self.remote, &snapshot)?;
@@ -137,28 +126,9 @@ impl<'a> Pull<'a> {
             self.total += 1;
             self.count(came)?;
         }
-        let ids: Vec<BlobId> = match boots {
-            true => record.blobs().collect(),
-            false => record.resume_blobs().collect(),
-        };
-        let blobs: Vec<Key> = ids.iter().map(|id| Key::new(Kind::Blob, id.0)).collect();
-        self.all(&blobs)?;
-        self.manifests(record.manifests().collect())?;
-        Ok((record, came))
-    }
-
-    /// Manifests, and those that they say what differs from. Each step down is less deep, so it ends.
-    fn manifests(&mut self, mut wanted: Vec<ManifestId>) -> Result<()> {
-        while !wanted.is_empty() {
-            let keys: Vec<Key> = wanted.iter().map(|id| Key::new(Kind::Manifest, id.0)).collect();
-            self.all(&keys)?;
-            let mut below = Vec::new();
-            for id in wanted {
-                below.extend(self.store.manifest_header(&id)?.parent);
-            }
-            wanted = below;
-        }
-        Ok(())
+        let store = self.store;
+        store.walk(&record, part, &mut |keys| self.all(keys))?;
+        Ok(record)
     }
 
     /// Gets those of these objects that are lacking.

@@ -133,7 +133,7 @@ impl Remote {
         }
         let put = content.into_ref(version, &sealed);
         if let Some(seen) = &self.seen {
-            seen.saw(name, (version, put.hash));
+            seen.saw(name, (version, put.hash))?;
         }
         Ok(put)
     }

@@ -14,13 +14,13 @@ use std::fmt::Debug;
 /// A version of a ref, by number and hash.
 pub type Version = (u32, [u8; 32]);
 
-/// Who remembers what was seen, over the life of a process. A remote has its own.
+/// Who remembers what was seen, over the life of a process. A remote has its own. When it cannot, nothing is believed.
 pub trait Seen: Debug + Send + Sync {
     /// The newest version that was seen of a name.
-    fn newest(&self, name: &RefName) -> Option<Version>;
+    fn newest(&self, name: &RefName) -> Result<Option<Version>>;
 
-    /// A newer one is seen. It is remembered before anything comes of it, as far as that can be.
-    fn saw(&self, name: &RefName, version: Version);
+    /// A newer one is seen. It is remembered before anything comes of it.
+    fn saw(&self, name: &RefName, version: Version) -> Result<()>;
 }
 
 impl Remote {
@@ -29,7 +29,7 @@ impl Remote {
         let Some(seen) = &self.seen else {
             return Ok(());
         };
-        let before = seen.newest(name);
+        let before = seen.newest(name)?;
         let rolled_back = || SourceError::RolledBack {
             place: self.place(),
             name: name.to_string(),
@@ -53,9 +53,9 @@ impl Remote {
             }
             (None, Some(_)) => {}
         }
-        if let Some(shown) = shown.filter(|shown| before.is_none_or(|(version, _)| version < shown.version)) {
-            seen.saw(name, (shown.version, shown.hash));
+        match shown.filter(|shown| before.is_none_or(|(version, _)| version < shown.version)) {
+            Some(newer) => seen.saw(name, (newer.version, newer.hash)),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

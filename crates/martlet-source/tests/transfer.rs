@@ -467,7 +467,8 @@ fn frames_come_when_they_are_needed() {
     let id = here.save(Some(first), 100..120, "web:2");
     here.push(&at(dir.path()), id, "web:2").unwrap();
     let remote = at(dir.path());
-    let (report, found, batch) = fetch_without_frames(&there.store, &remote, &name("web:2")).unwrap();
+    let (report, found, record, batch) = fetch_without_frames(&there.store, &remote, &name("web:2")).unwrap();
+    assert_eq!(record, here.store.snapshot(&id).unwrap());
     assert_eq!(
         (
             found.snapshot,
@@ -485,10 +486,10 @@ fn frames_come_when_they_are_needed() {
     there.store.gc(false, &mut |_, _| ()).unwrap();
     let mut lacking = there.store.lacks(&here.needs(id)).unwrap();
     let mut sorted = frames.clone();
+    sorted.push(ObjectKey::new(Kind::Snapshot, id.0)); // it exists when whoever has its record says so
     lacking.sort_unstable();
     sorted.sort_unstable();
     assert_eq!(lacking, sorted);
-    let record = there.store.snapshot(&id).unwrap();
     let manifest = there.store.manifest(&record.memory.unwrap().manifest).unwrap();
     assert_eq!(manifest.frames().len(), frames.len());
 
@@ -520,7 +521,7 @@ fn frames_come_when_they_are_needed() {
     assert!(matches!(error, SourceError::Incomplete { .. }), "{error}");
     // What has come already need not come again.
     let pulled = there.pull(&at(dir.path()), "web:2").unwrap();
-    assert_eq!(pulled.got_objects, frames.len() as u64);
+    assert_eq!(pulled.got_objects, frames.len() as u64 + 1);
     there.assert_has(id, "web:2");
     drop(batch);
     there.store.gc(false, &mut |_, _| ()).unwrap();

@@ -53,7 +53,7 @@ impl Store {
         };
         let (live, sizes) = {
             let _gate = inner.gate.write().unwrap_or_else(PoisonError::into_inner);
-            let roots = inner.gc_roots();
+            let roots = inner.gc_roots()?;
             let needed = inner.closure(&roots, true)?;
             let (live, dead): (Vec<_>, Vec<_>) = inner
                 .index
@@ -136,7 +136,7 @@ pub(crate) fn record_bytes(location: &Location) -> u64 {
 }
 
 impl Inner {
-    pub(crate) fn gc_roots(&self) -> HashSet<Key> {
+    pub(crate) fn gc_roots(&self) -> Result<HashSet<Key>> {
         let root = self.root();
         let mut roots: HashSet<Key> = root
             .refs
@@ -144,8 +144,16 @@ impl Inner {
             .chain(&self.pinned())
             .map(|id| Key::new(Kind::Snapshot, id.0))
             .collect();
-        roots.extend(lock(&self.held).values().flatten());
-        roots
+        // A batch may rely on what is still to come. That is not here to be collected, and what it needs is told as well.
+        let held: Vec<Key> = lock(&self.held).values().flatten().copied().collect();
+        let here = self.index.get_many(&held)?;
+        roots.extend(
+            held.iter()
+                .zip(here)
+                .filter(|(_, here)| here.is_some())
+                .map(|(key, _)| *key),
+        );
+        Ok(roots)
     }
 
     /// Everything these objects need, themselves included. What a damaged or missing object needs cannot be known:

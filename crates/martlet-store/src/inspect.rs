@@ -129,7 +129,7 @@ impl Store {
             pack_bytes,
             ..Usage::default()
         };
-        let needed = self.inner.closure(&self.inner.gc_roots(), false)?;
+        let needed = self.inner.closure(&self.inner.gc_roots()?, false)?;
         let mut needed_bytes = 0;
         for (key, location) in self.inner.index.objects()? {
             if key.kind == Kind::Frame {

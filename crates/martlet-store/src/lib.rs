@@ -28,6 +28,7 @@ mod recover;
 mod root;
 mod store;
 mod verify;
+mod walk;
 
 pub use backend::Backend;
 pub use batch::{Batch, Committed, IngestStats};
@@ -43,3 +44,4 @@ pub use record::{CONTENT_BYTES_MAX, Key, Kind, RECORD_HEADER, RecordHeader, Scan
 pub use root::Root;
 pub use store::{Options, Pin, Store};
 pub use verify::{DamagedObject, VerifyReport};
+pub use walk::Part;

@@ -97,3 +97,30 @@ fn what_comes_is_not_believed() {
     let error = here.frame(&frame).unwrap_err();
     assert!(matches!(error, StoreError::Invalid(_)), "{error}");
 }
+
+#[test]
+fn what_is_still_to_come_is_in_no_collections_way() {
+    let (there, here, id, image) = stores();
+    let manifest = Key::new(Kind::Manifest, id.0);
+    let outline = there.stored(&manifest).unwrap();
+    here.gc(false, &mut |_, _| ()).unwrap();
+    assert_eq!(here.lacks(&[manifest]).unwrap(), [manifest], "nothing needed it");
+    // As a pull does it: relied on, then got.
+    let keeper = here.begin().unwrap();
+    keeper.rely_on([Key::new(Kind::Snapshot, [1; 32]), manifest]);
+    here.gc(false, &mut |_, _| ()).unwrap();
+    let mut batch = here.begin().unwrap();
+    batch.put_stored(&outline).unwrap();
+    batch.commit(&[]).unwrap();
+    here.gc(false, &mut |_, _| ()).unwrap();
+    let frames = there.manifest(&id).unwrap().frames();
+    let mut batch = here.begin().unwrap();
+    for frame in frames {
+        let key = Key::new(Kind::Frame, frame.0);
+        keeper.rely_on([key]);
+        batch.put_stored(&there.stored(&key).unwrap()).unwrap();
+    }
+    batch.commit(&[]).unwrap();
+    here.gc(false, &mut |_, _| ()).unwrap();
+    assert_holds(&here, &id, &image);
+}

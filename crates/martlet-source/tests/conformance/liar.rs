@@ -1,6 +1,7 @@
 //! A web server that answers wrongly.
 
-use martlet_source::Patience;
+use crate::suite::key;
+use martlet_source::{Objects, Patience, SourceError};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -44,6 +45,33 @@ impl Liar {
 
     pub fn address(&self) -> Url {
         address(self.0.local_addr().unwrap().port())
+    }
+}
+
+/// What a remote at a port makes of each answer that is none.
+pub fn lies_are_told_apart<R: Objects>(remote: impl Fn(u16) -> R) {
+    let wrong = |error: &SourceError| matches!(error, SourceError::Wrong { .. });
+    let refused = |error: &SourceError| matches!(error, SourceError::Refused { .. });
+    let missing = |error: &SourceError| matches!(error, SourceError::NotFound { .. });
+    let retryable = |error: &SourceError| error.is_retryable();
+    type Expected<'a> = &'a dyn Fn(&SourceError) -> bool;
+    let cases: [(Lie, Expected<'_>); 9] = [
+        (Lie::Status(403), &refused),
+        (Lie::Status(401), &refused),
+        (Lie::Status(404), &missing),
+        (Lie::Status(409), &retryable),
+        (Lie::Status(429), &retryable),
+        (Lie::Status(500), &retryable),
+        (Lie::HalfABody, &retryable),
+        (Lie::Never, &retryable),
+        (Lie::MoreThanAsked, &wrong),
+    ];
+    for (lie, is_expected) in cases {
+        let liar = Liar::start(lie);
+        let error = remote(liar.address().port().unwrap())
+            .get(&key("pack"), 100)
+            .unwrap_err();
+        assert!(is_expected(&error), "{lie:?}: {error:?}");
     }
 }
 

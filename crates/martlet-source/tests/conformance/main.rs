@@ -73,28 +73,7 @@ fn a_server_that_is_not_there_is_unavailable() {
 
 #[test]
 fn answers_that_are_none_are_told_apart() {
-    use liar::Lie;
-    let wrong = |error: &SourceError| matches!(error, SourceError::Wrong { .. });
-    let refused = |error: &SourceError| matches!(error, SourceError::Refused { .. });
-    let missing = |error: &SourceError| matches!(error, SourceError::NotFound { .. });
-    let retryable = |error: &SourceError| error.is_retryable();
-    type Expected<'a> = &'a dyn Fn(&SourceError) -> bool;
-    let cases: [(Lie, Expected<'_>); 8] = [
-        (Lie::Status(403), &refused),
-        (Lie::Status(401), &refused),
-        (Lie::Status(404), &missing),
-        (Lie::Status(409), &retryable),
-        (Lie::Status(500), &retryable),
-        (Lie::HalfABody, &retryable),
-        (Lie::Never, &retryable),
-        (Lie::MoreThanAsked, &wrong),
-    ];
-    for (lie, is_expected) in cases {
-        let server = liar::Liar::start(lie);
-        let remote = Cloud::web(&server.address(), liar::PATIENCE).unwrap();
-        let error = remote.get(&key("pack"), 100).unwrap_err();
-        assert!(is_expected(&error), "{lie:?}: {error:?}");
-    }
+    liar::lies_are_told_apart(|port| Cloud::web(&liar::address(port), liar::PATIENCE).unwrap());
 }
 
 #[test]

@@ -109,8 +109,12 @@ fn verified(report: VerifyReport) -> String {
         text += &show::table(["FRAME", "PACK", "DAMAGE", "REPAIRED", "HURTS"], rows);
     }
     let (checked, damaged) = (show::size(report.checked_bytes), report.damaged.len());
+    let away = match report.away {
+        0 => String::new(),
+        away => format!(", {away} still to come (`martlet away`)"),
+    };
     text + &format!(
-        "checked {} frames ({checked}): {damaged} damaged, {} repaired\n",
+        "checked {} frames ({checked}): {damaged} damaged, {} repaired{away}\n",
         report.checked, report.repaired
     )
 }

@@ -160,11 +160,13 @@ fn a_machine_runs_before_its_state_has_come() {
         missing.as_u64().unwrap() > 0 && read.as_u64().unwrap() < sent / 2,
         "{away}"
     );
+    let verified = there.json(&["verify"]);
     assert_eq!(
-        there.json(&["verify"])["damaged"],
+        verified["damaged"],
         serde_json::json!([]),
         "what is away is not damaged"
     );
+    assert!(verified["away"].as_u64().unwrap() > 0, "{verified}");
 
     // The place goes away: what needs it waits, and goes on when it is back, also when the daemon dies meanwhile.
     let hidden = remote.path().join("elsewhere");
@@ -177,6 +179,8 @@ fn a_machine_runs_before_its_state_has_come() {
     std::fs::rename(&hidden, &address).unwrap();
     let waited = waiting.unwrap().wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&waited.stdout).trim(), sums);
+    // Also when the name stands for something else there by now.
+    here.ok(&["push", "--as", "a:travels", "tiny0:booted", "disk"]);
     there.kill_daemon();
     there.assert_counting("b", count);
 
@@ -190,6 +194,14 @@ fn a_machine_runs_before_its_state_has_come() {
         .as_u64()
         .unwrap();
     assert!(new < sent / 2, "{new} of {sent}");
+    // Whatever was made of it needs what is still to come, from where it is to come.
+    there.ok(&["resume", "b"]);
+    there.ok(&["suspend", "b", "--tag", "again"]);
+    there.ok(&["rmi", "b:more"]);
+    there.ok(&["gc"]);
+    assert_eq!(there.fails_with_input(&["rmi", "a:travels"], ""), "in_use");
+    assert_eq!(there.fails_with_input(&["remote", "rm", "disk"], ""), "in_use");
+    here.ok(&["push", "a:travels", "disk"]);
     there.ok(&["pull", "disk", "a:travels"]);
     assert_eq!(there.json(&["away"]), serde_json::json!([]));
     std::fs::rename(&address, &hidden).unwrap();

@@ -583,6 +583,7 @@ impl Control for Fake {
             checked_bytes: 1 << 20,
             damaged: vec![frame],
             repaired: 0,
+            away: 0,
         })
     }
     fn df(&self) -> Answer<StoreUsage> {
