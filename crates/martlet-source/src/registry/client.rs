@@ -266,17 +266,20 @@ impl Client {
             return Ok(answer);
         }
         let body = self.body(answer, DOCUMENT_BYTES_MAX).await.unwrap_or_default(); // the status is enough
-        let reason = match message(&body) {
-            Some(message) => format!("{status}: {message}"),
+        let errors = said(&body);
+        let reason = match errors.first() {
+            Some(error) => format!("{status}: {}", error.words()),
             None => status.to_string(),
         };
+        // A registry says this for a moment of a blob that is here, while another client puts the same one.
+        let is_being_put = errors.iter().any(|error| error.code == "MANIFEST_BLOB_UNKNOWN");
         Err(match status {
             StatusCode::NOT_FOUND => Failure::Missing(reason),
             StatusCode::REQUEST_TIMEOUT
             | StatusCode::CONFLICT
             | StatusCode::TOO_EARLY
             | StatusCode::TOO_MANY_REQUESTS => Failure::Unavailable(reason),
-            _ if status.is_server_error() => Failure::Unavailable(reason),
+            _ if status.is_server_error() || is_being_put => Failure::Unavailable(reason),
             _ => Failure::Refused(reason),
         })
     }
@@ -334,20 +337,27 @@ fn next_of(link: &str) -> Option<&str> {
     relation.contains("next").then_some(address)
 }
 
-/// A registry's own words.
-fn message(body: &[u8]) -> Option<String> {
+/// One of the errors that a registry speaks of.
+#[derive(Deserialize)]
+struct Said {
+    code: String,
+    message: Option<String>,
+}
+
+impl Said {
+    fn words(&self) -> String {
+        let words = self.message.as_ref().unwrap_or(&self.code);
+        words.chars().take(200).collect()
+    }
+}
+
+fn said(body: &[u8]) -> Vec<Said> {
     #[derive(Deserialize)]
     struct Errors {
-        errors: Vec<Message>,
+        errors: Vec<Said>,
     }
-    #[derive(Deserialize)]
-    struct Message {
-        code: String,
-        message: Option<String>,
-    }
-    let errors: Errors = serde_json::from_slice(body).ok()?;
-    let Message { code, message } = errors.errors.into_iter().next()?;
-    Some(message.unwrap_or(code).chars().take(200).collect())
+    let errors = serde_json::from_slice(body);
+    errors.map_or_else(|_| Vec::new(), |Errors { errors }| errors)
 }
 
 /// Where the API of a repository is. None if the address is none.

@@ -6,7 +6,7 @@ use crate::servers::ImageRegistry;
 use crate::suite::{conforms, key, noise};
 use martlet_source::{Key, Login, Objects, Put, Registry, Room, SourceError, check};
 use sha2::{Digest, Sha256};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 use url::Url;
@@ -350,4 +350,24 @@ fn who_took_longer_than_the_wait_waits_for_as_long_again() {
     }));
     let web = Key::new(Room::Refs, "web").unwrap();
     assert_eq!(remote.put_new(&web, b"ours").unwrap(), Put::WasThere);
+}
+
+/// What Debian's registry answers while another client puts the same blob.
+#[test]
+fn a_blob_that_is_being_put_by_another_is_waited_for() {
+    let content = noise(10);
+    let (tries, theirs) = (AtomicUsize::new(0), manifest(&content, &content));
+    let remote = remote(serve(move |asked| match asked.what.split_once(' ').unwrap() {
+        ("HEAD", _) => Answer::status(200),
+        ("PUT", _) => match tries.fetch_add(1, Ordering::Relaxed) {
+            0 => Answer {
+                status: 400,
+                ..Answer::of(r#"{"errors":[{"code":"DIGEST_INVALID"},{"code":"MANIFEST_BLOB_UNKNOWN"}]}"#)
+            },
+            _ => Answer::status(201),
+        },
+        ("GET", _) if tries.load(Ordering::Relaxed) > 1 => Answer::of(theirs.clone()),
+        _ => Answer::status(404),
+    }));
+    assert_eq!(remote.put_new(&key("pack"), &content).unwrap(), Put::Made);
 }
