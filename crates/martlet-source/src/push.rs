@@ -10,7 +10,7 @@
 use crate::index::Index;
 use crate::pack::{PackBuilder, PackHash, SALT_BYTES, SealedPack, name_of, sealed_bytes};
 use crate::parallel::in_parallel;
-use crate::{Ref, Remote, Result, Room};
+use crate::{Ref, Remote, Result, Room, SourceError, Under};
 use martlet_image::SnapshotId;
 use martlet_store::{Key, RefName, Store};
 
@@ -30,17 +30,19 @@ pub struct PushReport {
     pub packs: u64,
 }
 
-/// Pushes a snapshot and has the remote call it `name`. With `dry_run` it only says what would be sent. `progress` is told
+/// Pushes a snapshot and has the remote call it `name`, which nobody else may hold. With `dry_run` it only says what would be sent. `progress` is told
 /// of bytes sent, and of bytes in all.
 pub fn push(
     store: &Store,
     remote: &Remote,
     id: SnapshotId,
     name: &RefName,
+    under: Under<'_>,
     dry_run: bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(PushReport, Option<Ref>)> {
     let _pin = store.pin(id, "a push")?;
+    remote.may_follow(name, remote.newest(name)?.as_ref(), under)?; // before anything is sent
     let needs = store.needs(&id)?;
     let intent = match dry_run {
         true => None,
@@ -82,12 +84,31 @@ pub fn push(
     let before = remote.newest(name)?;
     intent.check()?;
     // Packs that an older ref relies on may be gone, and others in their place.
-    let stands = |before: &Ref| before.snapshot == id && before.packs.iter().all(|pack| index.knows(pack));
+    let lease = remote.may_follow(name, before.as_ref(), under)?;
+    let stands = |before: &Ref| {
+        before.snapshot == id && before.lease == lease && before.packs.iter().all(|pack| index.knows(pack))
+    };
     let called = match before {
         Some(before) if stands(&before) => before,
-        before => remote.put_ref(name, id, index.packs_of(&names), before.as_ref())?,
+        before => remote.put_ref(name, id, index.packs_of(&names), lease, before.as_ref())?,
     };
     Ok((report, Some(called)))
+}
+
+/// Has a name, which nobody may hold, stand for what another version stands for: of it or of another name.
+pub fn point(remote: &Remote, name: &RefName, to: &Ref) -> Result<Ref> {
+    let intent = remote.intend()?;
+    let index = index_of_all(remote)?;
+    if let Some(gone) = to.packs.iter().find(|pack| !index.knows(pack)) {
+        return Err(SourceError::Incomplete {
+            place: remote.place(),
+            object: gone.key(Room::Packs).to_string(),
+        });
+    }
+    let before = remote.newest(name)?;
+    let lease = remote.may_follow(name, before.as_ref(), Under::Nothing)?;
+    intent.check()?;
+    remote.put_ref(name, to.snapshot, to.packs.clone(), lease, before.as_ref())
 }
 
 /// Where everything is that may be relied on. To be asked for after the intent.
