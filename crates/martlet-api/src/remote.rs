@@ -182,6 +182,9 @@ pub struct RemoteVersion {
     pub host: String,
     /// When, by that host's clock.
     pub pushed_unix_ms: u64,
+    /// Did somebody hold the name from then on?
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// A push that has begun, and has perhaps been killed.

@@ -84,6 +84,7 @@ impl Engine {
             machine.record().phase.allow(Verb::Remove, name)?;
         }
         self.stop_live(&machine);
+        self.let_go(&machine.record());
         self.forget(&machine)
     }
 

@@ -3,6 +3,7 @@
 use crate::away::Away;
 use crate::dirs::Dirs;
 use crate::hosts::Fellowship;
+use crate::lines::Observed;
 use crate::machine::{Machine, Record};
 use crate::mapped::Images;
 use crate::pool::Pool;
@@ -56,6 +57,7 @@ pub struct Engine {
     pub(crate) store: Arc<Store>,
     pub(crate) away: Arc<Away>,
     pub(crate) fellowship: Fellowship,
+    pub(crate) observed: Observed,
     pub(crate) pager: Arc<Pager>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) images: Images,
@@ -166,6 +168,7 @@ impl Engine {
             store,
             away,
             fellowship: Fellowship::default(),
+            observed: Observed::default(),
             pager,
             registry,
             state,
@@ -182,6 +185,7 @@ impl Engine {
         engine.recover_host()?;
         engine.recover_away()?;
         engine.recover()?;
+        engine.recover_lines();
         engine.pool.fill(Arc::downgrade(&engine));
         Ok(engine)
     }

@@ -64,6 +64,8 @@ pub enum From {
 pub enum Who {
     /// The machine it was: it goes on, or boots.
     Same,
+    /// The machine it was, which was elsewhere: the network is another one.
+    Arrived,
     /// Another one.
     Clone {
         /// Id of the machine it was cloned from.
@@ -488,7 +490,7 @@ impl Engine {
         let booting = matches!(launch.from, From::Boot(_));
         let timeout = if booting { BOOT_TIMEOUT } else { CONFIRM_TIMEOUT };
         let start = match launch.who {
-            Who::Same => agent::Start::Same,
+            Who::Same | Who::Arrived => agent::Start::Same,
             Who::Clone { .. } => agent::Start::Clone,
         };
         let greeted = match booting {
@@ -513,10 +515,11 @@ impl Engine {
         let record = launch.record;
         let booting = matches!(launch.from, From::Boot(_));
         let (parent_id, index) = match &launch.who {
-            Who::Same => (None, 0),
+            Who::Same | Who::Arrived => (None, 0),
             Who::Clone { parent, index } => (Some(parent.clone()), *index),
         };
         let is_new = booting || parent_id.is_some();
+        let moves = is_new || launch.who == Who::Arrived;
         agent::Identity {
             clone_id: record.id.clone(),
             generation: record.generation,
@@ -527,7 +530,7 @@ impl Engine {
             entropy: identity::random::<64>().to_vec(),
             hostname: is_new.then(|| record.hostname.clone()),
             machine_id: None,
-            network: is_new.then(|| agent::Network {
+            network: moves.then(|| agent::Network {
                 interface: None,
                 mac: (!booting).then(|| identity::mac_text(identity::mac(record.number))),
                 address: Ipv4Addr::from(identity::address(record.number)),
@@ -540,7 +543,7 @@ impl Engine {
                 // An image's own init chooses its machine id when it boots.
                 machine_id: is_new && !(booting && launch.init == InitKind::Systemd),
                 boot_id: is_new && !booting,
-                network: is_new,
+                network: moves,
                 hooks: !booting,
                 ..agent::IdentityPolicy::default()
             },

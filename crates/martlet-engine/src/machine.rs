@@ -1,6 +1,7 @@
 //! A machine: its durable record, the guard that lets one command at a time work on it, and what is alive of it.
 
 use crate::engine::lock;
+use crate::line::Line;
 use crate::live::Live;
 use crate::phase::{Phase, Verb};
 use crate::problem::out_of_room;
@@ -58,6 +59,9 @@ pub struct Record {
     /// While its first start is under way and a command waits for it: if that does not succeed, it is forgotten.
     #[serde(default)]
     pub awaited: bool,
+    /// The line that it is on.
+    #[serde(default)]
+    pub line: Option<Line>,
 }
 
 impl Record {
@@ -373,6 +377,7 @@ impl Machine {
             snapshot: record.snapshot.map(|id| id.to_string()),
             timeline: record.timeline,
             restart: record.config.restart,
+            line: record.line.map(|line| line.info(record.snapshot)),
         }
     }
 }

@@ -112,6 +112,14 @@ impl Tell for SourceError {
                 "check the remote's credentials and rights",
             ),
             Self::ReadOnly { .. } | Self::BadAddress { .. } => (ProblemCode::InvalidArgument, ""),
+            Self::Held { .. } => (
+                ProblemCode::InUse,
+                "`martlet lease show REMOTE NAME` says since when; `martlet lease ask` has it let go",
+            ),
+            Self::Lost { .. } => (
+                ProblemCode::WrongState,
+                "`martlet publish` keeps what was done here as a side branch",
+            ),
             Self::Changed { .. } | Self::TooLong { .. } => {
                 (ProblemCode::Busy, "do it again: only what is lacking is moved")
             }
@@ -392,6 +400,7 @@ impl Engine {
             snapshot: (!found.is_removal()).then(|| found.snapshot.to_string()),
             host: found.by.host.clone(),
             pushed_unix_ms: found.by.unix_s * 1000,
+            held: found.lease.is_some(),
         };
         Ok(history.into_iter().map(version).collect())
     }

@@ -15,7 +15,7 @@ use martlet_api::{
     PushRequest, TransferReport,
 };
 use martlet_image::{PageLocation, SnapshotId, SnapshotRecord};
-use martlet_source::SourceError;
+use martlet_source::{SourceError, Under};
 use martlet_store::{Key, Kind, RefName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -64,7 +64,15 @@ impl Engine {
             return Ok(moved(&id, &reference, report.sent_objects, report.sent_bytes));
         }
         let remote = self.newest(remote, request.bandwidth_bytes)?;
-        let pushed = martlet_source::push(&self.store, &remote, id, &reference, request.dry_run, &mut told);
+        let pushed = martlet_source::push(
+            &self.store,
+            &remote,
+            id,
+            &reference,
+            Under::Nothing,
+            request.dry_run,
+            &mut told,
+        );
         let (report, _) = pushed.told()?;
         Ok(TransferReport {
             dry_run: request.dry_run,

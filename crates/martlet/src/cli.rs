@@ -1,8 +1,10 @@
 //! The command line: each option is defined once, here, and feeds help, man pages and completions.
 
 mod elsewhere;
+mod line;
 
 pub use elsewhere::*;
+pub use line::*;
 
 use crate::values::{env_pair, name, new_reference, port, probe, reference, size, tag};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -148,16 +150,38 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t)]
         method: Method,
     },
-    /// Save a running machine's state as a snapshot, and leave nothing running
-    Suspend(CheckpointArgs),
-    /// Let a suspended machine go on where it was
+    /// Save a running machine's state as a snapshot, and leave nothing running. One that has a line is published, so that
+    /// it can go on elsewhere
+    Suspend {
+        #[command(flatten)]
+        args: CheckpointArgs,
+        #[command(flatten)]
+        line: LineArgs,
+    },
+    /// Let a suspended machine go on where it was, or one of another host that is published at a remote
     Resume {
         #[command(flatten)]
+        from: FromLine,
+        #[command(flatten)]
         probe: ProbeArg,
+        /// Machine; with --from, what its line is called there
+        #[arg(value_parser = reference)]
+        name: String,
+    },
+    /// Publish a machine's newest state on its line; it goes on
+    Publish {
+        /// From now on, do so by itself every so many seconds while it runs; 0: no more
+        #[arg(long, value_name = "SECONDS")]
+        every: Option<u32>,
+        #[command(flatten)]
+        line: LineArgs,
         /// Machine
         #[arg(value_parser = name)]
         name: String,
     },
+    /// See who holds a machine's line, and get it from them
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Start clones of a running machine or a snapshot, each with an identity of its own
     Fork {
         /// How many

@@ -3,6 +3,7 @@
 mod base;
 mod bench;
 mod host;
+mod line;
 mod machine;
 mod realm;
 mod remote;
@@ -75,8 +76,13 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Checkpoint { args, method } => {
             snapshot::checkpoint(&context, args, method.into(), "checkpoint")
         }
-        Command::Suspend(args) => snapshot::checkpoint(&context, args, CheckpointMethod::Auto, "suspend"),
-        Command::Resume { probe, name } => machine::resume(&context, &name, probe.probe),
+        Command::Suspend { args, line } => {
+            line::begin(&context, &args.name, line)?;
+            snapshot::checkpoint(&context, args, CheckpointMethod::Auto, "suspend")
+        }
+        Command::Resume { from, probe, name } => line::resume(&context, from, &name, probe.probe),
+        Command::Publish { every, line, name } => line::publish(&context, &name, line, every),
+        Command::Lease(command) => line::lease(&context, command),
         Command::Rollback { name, to } => machine::rollback(&context, &name, to),
         Command::Images {
             command: None | Some(ImagesCommand::Ls),

@@ -208,6 +208,37 @@ impl Control for EngineControl {
     fn remote_history(&self, name: &str, reference: &str) -> Answer<Vec<RemoteVersion>> {
         self.0.remote_history(name, reference)
     }
+    fn set_line(&self, name: &str, request: LineRequest) -> Answer<MachineInfo> {
+        self.0.set_line(name, request)
+    }
+    fn publish(
+        &self,
+        name: &str,
+        request: PublishRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<PublishReport> {
+        self.0.publish(name, request, progress)
+    }
+    fn resume_from(
+        &self,
+        remote: &str,
+        request: ResumeFromRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<MachineInfo> {
+        self.0.resume_from(remote, request, progress)
+    }
+    fn lease(&self, remote: &str, reference: &str) -> Answer<LeaseInfo> {
+        self.0.lease(remote, reference)
+    }
+    fn lease_break(&self, remote: &str, reference: &str) -> Answer<()> {
+        self.0.lease_break(remote, reference)
+    }
+    fn lease_ask(&self, remote: &str, reference: &str) -> Answer<LeaseInfo> {
+        self.0.lease_ask(remote, reference)
+    }
+    fn point(&self, remote: &str, reference: &str, request: PointRequest) -> Answer<LeaseInfo> {
+        self.0.point(remote, reference, request)
+    }
     fn is_at_work(&self) -> bool {
         self.0.is_at_work()
     }

@@ -3,6 +3,7 @@
 mod bases;
 mod guest;
 mod hosts;
+mod lines;
 mod machines;
 mod realms;
 mod remotes;
@@ -22,5 +23,6 @@ pub fn all() -> Routes {
     let routes = hosts::routes(routes);
     let routes = realms::routes(routes);
     let routes = remotes::routes(routes);
+    let routes = lines::routes(routes);
     store::routes(routes)
 }

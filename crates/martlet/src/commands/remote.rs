@@ -1,6 +1,6 @@
 //! `martlet remote …`, `push`, `pull`.
 
-use super::{Context, understood};
+use super::{Context, line, understood};
 use crate::cli::{FromRemote, Policy, RemoteCommand};
 use crate::failure::{Failure, Outcome};
 use crate::show;
@@ -52,6 +52,17 @@ pub fn run(context: &Context, command: RemoteCommand) -> Outcome {
         RemoteCommand::Log { name, snapshot } => {
             context.get(&format!("/v1/remotes/{name}/snapshots/{snapshot}"), versions)
         }
+        RemoteCommand::Rollback {
+            name,
+            snapshot,
+            version,
+        } => line::point(context, &name, &snapshot, Some(version), None),
+        RemoteCommand::Branch {
+            version,
+            name,
+            snapshot,
+            new,
+        } => line::point(context, &name, &snapshot, version, Some(new)),
         RemoteCommand::Forget { name, snapshot } => {
             context
                 .client()?
@@ -248,7 +259,7 @@ fn snapshots(snapshots: Vec<RemoteSnapshot>) -> String {
 
 fn versions(versions: Vec<RemoteVersion>) -> String {
     show::table(
-        ["VERSION", "SNAPSHOT", "PUSHED", "BY"],
+        ["VERSION", "SNAPSHOT", "PUSHED", "BY", "THEN"],
         versions.into_iter().map(|version| {
             let snapshot = version.snapshot.as_deref().map(show::short_id);
             [
@@ -256,6 +267,7 @@ fn versions(versions: Vec<RemoteVersion>) -> String {
                 snapshot.unwrap_or_else(|| "taken away".into()),
                 show::age(version.pushed_unix_ms),
                 version.host,
+                if version.held { "held" } else { "free" }.into(),
             ]
         }),
     )

@@ -79,6 +79,7 @@ pub fn machine(name: &str, state: MachineState) -> MachineInfo {
             ..Timeline::default()
         },
         restart: false,
+        line: None,
         last_error: None,
     }
 }
@@ -154,6 +155,8 @@ impl Fake {
                 means: AvoidedMeans::FreePageReporting,
                 bytes: 300 << 20,
             }],
+            published: None,
+            unpublished: None,
         })
     }
 }
@@ -497,7 +500,59 @@ impl Control for Fake {
             snapshot: Some("ab".repeat(32)),
             host: "there".into(),
             pushed_unix_ms: 1,
+            held: false,
         }])
+    }
+    fn set_line(&self, name: &str, request: LineRequest) -> Answer<MachineInfo> {
+        self.change(name, |machine| {
+            machine.line = Some(LineInfo {
+                remote: request.remote,
+                reference: request
+                    .reference
+                    .unwrap_or_else(|| format!("{}:latest", machine.name)),
+                state: LineState::Free,
+                version: 0,
+                published: false,
+                every_s: None,
+            });
+        })?;
+        self.machine(name)
+    }
+    fn publish(&self, name: &str, _: PublishRequest, progress: ProgressSink<'_>) -> Answer<PublishReport> {
+        progress(stage("publishing", 1));
+        let line = self
+            .machine(name)?
+            .line
+            .ok_or_else(|| Problem::new(ProblemCode::WrongState, format!("machine {name} has no line")))?;
+        Ok(PublishReport {
+            snapshot: "ab".repeat(32),
+            remote: line.remote,
+            reference: line.reference,
+            version: 1,
+            moved_bytes: 1,
+            side: false,
+            released: false,
+        })
+    }
+    fn resume_from(&self, _: &str, r: ResumeFromRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+        self.start(r.reference.split(':').next().unwrap(), progress)
+    }
+    fn lease(&self, _: &str, reference: &str) -> Answer<LeaseInfo> {
+        Ok(LeaseInfo {
+            reference: reference.into(),
+            version: 1,
+            snapshot: "ab".repeat(32),
+            held: None,
+        })
+    }
+    fn lease_break(&self, _: &str, _: &str) -> Answer<()> {
+        Ok(())
+    }
+    fn lease_ask(&self, remote: &str, reference: &str) -> Answer<LeaseInfo> {
+        self.lease(remote, reference)
+    }
+    fn point(&self, remote: &str, reference: &str, _: PointRequest) -> Answer<LeaseInfo> {
+        self.lease(remote, reference)
     }
     fn is_at_work(&self) -> bool {
         false
