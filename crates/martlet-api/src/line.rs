@@ -154,3 +154,45 @@ pub struct PointRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
 }
+
+/// Have what others publish on a line come here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FollowRequest {
+    /// What the line is called at the remote.
+    pub reference: String,
+    /// Only when it is likely to be wanted here next.
+    #[serde(default)]
+    pub when_likely: bool,
+}
+
+/// A line that is followed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FollowInfo {
+    /// The remote that keeps it.
+    pub remote: String,
+    /// What it is called there.
+    pub reference: String,
+    /// Does it come only when it is likely to be wanted here next?
+    pub when_likely: bool,
+    /// Its newest version.
+    pub version: u32,
+    /// Is all of that here?
+    pub here: bool,
+    /// What has come because it is followed.
+    pub moved_bytes: u64,
+    /// The hosts that may go on with it next, the likeliest first.
+    pub next: Vec<ForeseenHost>,
+    /// How often the likeliest was the one,
+    pub right: u32,
+    /// of the times when one was foreseen.
+    pub foreseen: u32,
+}
+
+/// A host that may go on with a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ForeseenHost {
+    /// Its name.
+    pub host: String,
+    /// How likely it is, of 1.
+    pub likely: f64,
+}

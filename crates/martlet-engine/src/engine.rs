@@ -48,6 +48,8 @@ pub struct Options {
     pub qemu: Option<PathBuf>,
     /// QEMUs started ahead of the restores that will use them.
     pub pool_size: usize,
+    /// The holder of a machine's line may be silent for so long.
+    pub lease_s: u32,
 }
 
 /// See the crate's documentation.
@@ -186,6 +188,7 @@ impl Engine {
         engine.recover_away()?;
         engine.recover()?;
         engine.recover_lines();
+        engine.recover_follows()?;
         engine.pool.fill(Arc::downgrade(&engine));
         Ok(engine)
     }

@@ -340,6 +340,7 @@ impl Engine {
     pub fn is_at_work(&self) -> bool {
         *lock(&self.fellowship.joined)
             || self.holds_lines()
+            || self.follows_any()
             || self.away.all().iter().any(|id| !self.away.is_on_demand(id))
     }
 

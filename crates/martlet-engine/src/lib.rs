@@ -22,6 +22,8 @@ mod dirs;
 mod end;
 mod engine;
 mod facts;
+mod follow;
+mod foresee;
 mod fork;
 mod give_up;
 mod guest;

@@ -28,8 +28,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A holder may be silent for so long.
-const LASTS_S: u32 = 60;
 /// A line of another host is looked at this often while it is waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Nobody is waited for longer.
@@ -192,7 +190,7 @@ impl Engine {
         };
         let found = match (keep, &found.lease) {
             (true, None) => remote
-                .acquire(&name, &found, Lease::new(LASTS_S, None), None)
+                .acquire(&name, &found, Lease::new(self.options.lease_s, None), None)
                 .told()?,
             _ => found,
         };
@@ -440,7 +438,7 @@ impl Engine {
             }
             days => days.map(|days| now_unix_s() + u64::from(days) * DAY_S),
         };
-        let lease = || Lease::new(LASTS_S, until);
+        let lease = || Lease::new(self.options.lease_s, until);
         let begun = Instant::now();
         let ask = Duration::from_secs(request.ask_s.unwrap_or(0).min(ASK_S_MAX).into());
         let mut asked = None;
@@ -605,7 +603,11 @@ impl Engine {
 
     /// A remote by the newest secret of its realm, and a name there. Under an older one nobody can hold a name: whoever was
     /// shut out by the newer one could go on with it.
-    fn at_newest(self: &Arc<Self>, remote: &str, name: &RefName) -> Result<(Remote, Ref), Problem> {
+    pub(crate) fn at_newest(
+        self: &Arc<Self>,
+        remote: &str,
+        name: &RefName,
+    ) -> Result<(Remote, Ref), Problem> {
         self.keeps_lines(remote)?;
         let at = self.newest(remote, None)?;
         if let Some(found) = at.find_ref(name).told()? {

@@ -435,7 +435,7 @@ impl Engine {
 }
 
 /// What others are told who pushed.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
 }

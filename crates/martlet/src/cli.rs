@@ -182,6 +182,9 @@ pub enum Command {
     /// See who holds a machine's line, and get it from them
     #[command(subcommand)]
     Lease(LeaseCommand),
+    /// Follow lines of other hosts: what is published on them comes here at once
+    #[command(subcommand)]
+    Follow(FollowCommand),
     /// Start clones of a running machine or a snapshot, each with an identity of its own
     Fork {
         /// How many

@@ -83,6 +83,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Resume { from, probe, name } => line::resume(&context, from, &name, probe.probe),
         Command::Publish { every, line, name } => line::publish(&context, &name, line, every),
         Command::Lease(command) => line::lease(&context, command),
+        Command::Follow(command) => line::follow(&context, command),
         Command::Rollback { name, to } => machine::rollback(&context, &name, to),
         Command::Images {
             command: None | Some(ImagesCommand::Ls),

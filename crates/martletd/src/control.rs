@@ -146,6 +146,12 @@ pub trait Control: Send + Sync + 'static {
     fn lease_ask(&self, remote: &str, reference: &str) -> Answer<LeaseInfo>;
     /// Has a name at a remote stand for an earlier version of it, or another name for it.
     fn point(&self, remote: &str, reference: &str, request: PointRequest) -> Answer<LeaseInfo>;
+    /// From now on, what is published on a line comes here.
+    fn follow(&self, remote: &str, request: FollowRequest) -> Answer<()>;
+    /// It comes no more.
+    fn unfollow(&self, remote: &str, reference: &str) -> Answer<()>;
+    /// The lines that are followed.
+    fn follows(&self) -> Answer<Vec<FollowInfo>>;
     /// Is there something to do without being asked?
     fn is_at_work(&self) -> bool;
     /// Makes a fleet of which this is the first host.

@@ -239,6 +239,15 @@ impl Control for EngineControl {
     fn point(&self, remote: &str, reference: &str, request: PointRequest) -> Answer<LeaseInfo> {
         self.0.point(remote, reference, request)
     }
+    fn follow(&self, remote: &str, request: FollowRequest) -> Answer<()> {
+        self.0.follow(remote, request)
+    }
+    fn unfollow(&self, remote: &str, reference: &str) -> Answer<()> {
+        self.0.unfollow(remote, reference)
+    }
+    fn follows(&self) -> Answer<Vec<FollowInfo>> {
+        self.0.follows()
+    }
     fn is_at_work(&self) -> bool {
         self.0.is_at_work()
     }

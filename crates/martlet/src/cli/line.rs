@@ -56,3 +56,20 @@ pub struct LineAt {
     #[arg(value_parser = reference)]
     pub reference: String,
 }
+
+/// `martlet follow …`
+#[derive(Debug, Subcommand)]
+pub enum FollowCommand {
+    /// Follow a line
+    Add {
+        /// Only when this host is likely to be the next that goes on with it
+        #[arg(long)]
+        when_likely: bool,
+        #[command(flatten)]
+        line: LineAt,
+    },
+    /// List lines that are followed, and who is likely to go on with them
+    Ls,
+    /// Follow a line no more; what has come stays
+    Rm(LineAt),
+}

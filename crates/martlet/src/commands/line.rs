@@ -1,12 +1,12 @@
 //! `martlet publish`, `resume --from`, `lease …`.
 
 use super::{Context, machine};
-use crate::cli::{FromLine, LeaseCommand, LineArgs, Policy};
+use crate::cli::{FollowCommand, FromLine, LeaseCommand, LineArgs, Policy};
 use crate::failure::Outcome;
 use crate::show;
 use martlet_api::{
-    LeaseInfo, LineInfo, LineRequest, LineState, MachineInfo, PointRequest, Probe, PublishReport,
-    PublishRequest, ResumeFromRequest, TransferPolicy,
+    FollowInfo, FollowRequest, LeaseInfo, LineInfo, LineRequest, LineState, MachineInfo, PointRequest, Probe,
+    PublishReport, PublishRequest, ResumeFromRequest, TransferPolicy,
 };
 
 const LOOKING: &str = "looking what is there";
@@ -174,4 +174,51 @@ fn holder(at: LeaseInfo) -> String {
         ),
         ("asked for by", show::or_none(&held.asked_by.unwrap_or_default())),
     ])
+}
+
+pub fn follow(context: &Context, command: FollowCommand) -> Outcome {
+    let said = |reference: &str| {
+        if !context.quiet && !context.json {
+            show::print(&format!("{reference}\n"));
+        }
+    };
+    match command {
+        FollowCommand::Add { when_likely, line } => {
+            let request = FollowRequest {
+                reference: line.reference.clone(),
+                when_likely,
+            };
+            context
+                .client()?
+                .post(&format!("/v1/remotes/{}/follows", line.remote), &request)?;
+            said(&line.reference);
+            Ok(())
+        }
+        FollowCommand::Rm(line) => {
+            let path = format!("/v1/remotes/{}/follows/{}", line.remote, line.reference);
+            context.client()?.delete(&path)?;
+            said(&line.reference);
+            Ok(())
+        }
+        FollowCommand::Ls => context.get("/v1/follows", follows),
+    }
+}
+
+fn follows(follows: Vec<FollowInfo>) -> String {
+    show::table(
+        ["LINE", "AT", "VERSION", "HERE", "CAME", "NEXT", "FORESEEN"],
+        follows.into_iter().map(|line| {
+            let next = line.next.first();
+            let next = next.map(|next| format!("{} ({:.0} %)", next.host, next.likely * 100.0));
+            [
+                line.reference,
+                line.remote,
+                line.version.to_string(),
+                if line.here { "yes" } else { "no" }.into(),
+                show::size(line.moved_bytes),
+                show::or_none(&next.unwrap_or_default()),
+                format!("{} of {}", line.right, line.foreseen),
+            ]
+        }),
+    )
 }

@@ -7,7 +7,8 @@ use crate::operation::Reply;
 use crate::server::Server;
 use axum::extract::{Path, State};
 use martlet_api::{
-    LeaseInfo, LineRequest, MachineInfo, PointRequest, PublishReport, PublishRequest, ResumeFromRequest,
+    FollowInfo, FollowRequest, LeaseInfo, LineRequest, MachineInfo, PointRequest, PublishReport,
+    PublishRequest, ResumeFromRequest,
 };
 
 pub fn routes(routes: Routes) -> Routes {
@@ -59,6 +60,24 @@ pub fn routes(routes: Routes) -> Routes {
             "/v1/remotes/{name}/snapshots/{reference}/point",
             point_spec.with_events(),
             point,
+        )
+        .route(
+            Get,
+            "/v1/follows",
+            Spec::new("Lines that are followed").lists::<FollowInfo>(),
+            follows,
+        )
+        .route(
+            Post,
+            "/v1/remotes/{name}/follows",
+            Spec::new("Have what others publish on a line come here").takes::<FollowRequest>(),
+            follow,
+        )
+        .route(
+            Delete,
+            "/v1/remotes/{name}/follows/{reference}",
+            Spec::new("Follow a line no more; what has come stays"),
+            unfollow,
         )
 }
 
@@ -136,5 +155,24 @@ async fn point(
         .operation(events, move |control, _| {
             control.point(&name, &reference, request)
         })
+        .await
+}
+
+async fn follows(State(server): State<Server>) -> Reply {
+    server.answer(|control| control.follows()).await
+}
+
+async fn follow(
+    State(server): State<Server>,
+    Named(name): Named,
+    Body(request): Body<FollowRequest>,
+) -> Reply {
+    server.effect(move |control| control.follow(&name, request)).await
+}
+
+async fn unfollow(State(server): State<Server>, Path((name, reference)): Path<(String, String)>) -> Reply {
+    martlet_api::names::check_name(&name)?;
+    server
+        .effect(move |control| control.unfollow(&name, &reference))
         .await
 }

@@ -554,6 +554,15 @@ impl Control for Fake {
     fn point(&self, remote: &str, reference: &str, _: PointRequest) -> Answer<LeaseInfo> {
         self.lease(remote, reference)
     }
+    fn follow(&self, _: &str, _: FollowRequest) -> Answer<()> {
+        Ok(())
+    }
+    fn unfollow(&self, _: &str, _: &str) -> Answer<()> {
+        Ok(())
+    }
+    fn follows(&self) -> Answer<Vec<FollowInfo>> {
+        Ok(Vec::new())
+    }
     fn is_at_work(&self) -> bool {
         false
     }
