@@ -1,14 +1,14 @@
 //! The heart of a line that is held: it gives signs of this host, hears who asks for the line, and publishes what waits.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, lock};
 use crate::line::{Hold, Line};
 use crate::lines::is_unpublished;
-use crate::machine::Machine;
+use crate::machine::{BEHIND, Machine};
 use crate::phase::Phase;
 use crate::problem::Told;
 use martlet_api::{CheckpointRequest, Problem};
 use martlet_source::{Lease, LeaseId, SourceError, Stamp};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 /// So many signs are given while a lease lasts.
@@ -25,11 +25,11 @@ impl Engine {
             engine: Arc::downgrade(self),
             machine: Arc::downgrade(machine),
             lease,
+            publishing: Arc::new(Mutex::new(Instant::now())),
         };
         let away = self.away.clone();
         let beat = move || {
-            let mut published = Instant::now();
-            while heart.beat(&mut published).is_some() {
+            while heart.beat().is_some() {
                 let pause = Duration::from_secs(heart.lease.lasts_s.into()) / SIGNS;
                 if away.pause(pause).is_err() {
                     return;
@@ -71,11 +71,13 @@ struct Heart {
     engine: Weak<Engine>,
     machine: Weak<Machine>,
     lease: Lease,
+    /// Held while it is published; when that was done last.
+    publishing: Arc<Mutex<Instant>>,
 }
 
 impl Heart {
     /// One beat. None when there is nothing to beat for any more.
-    fn beat(&self, published: &mut Instant) -> Option<()> {
+    fn beat(&self) -> Option<()> {
         let (engine, machine) = (self.engine.upgrade()?, self.machine.upgrade()?);
         let record = machine.record();
         let line = record.line.clone().filter(|line| line.hold.is(&self.lease.id))?;
@@ -107,29 +109,44 @@ impl Heart {
                 return Some(());
             }
         };
-        let done = match asked {
-            Some(by) => let_go(&engine, &machine, &by),
-            None if is_unpublished(&record).is_some() => publish(&engine, &machine, published),
-            None => match line.every_s {
-                Some(every_s) if published.elapsed() >= Duration::from_secs(every_s.into()) => {
-                    publish(&engine, &machine, published)
-                }
-                _ => Ok(()),
-            },
+        // Signs are given also while bytes go.
+        let Ok(published) = self.publishing.try_lock().map(|published| *published) else {
+            return Some(());
         };
-        if let Err(problem) = done {
-            tracing::warn!(%problem, machine = record.name, "its line is not published yet");
+        let is_due = line
+            .every_s
+            .is_some_and(|every_s| published.elapsed() >= Duration::from_secs(every_s.into()));
+        if asked.is_none() && is_unpublished(&record).is_none() && !is_due {
+            return Some(());
+        }
+        let publishing = self.publishing.clone();
+        let work = move || {
+            let mut published = lock(&publishing);
+            let done = match &asked {
+                Some(by) => let_go(&engine, &machine, by),
+                None => publish(&engine, &machine),
+            };
+            match done {
+                Ok(true) => *published = Instant::now(),
+                Ok(false) => {} // at a later beat
+                Err(problem) => {
+                    tracing::warn!(%problem, machine = machine.record().name, "its line is not published yet");
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("publish".into()).spawn(work) {
+            tracing::warn!(%error, machine = record.name, "its line is not published yet");
         }
         Some(())
     }
 }
 
 /// Another host wants the line.
-fn let_go(engine: &Arc<Engine>, machine: &Arc<Machine>, by: &Stamp) -> Result<(), Problem> {
+fn let_go(engine: &Arc<Engine>, machine: &Arc<Machine>, by: &Stamp) -> Result<bool, Problem> {
     let record = machine.record();
     if record.phase != Phase::Running {
         let operation = machine.begin("publish")?;
-        return engine.publish_held(machine, &operation, &|_| ()).map(drop);
+        return engine.publish_held(machine, &operation, &|_| ()).map(|_| true);
     }
     tracing::info!(
         machine = record.name,
@@ -140,15 +157,36 @@ fn let_go(engine: &Arc<Engine>, machine: &Arc<Machine>, by: &Stamp) -> Result<()
         note: Some(format!("{} asked for it", by.host)),
         ..CheckpointRequest::default()
     };
-    engine.suspend(&record.name, request, &|_| ()).map(drop)
+    engine.suspend(&record.name, request, &|_| ()).map(|_| true)
 }
 
-fn publish(engine: &Arc<Engine>, machine: &Arc<Machine>, published: &mut Instant) -> Result<(), Problem> {
-    if machine.is_at_work() || !matches!(machine.record().phase, Phase::Running | Phase::Suspended) {
-        return Ok(()); // at a later beat
+/// Was it published? Commands wait only while the state is taken and while the line changes, not while the bytes go.
+fn publish(engine: &Arc<Engine>, machine: &Arc<Machine>) -> Result<bool, Problem> {
+    let runs = match machine.record().phase {
+        Phase::Running => true,
+        Phase::Suspended => false,
+        _ => return Ok(false),
+    };
+    let Ok(operation) = machine.begin(BEHIND) else {
+        return Ok(false);
+    };
+    if runs {
+        engine.checkpoint_held(machine, &operation, CheckpointRequest::default(), &|_| ())?;
     }
-    let operation = machine.begin("publish")?;
-    engine.publish_held(machine, &operation, &|_| ())?;
-    *published = Instant::now();
-    Ok(())
+    drop(operation);
+    let record = machine.record();
+    let Some(id) = record.snapshot else {
+        return Ok(false);
+    };
+    let remote = engine.newest(&engine.line_of(&record)?.remote, None)?;
+    martlet_source::upload(&engine.store, &remote, id, &mut |_, _| ()).told()?;
+    let Ok(_operation) = machine.begin(BEHIND) else {
+        return Ok(false);
+    };
+    let now = machine.record();
+    if now.snapshot == record.snapshot && now.phase == record.phase && now.line == record.line {
+        engine.publish_newest(machine, runs, &|_| ())?;
+        return Ok(true);
+    }
+    Ok(false)
 }

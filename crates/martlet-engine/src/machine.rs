@@ -198,6 +198,11 @@ pub struct PredecessorRecord {
     pub run_number: u64,
 }
 
+/// The command of what nobody has asked for.
+pub const BEHIND: &str = "publish --every";
+/// No command waits longer for that.
+const BEHIND_MAX: Duration = Duration::from_secs(20);
+
 /// A machine.
 pub struct Machine {
     record: Mutex<Record>,
@@ -326,9 +331,16 @@ impl Machine {
         }
     }
 
-    /// Claims the machine for a command; a second command is refused, naming the first.
+    /// Claims the machine for a command; a second command is refused, naming the first. What goes on behind is short, and
+    /// is waited for.
     pub fn begin(self: &Arc<Self>, command: &'static str) -> Result<Operation, Problem> {
+        let begun = Instant::now();
         let mut at_work = lock(&self.at_work);
+        while *at_work == Some(BEHIND) && command != BEHIND && begun.elapsed() < BEHIND_MAX {
+            drop(at_work);
+            std::thread::sleep(Duration::from_millis(5));
+            at_work = lock(&self.at_work);
+        }
         if let Some(other) = *at_work {
             let name = lock(&self.record).name.clone();
             return Err(Problem::new(

@@ -8,7 +8,8 @@
 //! not there ([`crate::gc()`]).
 
 use crate::index::Index;
-use crate::pack::{PackBuilder, PackHash, SALT_BYTES, SealedPack, name_of, sealed_bytes};
+use crate::intent::Intent;
+use crate::pack::{Name, PackBuilder, PackHash, SALT_BYTES, SealedPack, name_of, sealed_bytes};
 use crate::parallel::in_parallel;
 use crate::{Ref, Remote, Result, Room, SourceError, Under};
 use martlet_image::SnapshotId;
@@ -43,11 +44,50 @@ pub fn push(
 ) -> Result<(PushReport, Option<Ref>)> {
     let _pin = store.pin(id, "a push")?;
     remote.may_follow(name, remote.newest(name)?.as_ref(), under)?; // before anything is sent
-    let needs = store.needs(&id)?;
     let intent = match dry_run {
         true => None,
         false => Some(remote.intend()?),
     };
+    let (report, index, names) = send(store, remote, id, intent.as_ref(), progress)?;
+    let Some(intent) = intent else {
+        return Ok((report, None));
+    };
+    let before = remote.newest(name)?;
+    intent.check()?;
+    // Packs that an older ref relies on may be gone, and others in their place.
+    let lease = remote.may_follow(name, before.as_ref(), under)?;
+    let stands = |before: &Ref| {
+        before.snapshot == id && before.lease == lease && before.packs.iter().all(|pack| index.knows(pack))
+    };
+    let called = match before {
+        Some(before) if stands(&before) => before,
+        before => remote.put_ref(name, id, index.packs_of(&names), lease, before.as_ref())?,
+    };
+    Ok((report, Some(called)))
+}
+
+/// Sends what the remote lacks of a snapshot, so that a push of it, or of one that follows on it, has little left to send.
+pub fn upload(
+    store: &Store,
+    remote: &Remote,
+    id: SnapshotId,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<PushReport> {
+    let _pin = store.pin(id, "an upload")?;
+    let intent = remote.intend()?;
+    let (report, _, _) = send(store, remote, id, Some(&intent), progress)?;
+    Ok(report)
+}
+
+/// Sends what the remote lacks; without an intent it only says what that is. Tells where everything is, and what is needed.
+fn send(
+    store: &Store,
+    remote: &Remote,
+    id: SnapshotId,
+    intent: Option<&Intent<'_>>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(PushReport, Index, Vec<Name>)> {
+    let needs = store.needs(&id)?;
     let mut index = index_of_all(remote)?;
     let (mut lacking, mut names) = (Vec::new(), Vec::with_capacity(needs.len()));
     let mut report = PushReport::default();
@@ -62,9 +102,8 @@ pub fn push(
     report.objects = names.len() as u64;
     report.sent_objects = lacking.len() as u64;
     let Some(intent) = intent else {
-        return Ok((report, None));
+        return Ok((report, index, names));
     };
-
     let mut sent_bytes = 0;
     progress(sent_bytes, report.sent_bytes);
     let put = |pack: Result<SealedPack>| {
@@ -80,19 +119,7 @@ pub fn push(
         progress(sent_bytes, report.sent_bytes);
         Ok(())
     })?;
-
-    let before = remote.newest(name)?;
-    intent.check()?;
-    // Packs that an older ref relies on may be gone, and others in their place.
-    let lease = remote.may_follow(name, before.as_ref(), under)?;
-    let stands = |before: &Ref| {
-        before.snapshot == id && before.lease == lease && before.packs.iter().all(|pack| index.knows(pack))
-    };
-    let called = match before {
-        Some(before) if stands(&before) => before,
-        before => remote.put_ref(name, id, index.packs_of(&names), lease, before.as_ref())?,
-    };
-    Ok((report, Some(called)))
+    Ok((report, index, names))
 }
 
 /// Has a name, which nobody may hold, stand for what another version stands for: of it or of another name.
