@@ -155,7 +155,11 @@ impl Engine {
     }
 
     /// A remote as each secret of its realm shows it, the newest first: to that one is pushed.
-    fn opened(self: &Arc<Self>, name: &str, bandwidth_bytes: Option<u64>) -> Result<Vec<Remote>, Problem> {
+    pub(crate) fn opened(
+        self: &Arc<Self>,
+        name: &str,
+        bandwidth_bytes: Option<u64>,
+    ) -> Result<Vec<Remote>, Problem> {
         let known = self.known_remote(name)?;
         let mut objects = known.objects(false)?;
         if let Some(bytes) = bandwidth_bytes {
@@ -245,6 +249,21 @@ impl Engine {
             .filter(|(_, known)| known.realm == realm)
             .map(|(name, _)| name)
             .collect())
+    }
+
+    /// The remotes that are directories of this host: a carried disk is one.
+    pub(crate) fn directories(&self) -> Result<Vec<String>, Problem> {
+        let remotes = self.known_remotes()?.into_iter();
+        let directories = remotes.filter(|(_, known)| known.address.starts_with('/'));
+        Ok(directories.map(|(name, _)| name).collect())
+    }
+
+    /// The remote that a directory is.
+    pub(crate) fn directory_at(&self, dir: &str) -> Result<Option<String>, Problem> {
+        let mut remotes = self.known_remotes()?.into_iter();
+        Ok(remotes
+            .find(|(_, known)| known.address == dir)
+            .map(|(name, _)| name))
     }
 
     fn change_remotes(

@@ -49,7 +49,7 @@ pub use key::{Key, NAME_BYTES_MAX, Room};
 pub use lease::{Beat, Lease, LeaseId, Under};
 pub use objects::{Entry, Objects, Put};
 pub use pull::{PullReport, fetch_without_frames, pull};
-pub use push::{PushReport, point, push, upload};
+pub use push::{PushReport, carry, point, push, upload};
 pub use realm::{Realm, SEAL_BYTES};
 pub use refs::Ref;
 pub use registry::{Login, Registry};

@@ -14,6 +14,7 @@ use crate::parallel::in_parallel;
 use crate::{Ref, Remote, Result, Room, SourceError, Under};
 use martlet_image::SnapshotId;
 use martlet_store::{Key, RefName, Store};
+use std::collections::BTreeMap;
 
 /// Packs that are made and put at the same time.
 const WRITERS: usize = 2;
@@ -104,21 +105,15 @@ fn send(
     let Some(intent) = intent else {
         return Ok((report, index, names));
     };
-    let mut sent_bytes = 0;
-    progress(sent_bytes, report.sent_bytes);
-    let put = |pack: Result<SealedPack>| {
-        let pack = pack?;
-        remote.put_pack(&pack)?;
-        Ok((pack.hash, pack.entries, (pack.bytes.len() - SALT_BYTES) as u64))
-    };
-    let packs = packs(store, remote, &intent.id, lacking);
-    in_parallel(WRITERS, packs, put, |(hash, entries, bytes)| {
-        index.add(hash, entries);
-        sent_bytes += bytes;
-        report.packs += 1;
-        progress(sent_bytes, report.sent_bytes);
-        Ok(())
-    })?;
+    report.packs = put_packs(
+        store,
+        remote,
+        intent,
+        lacking,
+        report.sent_bytes,
+        &mut index,
+        progress,
+    )?;
     Ok((report, index, names))
 }
 
@@ -136,6 +131,79 @@ pub fn point(remote: &Remote, name: &RefName, to: &Ref) -> Result<Ref> {
     let lease = remote.may_follow(name, before.as_ref(), Under::Nothing)?;
     intent.check()?;
     remote.put_ref(name, to.snapshot, to.packs.clone(), lease, before.as_ref())
+}
+
+/// Puts objects there, in this order. How many packs they are in.
+fn put_packs(
+    store: &Store,
+    remote: &Remote,
+    intent: &Intent<'_>,
+    objects: Vec<Key>,
+    size_bytes: u64,
+    index: &mut Index,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<u64> {
+    let (mut sent_bytes, mut count) = (0, 0);
+    progress(sent_bytes, size_bytes);
+    let put = |pack: Result<SealedPack>| {
+        let pack = pack?;
+        remote.put_pack(&pack)?;
+        Ok((pack.hash, pack.entries, (pack.bytes.len() - SALT_BYTES) as u64))
+    };
+    let packs = packs(store, remote, &intent.id, objects);
+    in_parallel(WRITERS, packs, put, |(hash, entries, bytes)| {
+        index.add(hash, entries);
+        sent_bytes += bytes;
+        count += 1;
+        progress(sent_bytes, size_bytes);
+        Ok(())
+    })?;
+    Ok(count)
+}
+
+/// Sends at most so many bytes of what the remote lacks of a snapshot, for whoever finds it there ([`Remote::which`]): these
+/// objects first, as far as they are of it, then the rest. Says what was sent, and what there was to send.
+pub fn carry(
+    store: &Store,
+    remote: &Remote,
+    id: SnapshotId,
+    first: &[Key],
+    size_bytes_max: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(PushReport, u64)> {
+    let _pin = store.pin(id, "carrying")?;
+    let intent = remote.intend()?;
+    let mut index = index_of_all(remote)?;
+    let mut lacking: BTreeMap<Key, u64> = BTreeMap::new();
+    for (key, stored_len) in store.needs(&id)? {
+        if index.place(&name_of(&remote.realm, &key)).is_none() {
+            lacking.insert(key, sealed_bytes(stored_len as usize));
+        }
+    }
+    let wanted_bytes = lacking.values().sum();
+    let mut sizes: Vec<(Key, u64)> = first.iter().filter_map(|key| lacking.remove_entry(key)).collect();
+    sizes.extend(lacking);
+    let mut report = PushReport::default();
+    let mut chosen = Vec::new();
+    for (key, size_bytes) in sizes {
+        if report.sent_bytes + size_bytes > size_bytes_max {
+            break;
+        }
+        report.sent_bytes += size_bytes;
+        chosen.push(key);
+    }
+    report.sent_objects = chosen.len() as u64;
+    report.objects = report.sent_objects;
+    report.packs = put_packs(
+        store,
+        remote,
+        &intent,
+        chosen,
+        report.sent_bytes,
+        &mut index,
+        progress,
+    )?;
+    Ok((report, wanted_bytes))
 }
 
 /// Where everything is that may be relied on. To be asked for after the intent.

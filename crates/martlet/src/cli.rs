@@ -306,6 +306,22 @@ pub enum Command {
         #[command(flatten)]
         from: FromRemote,
     },
+    /// Fill a disk that is carried with what is most likely to be read of machines or snapshots. Hosts that know it (`remote
+    /// add`) look there before they ask anybody else, whatever they get
+    Carry {
+        /// No more than so much (4G)
+        #[arg(long, value_parser = size, value_name = "BYTES")]
+        size: Option<u64>,
+        /// Realm that it is sealed in, if the directory is no remote yet [default: default]
+        #[arg(long, value_parser = name, value_name = "NAME")]
+        realm: Option<String>,
+        /// Directory
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: String,
+        /// Machines, or snapshots (NAME:TAG or id), the most wanted first
+        #[arg(required = true, value_parser = reference)]
+        sources: Vec<String>,
+    },
     /// List snapshots of which not all is here yet, and what has come of them
     Away,
     /// Free space that nothing refers to

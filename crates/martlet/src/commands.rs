@@ -18,7 +18,7 @@ use crate::daemon::Daemon;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Reporter;
 use crate::{console, exec, files, show, terminal};
-use martlet_api::{CheckpointMethod, ExecRequest, Problem, ProblemCode, PushRequest};
+use martlet_api::{CarryRequest, CheckpointMethod, ExecRequest, Problem, ProblemCode, PushRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -120,6 +120,20 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         } => remote::pull(&context, from, dry_run, bandwidth),
         Command::Fetch { rest, from } => remote::fetch(&context, from, rest),
         Command::Clone { name, policy, from } => remote::clone(&context, name, policy, from),
+        Command::Carry {
+            size,
+            realm,
+            dir,
+            sources,
+        } => {
+            let request = CarryRequest {
+                dir: remote::absolute(dir)?,
+                sources,
+                size_bytes: size,
+                realm,
+            };
+            remote::carry(&context, &request)
+        }
         Command::Away => remote::away(&context),
         Command::Gc { dry_run } => store::gc(&context, dry_run),
         Command::Df => store::df(&context),

@@ -146,6 +146,8 @@ pub trait Control: Send + Sync + 'static {
     fn lease_ask(&self, remote: &str, reference: &str) -> Answer<LeaseInfo>;
     /// Has a name at a remote stand for an earlier version of it, or another name for it.
     fn point(&self, remote: &str, reference: &str, request: PointRequest) -> Answer<LeaseInfo>;
+    /// Fills a carried disk with what is most likely to be read.
+    fn carry(&self, request: CarryRequest, progress: ProgressSink<'_>) -> Answer<Vec<CarryReport>>;
     /// From now on, what is published on a line comes here.
     fn follow(&self, remote: &str, request: FollowRequest) -> Answer<()>;
     /// It comes no more.

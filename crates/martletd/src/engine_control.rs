@@ -239,6 +239,9 @@ impl Control for EngineControl {
     fn point(&self, remote: &str, reference: &str, request: PointRequest) -> Answer<LeaseInfo> {
         self.0.point(remote, reference, request)
     }
+    fn carry(&self, request: CarryRequest, progress: ProgressSink<'_>) -> Answer<Vec<CarryReport>> {
+        self.0.carry(request, progress)
+    }
     fn follow(&self, remote: &str, request: FollowRequest) -> Answer<()> {
         self.0.follow(remote, request)
     }

@@ -5,8 +5,8 @@ use crate::cli::{FromRemote, Policy, RemoteCommand};
 use crate::failure::{Failure, Outcome};
 use crate::show;
 use martlet_api::{
-    AwaySnapshot, FetchRequest, PullRequest, PushRequest, RemoteAddRequest, RemoteGcReport, RemoteGcRequest,
-    RemoteInfo, RemoteSnapshot, RemoteVersion, TransferReport,
+    AwaySnapshot, CarryReport, CarryRequest, FetchRequest, PullRequest, PushRequest, RemoteAddRequest,
+    RemoteGcReport, RemoteGcRequest, RemoteInfo, RemoteSnapshot, RemoteVersion, TransferReport,
 };
 use std::io::Read;
 use std::path::Path;
@@ -90,7 +90,7 @@ pub fn run(context: &Context, command: RemoteCommand) -> Outcome {
 }
 
 /// A directory is the daemon's to find, which is elsewhere; a URL is as it is.
-fn absolute(address: String) -> Outcome<String> {
+pub fn absolute(address: String) -> Outcome<String> {
     if address.contains("://") {
         return Ok(address);
     }
@@ -189,6 +189,23 @@ pub fn clone(context: &Context, name: Option<String>, policy: Policy, from: From
         );
     }
     super::machine::run_snapshot(context, name, got.reference, &words)
+}
+
+pub fn carry(context: &Context, request: &CarryRequest) -> Outcome {
+    context.long("/v1/carry", request, LOOKING, |reports: Vec<CarryReport>| {
+        show::table(
+            ["CARRIED", "SNAPSHOT", "BY", "PUT THERE", "NO ROOM FOR"],
+            reports.into_iter().map(|report| {
+                [
+                    report.source,
+                    show::short_id(&report.snapshot),
+                    report.remote,
+                    show::size(report.moved_bytes),
+                    show::size(report.left_bytes),
+                ]
+            }),
+        )
+    })
 }
 
 pub fn away(context: &Context) -> Outcome {

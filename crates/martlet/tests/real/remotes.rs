@@ -293,3 +293,45 @@ fn what_nobody_needs_goes_from_a_remote() {
     other.ok(&["pull", "disk", "a:noise"]);
     assert_eq!(other.json(&["verify"])["damaged"], serde_json::json!([]));
 }
+
+#[test]
+fn what_is_carried_is_asked_first() {
+    let places = tempfile::tempdir().unwrap();
+    let [far, usb] = ["far", "usb"].map(|name| places.path().join(name).to_string_lossy().into_owned());
+    let here = Daemon::new(Fixture::Tiny);
+    here.ok(&["remote", "add", "far", &far]);
+    here.ok(&["run", "tiny0:booted", "--name", "a"]);
+    here.exec("a", MAKE_NOISE);
+    let sums = here.exec("a", SUMS);
+    let old = here.json(&["checkpoint", "a", "--tag", "old"])["snapshot"].clone();
+    // A carrier has what there is room for, and an old one what has not changed since.
+    let few = &here.json(&["carry", "--size", "1M", &usb, "a:old"])[0];
+    assert!(few["moved_bytes"].as_u64() <= Some(1 << 20), "{few}");
+    assert!(few["left_bytes"].as_u64() > Some(5 << 20), "{few}");
+    let rest = &here.json(&["carry", &usb, "a"])[0];
+    assert_eq!(
+        (&rest["snapshot"], &rest["left_bytes"]),
+        (&old, &0.into()),
+        "{rest}"
+    );
+    assert_eq!(rest["moved_bytes"], few["left_bytes"]);
+    here.exec("a", "echo new > /new; sync");
+    here.ok(&["suspend", "a", "--tag", "travels"]);
+    here.ok(&["push", "a:travels", "far"]);
+
+    let there = here.another();
+    let line = here.ok(&["realm", "share"]);
+    there.ok_with_input(&["realm", "join"], &line);
+    there.ok(&["remote", "add", "far", &far]);
+    there.ok(&["remote", "add", "usb", &usb]);
+    there.ok(&["clone", "--policy", "demand", "--name", "b", "far", "a:travels"]);
+    assert_eq!(there.exec("b", "cat /new"), "new");
+    // What was carried needs nobody else.
+    std::fs::rename(&far, places.path().join("gone")).unwrap();
+    assert_eq!(there.exec("b", SUMS), sums);
+    // Without it, all comes from where it was published.
+    std::fs::rename(places.path().join("gone"), &far).unwrap();
+    std::fs::rename(&usb, places.path().join("lost")).unwrap();
+    there.ok(&["pull", "far", "a:travels"]);
+    assert_eq!(there.json(&["away"]), serde_json::json!([]));
+}

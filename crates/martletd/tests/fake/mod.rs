@@ -554,6 +554,9 @@ impl Control for Fake {
     fn point(&self, remote: &str, reference: &str, _: PointRequest) -> Answer<LeaseInfo> {
         self.lease(remote, reference)
     }
+    fn carry(&self, _: CarryRequest, _: ProgressSink<'_>) -> Answer<Vec<CarryReport>> {
+        Ok(Vec::new())
+    }
     fn follow(&self, _: &str, _: FollowRequest) -> Answer<()> {
         Ok(())
     }
