@@ -7,6 +7,7 @@ use crate::machine::{Machine, Record};
 use crate::mapped::Images;
 use crate::pool::Pool;
 use crate::problem::{self, Told};
+use crate::stalls::Stalls;
 use crate::state::{State, When};
 use martlet_api::{Problem, ProblemCode};
 use martlet_base::Tools;
@@ -56,6 +57,7 @@ pub struct Engine {
     pub(crate) store: Arc<Store>,
     pub(crate) away: Arc<Away>,
     pub(crate) fellowship: Fellowship,
+    pub(crate) stalls: Arc<Stalls>,
     pub(crate) pager: Arc<Pager>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) images: Images,
@@ -103,6 +105,10 @@ impl FrameSource for Frames {
     fn prepare(&self, frames: &[FrameId]) {
         self.away.prepare(frames);
     }
+
+    fn waited(&self, frame: &FrameId) {
+        self.away.waited_for(frame);
+    }
 }
 
 impl Engine {
@@ -141,6 +147,8 @@ impl Engine {
             CACHE_BYTES,
         );
         let registry = Registry::new();
+        let stalls = Stalls::new().map_err(|error| problem::io("start a thread for", &dirs.state, &error))?;
+        registry.set_reads(stalls.clone());
         for log in ["martletd.log", "keeper.log"] {
             let _ = martlet_vm::process::trim(&dirs.state.join(log), SERVICE_LOG_BYTES); // one that cannot be trimmed grows on
         }
@@ -166,6 +174,7 @@ impl Engine {
             store,
             away,
             fellowship: Fellowship::default(),
+            stalls,
             pager,
             registry,
             state,
@@ -240,6 +249,7 @@ impl Engine {
             return;
         };
         self.away.stop();
+        self.stalls.keep();
         self.stop_waiting_for_fleet();
         if live {
             server.stop();

@@ -11,8 +11,10 @@
 //! machine: a second one is refused, naming the first. `phase` has the states of a machine, `checkpoint` and `launch`
 //! those of the two ways through a pause.
 
+mod answer;
 mod away;
 mod bases;
+mod belongs;
 mod bind;
 mod boot;
 mod checkpoint;
@@ -21,6 +23,7 @@ mod crash;
 mod dirs;
 mod end;
 mod engine;
+mod explain;
 mod facts;
 mod fork;
 mod give_up;
@@ -31,6 +34,7 @@ mod hosts;
 mod identity;
 mod keeping;
 mod launch;
+mod ledger;
 mod leftovers;
 mod live;
 mod machine;
@@ -47,6 +51,7 @@ mod run;
 mod run_dir;
 mod seen;
 mod snapshots;
+mod stalls;
 mod state;
 mod storing;
 mod transfer;

@@ -295,6 +295,8 @@ impl Engine {
     ) -> Result<(), Problem> {
         let engine = Arc::downgrade(self);
         let (listed, eager) = (listed.clone(), listed.rest);
+        let is_host = self.peer(&listed.remote).is_ok_and(|peer| peer.is_some());
+        let from = format!("{} {}", if is_host { "host" } else { "remote" }, listed.remote);
         let open: Open = Box::new(move || {
             let gone = |reason: String| SourceError::Unavailable {
                 place: listed.remote.clone(),
@@ -316,7 +318,7 @@ impl Engine {
             remote.learn(&found)?;
             Ok(Arc::new(remote) as Arc<dyn Place>)
         });
-        self.away.promise(id, record, eager, open).told()
+        self.away.promise(id, record, &from, eager, open).told()
     }
 
     /// Has the rest of a snapshot come, while nobody reads it.

@@ -2,6 +2,7 @@
 
 mod base;
 mod bench;
+mod explain;
 mod host;
 mod machine;
 mod realm;
@@ -114,6 +115,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Fetch { rest, from } => remote::fetch(&context, from, rest),
         Command::Clone { name, policy, from } => remote::clone(&context, name, policy, from),
         Command::Away => remote::away(&context),
+        Command::Explain { top, source } => explain::run(&context, &source, top),
         Command::Gc { dry_run } => store::gc(&context, dry_run),
         Command::Df => store::df(&context),
         Command::Bench(BenchCommand::Local(args)) => bench::local(&context, &args),
