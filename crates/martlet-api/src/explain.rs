@@ -26,6 +26,8 @@ pub struct Explanation {
     pub hit_ratio: f64,
     /// Who answered. Their reads and bytes add up to those above.
     pub sources: Vec<ReadSource>,
+    /// What was waited for, of the stalls that are remembered; the most first.
+    pub waited_for: Vec<WaitedFor>,
     /// Length of a step of the timeline.
     pub step_ms: u64,
     /// From the start on, step by step, to the last in which anything waited.
@@ -51,6 +53,17 @@ pub struct ReadSource {
     pub waited_ms: f64,
     /// The longest wait.
     pub waited_max_ms: f64,
+}
+
+/// Stalls of one kind.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WaitedFor {
+    /// `disk`; of memory a region of the guest's kernel (`Kernel code`), `page of the disk`, or `memory` where no more is known.
+    pub what: String,
+    /// How many.
+    pub stalls: u64,
+    /// How long they waited, together.
+    pub waited_ms: f64,
 }
 
 /// Stalls that ended within one step of a timeline.
@@ -86,6 +99,18 @@ pub struct Stall {
     pub source: String,
     /// How long it waited.
     pub late_ms: f64,
+}
+
+impl Stall {
+    /// What was read, as far as that is known; see [`WaitedFor`].
+    pub fn what(&self) -> &str {
+        match (self.part, &self.region, self.same_on_disk_bytes) {
+            (MachinePart::Disk, _, _) => "disk",
+            (MachinePart::Memory, Some(region), _) => region,
+            (MachinePart::Memory, None, Some(_)) => "page of the disk",
+            (MachinePart::Memory, None, None) => "memory",
+        }
+    }
 }
 
 /// What of a machine was read.

@@ -5,9 +5,9 @@ use crate::engine::Engine;
 use crate::ledger::Ledger;
 use crate::live::Live;
 use crate::machine::Machine;
-use crate::stalls::{self, Run};
+use crate::stalls;
 use martlet_agent_api::Command;
-use martlet_api::{Explanation, MachinePart, Problem, ProblemCode, Stall};
+use martlet_api::{Explanation, MachinePart, Problem, ProblemCode, Stall, WaitedFor};
 use martlet_image::{Manifest, PAGE_SIZE, SnapshotId};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -22,26 +22,11 @@ impl Engine {
     /// What a machine's last start waited for; of a snapshot, that of the machine which was last started from it. Of the
     /// longest stalls so many.
     pub fn explain(&self, source: &str, top: usize) -> Result<Explanation, Problem> {
-        let (machine, ledger) = match self.find(source) {
-            Ok(machine) => {
-                let ledger = self.reads_of(&machine);
-                (machine, ledger)
-            }
-            Err(no_machine) => {
-                let id = self.snapshot_named(source).map_err(|no_snapshot| {
-                    let is_name = martlet_api::names::check_name(source).is_ok();
-                    if is_name { no_machine } else { no_snapshot }
-                })?;
-                self.last_started_from(&id.0).ok_or_else(|| {
-                    Problem::new(
-                        ProblemCode::NotFound,
-                        format!("nothing is known of a machine that was started from {source}"),
-                    )
-                    .cause("what a machine waited for is kept with it, until it is started again or removed")
-                })?
-            }
-        };
-        let ledger = ledger.ok_or_else(|| {
+        let machine = self.explained(source)?;
+        if let Some(live) = machine.live() {
+            learn_regions(&live);
+        }
+        let ledger = self.reads_of(&machine).ok_or_else(|| {
             Problem::new(
                 ProblemCode::NotFound,
                 format!(
@@ -50,7 +35,9 @@ impl Engine {
                 ),
             )
         })?;
-        let longest = self.placed(&machine, &ledger, ledger.longest(top));
+        let mut longest = self.placed(&machine, &ledger);
+        let waited_for = waited_for(&longest);
+        longest.truncate(top);
         let sum = |of: fn(&martlet_api::ReadSource) -> u64| ledger.sources.iter().map(of).sum::<u64>();
         let (reads, stalls) = (sum(|source| source.reads), sum(|source| source.stalls));
         Ok(Explanation {
@@ -66,6 +53,7 @@ impl Engine {
                 reads => (reads - stalls) as f64 / reads as f64,
             },
             sources: ledger.sources,
+            waited_for,
             step_ms: ledger.step_ms,
             timeline: ledger.steps,
             longest,
@@ -77,28 +65,42 @@ impl Engine {
         self.dirs.machine(id).join("stalls.json")
     }
 
-    /// What a machine's run has read, or the last one had. Of one that runs, the guest is asked where its kernel lies.
+    /// What a machine's run has read, or the last one had.
     fn reads_of(&self, machine: &Machine) -> Option<Ledger> {
         let file = self.stalls_file(&machine.record().id);
-        let Some(run) = self.stalls.of(&file) else {
-            return stalls::read(&file);
-        };
-        if let Some(live) = machine.live() {
-            learn_regions(&live, &run);
+        match self.stalls.of(&file) {
+            Some(run) => Some(run.ledger()),
+            None => stalls::read(&file),
         }
-        Some(run.ledger())
     }
 
-    fn last_started_from(&self, id: &SnapshotId) -> Option<(Arc<Machine>, Option<Ledger>)> {
-        let known = self.all().into_iter().filter_map(|machine| {
+    /// The machine of this name, or that which was last started from this snapshot.
+    fn explained(&self, source: &str) -> Result<Arc<Machine>, Problem> {
+        let no_machine = match self.find(source) {
+            Ok(machine) => return Ok(machine),
+            Err(problem) => problem,
+        };
+        let is_name = martlet_api::names::check_name(source).is_ok();
+        let (id, _) = self
+            .snapshot_named(source)
+            .map_err(|no_snapshot| if is_name { no_machine } else { no_snapshot })?;
+        let started = self.all().into_iter().filter_map(|machine| {
             let ledger = self.reads_of(&machine)?;
-            (ledger.snapshot == Some(*id)).then_some((machine, Some(ledger)))
+            (ledger.snapshot == Some(id)).then_some((ledger.began_unix_ms, machine))
         });
-        known.max_by_key(|(_, ledger)| ledger.as_ref().map(|ledger| ledger.began_unix_ms))
+        let last = started.max_by_key(|(began_unix_ms, _)| *began_unix_ms);
+        last.map(|(_, machine)| machine).ok_or_else(|| {
+            Problem::new(
+                ProblemCode::NotFound,
+                format!("nothing is known of a machine that was started from {source}"),
+            )
+            .cause("what a machine waited for is kept with it, until it is started again or removed")
+        })
     }
 
-    /// Stalls with all that can be said of where they were. A snapshot that is gone says nothing.
-    fn placed(&self, machine: &Machine, ledger: &Ledger, mut stalls: Vec<Stall>) -> Vec<Stall> {
+    /// The longest stalls first, with all that can be said of where they were. A snapshot that is gone says nothing.
+    fn placed(&self, machine: &Machine, ledger: &Ledger) -> Vec<Stall> {
+        let mut stalls = ledger.longest();
         let memory_bytes = machine.record().config.memory_bytes;
         let on_disk = ledger.snapshot.and_then(|id| self.found_on_disk(&id, &stalls));
         let on_disk = on_disk.unwrap_or_default();
@@ -142,9 +144,28 @@ impl Engine {
     }
 }
 
+/// Stalls by what they were of.
+fn waited_for(stalls: &[Stall]) -> Vec<WaitedFor> {
+    let mut kinds: Vec<WaitedFor> = Vec::new();
+    for stall in stalls {
+        let known = kinds.iter().position(|kind| kind.what == stall.what());
+        let at = known.unwrap_or_else(|| {
+            kinds.push(WaitedFor {
+                what: stall.what().to_owned(),
+                ..WaitedFor::default()
+            });
+            kinds.len() - 1
+        });
+        kinds[at].stalls += 1;
+        kinds[at].waited_ms += stall.late_ms;
+    }
+    kinds.sort_by(|one, other| other.waited_ms.total_cmp(&one.waited_ms));
+    kinds
+}
+
 /// Asks a guest once where its kernel lies, and remembers it for when it does not run any more.
-fn learn_regions(live: &Live, run: &Run) {
-    let Some(agent) = live.agent().filter(|_| run.ledger().regions.is_empty()) else {
+fn learn_regions(live: &Live) {
+    let Some(agent) = live.agent().filter(|_| live.run.ledger().regions.is_empty()) else {
         return;
     };
     let command = Command {
@@ -154,8 +175,49 @@ fn learn_regions(live: &Live, run: &Run) {
     match agent.exec_wait(command, &[], IOMEM_BYTES, ASK_TIMEOUT) {
         Ok(outcome) => {
             let regions = kernel_regions(&String::from_utf8_lossy(&outcome.stdout));
-            run.change(|ledger| ledger.regions = regions);
+            live.run.change(|ledger| ledger.regions = regions);
         }
         Err(error) => tracing::debug!(%error, "where a guest's kernel lies"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stalls_add_up_by_what_was_read() {
+        let stall = |part, region: Option<&str>, same_on_disk_bytes, late_ms| Stall {
+            at_ms: 0.0,
+            part,
+            offset_bytes: 0,
+            size_bytes: 4096,
+            guest_address: None,
+            same_on_disk_bytes,
+            region: region.map(String::from),
+            source: "remote far".into(),
+            late_ms,
+        };
+        use MachinePart::{Disk, Memory};
+        let kinds = waited_for(&[
+            stall(Memory, None, Some(0), 1.0),
+            stall(Memory, Some("Kernel code"), Some(0), 10.0),
+            stall(Disk, None, None, 2.0),
+            stall(Memory, Some("Kernel code"), None, 20.0),
+            stall(Memory, None, None, 4.0),
+        ]);
+        let shown: Vec<_> = kinds
+            .iter()
+            .map(|kind| (&*kind.what, kind.stalls, kind.waited_ms))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("Kernel code", 2, 30.0),
+                ("memory", 1, 4.0),
+                ("disk", 1, 2.0),
+                ("page of the disk", 1, 1.0)
+            ]
+        );
     }
 }

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::failure::Outcome;
 use crate::show;
-use martlet_api::{Explanation, MachinePart, ReadSource, Stall, StallStep};
+use martlet_api::{Explanation, MachinePart, ReadSource, Stall, StallStep, WaitedFor};
 
 /// The chart, with what stands around it, fits on 80 columns.
 const CHART_COLUMNS: usize = 72;
@@ -24,6 +24,7 @@ fn text(explanation: Explanation) -> String {
         waited_ms,
         hit_ratio,
         sources,
+        waited_for,
         step_ms,
         timeline,
         longest,
@@ -49,6 +50,11 @@ fn text(explanation: Explanation) -> String {
     if stalls > 0 {
         text += "\n";
         text += &chart(&timeline, step_ms);
+        text += "\n";
+        text += &show::table(
+            ["WAITED FOR", "TIMES", "TOGETHER"],
+            waited_for.into_iter().map(kind),
+        );
     }
     if !longest.is_empty() {
         text += "\n";
@@ -75,16 +81,18 @@ fn source(source: ReadSource) -> [String; 7] {
     ]
 }
 
+fn kind(kind: WaitedFor) -> [String; 3] {
+    [kind.what, kind.stalls.to_string(), show::duration(kind.waited_ms)]
+}
+
 fn stall(stall: Stall) -> [String; 6] {
-    let (read, what) = match stall.part {
-        MachinePart::Disk => (format!("disk {:#x}", stall.offset_bytes), show::NONE.into()),
-        MachinePart::Memory => {
-            let address = stall.guest_address.unwrap_or(stall.offset_bytes);
-            let same = stall.same_on_disk_bytes;
-            let same = same.map(|offset| format!("same as disk {offset:#x}"));
-            let what = stall.region.or(same).unwrap_or_else(|| show::NONE.into());
-            (format!("memory {address:#x}"), what)
-        }
+    let what = match (stall.what(), stall.same_on_disk_bytes) {
+        ("page of the disk", Some(offset)) => format!("page of the disk, {offset:#x}"),
+        (what, _) => what.to_owned(),
+    };
+    let read = match stall.part {
+        MachinePart::Disk => format!("disk {:#x}", stall.offset_bytes),
+        MachinePart::Memory => format!("memory {:#x}", stall.guest_address.unwrap_or(stall.offset_bytes)),
     };
     [
         show::duration(stall.at_ms),
@@ -165,11 +173,14 @@ mod tests {
             });
             format!("{read}: {what}")
         };
-        assert_eq!(read(MachinePart::Disk, None, None), "disk 0x5000: -");
-        assert_eq!(read(MachinePart::Memory, None, None), "memory 0x100005000: -");
+        assert_eq!(read(MachinePart::Disk, None, None), "disk 0x5000: disk");
+        assert_eq!(
+            read(MachinePart::Memory, None, None),
+            "memory 0x100005000: memory"
+        );
         assert_eq!(
             read(MachinePart::Memory, None, Some(0x7000)),
-            "memory 0x100005000: same as disk 0x7000"
+            "memory 0x100005000: page of the disk, 0x7000"
         );
         assert_eq!(
             read(MachinePart::Memory, Some("Kernel code"), Some(0x7000)),
