@@ -5,6 +5,7 @@ use crate::engine::Engine;
 use crate::ledger::Ledger;
 use crate::live::Live;
 use crate::machine::Machine;
+use crate::phase::Verb;
 use crate::stalls;
 use martlet_agent_api::Command;
 use martlet_api::{Explanation, MachinePart, Problem, ProblemCode, Stall, WaitedFor};
@@ -23,7 +24,7 @@ impl Engine {
     /// longest stalls so many.
     pub fn explain(&self, source: &str, top: usize) -> Result<Explanation, Problem> {
         let machine = self.explained(source)?;
-        if let Some(live) = machine.live() {
+        if let Ok(live) = machine.live_for(Verb::Exec) {
             learn_regions(&live);
         }
         let ledger = self.reads_of(&machine).ok_or_else(|| {
