@@ -198,7 +198,7 @@ fn a_machine_runs_before_its_state_has_come() {
     assert!(away[0]["missing_objects"].as_u64().unwrap() > 0, "{away}");
     // It is asleep, and what it waited for is still known, also by the snapshot that it came from.
     let by_machine = there.json(&["explain", "b"]);
-    assert!(by_machine["longest"][0]["late_ms"].as_f64().unwrap() >= late_ms);
+    assert!(by_machine["longest"][0]["late_ms"].as_f64().unwrap() > late_ms - 1.0);
     assert_eq!(by_machine["began_unix_ms"], explained["began_unix_ms"]);
     assert_eq!(there.json(&["explain", "a:travels"]), by_machine);
     let new = there.json(&["push", "b:more", "disk"])["moved_bytes"]
