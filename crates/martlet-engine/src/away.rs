@@ -12,6 +12,7 @@
 //! A read waits while its place cannot be reached, and fails when that takes too long or the place does not have what it
 //! promised: a machine stalls before it breaks.
 
+use crate::answer;
 use crate::engine::lock;
 use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
 use martlet_source::SourceError;
@@ -97,6 +98,8 @@ impl Drop for Coming<'_> {
 /// A snapshot of which not all is here.
 struct Distant {
     id: SnapshotId,
+    /// Where the rest is, as people call it.
+    from: Arc<str>,
     objects: HashSet<Key>,
     eager: bool,
     place: Mutex<Option<Arc<dyn Place>>>,
@@ -166,12 +169,14 @@ impl Away {
         &self,
         id: SnapshotId,
         record: &SnapshotRecord,
+        from: &str,
         eager: bool,
         open: Open,
     ) -> Result<(), StoreError> {
         let objects = self.store.leaves(record)?;
         let distant = Distant {
             id,
+            from: from.into(),
             objects,
             eager,
             place: Mutex::default(),
@@ -236,12 +241,22 @@ impl Away {
             }
             distant.opened()?.objects(&coming.objects, &mut |stored| {
                 distant.count(Duration::ZERO, stored.bytes.len());
+                answer::came(&distant.from, stored.bytes.len());
                 Ok(self.arrive(stored)?)
             })
         });
         distant.waited(started.elapsed());
         if let Err(error) = got {
             tracing::debug!(%error, "frames that are about to be read");
+        }
+    }
+
+    /// A read has waited for a frame that came for another read, if it had to come.
+    pub fn waited_for(&self, frame: &FrameId) {
+        if self.is_any()
+            && let Some(distant) = self.holder(&Key::new(Kind::Frame, frame.0))
+        {
+            answer::came(&distant.from, 0);
         }
     }
 
@@ -545,6 +560,7 @@ impl Elsewhere for Away {
         let missing = || StoreError::NotFound(key.to_string());
         let distant = self.holder(object).ok_or_else(missing)?;
         let started = Instant::now();
+        answer::came(&distant.from, 0);
         let _reading = Reading::new(&self.reads);
         let coming = {
             let mut arrivals = lock(&self.arrivals);
@@ -572,6 +588,7 @@ impl Elsewhere for Away {
         }
         let stored = self.fetch_from(&distant, object)?;
         distant.count(started.elapsed(), stored.bytes.len());
+        answer::came(&distant.from, stored.bytes.len());
         self.arrive(stored.clone())?;
         drop(coming);
         Ok(stored)

@@ -127,6 +127,7 @@ impl Engine {
             return;
         };
         self.keep_trace(&live);
+        live.run.keep();
         if let Some(agent) = live.agent() {
             agent.close();
         }

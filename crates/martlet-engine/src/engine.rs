@@ -8,6 +8,7 @@ use crate::machine::{Machine, Record};
 use crate::mapped::Images;
 use crate::pool::Pool;
 use crate::problem::{self, Told};
+use crate::stalls::Stalls;
 use crate::state::{State, When};
 use martlet_api::{Problem, ProblemCode};
 use martlet_base::Tools;
@@ -60,6 +61,7 @@ pub struct Engine {
     pub(crate) away: Arc<Away>,
     pub(crate) fellowship: Fellowship,
     pub(crate) observed: Observed,
+    pub(crate) stalls: Arc<Stalls>,
     pub(crate) pager: Arc<Pager>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) images: Images,
@@ -107,6 +109,10 @@ impl FrameSource for Frames {
     fn prepare(&self, frames: &[FrameId]) {
         self.away.prepare(frames);
     }
+
+    fn waited(&self, frame: &FrameId) {
+        self.away.waited_for(frame);
+    }
 }
 
 impl Engine {
@@ -145,6 +151,8 @@ impl Engine {
             CACHE_BYTES,
         );
         let registry = Registry::new();
+        let stalls = Stalls::new().map_err(|error| problem::io("start a thread for", &dirs.state, &error))?;
+        registry.set_reads(stalls.clone());
         for log in ["martletd.log", "keeper.log"] {
             let _ = martlet_vm::process::trim(&dirs.state.join(log), SERVICE_LOG_BYTES); // one that cannot be trimmed grows on
         }
@@ -171,6 +179,7 @@ impl Engine {
             away,
             fellowship: Fellowship::default(),
             observed: Observed::default(),
+            stalls,
             pager,
             registry,
             state,
@@ -247,6 +256,7 @@ impl Engine {
             return;
         };
         self.away.stop();
+        self.stalls.keep();
         self.stop_waiting_for_fleet();
         if live {
             server.stop();

@@ -20,6 +20,7 @@ use crate::mapped::{Mapped, QEMU_GID};
 use crate::pool::Ahead;
 use crate::problem::{self, Told};
 use crate::run_dir;
+use crate::stalls::Run;
 use martlet_agent_api as agent;
 use martlet_api::{Accel, InitKind, PortForward, Problem, ProblemCode, Timeline};
 use martlet_disk::{CowDisk, DiskError};
@@ -145,6 +146,7 @@ struct Spawned<'a> {
     vm: Option<RunningVm>,
     files: Files,
     key: VmKey,
+    run: Arc<Run>,
     console_begin_bytes: u64,
 }
 
@@ -225,6 +227,7 @@ impl Engine {
             user_number: spawned.files.user_number,
             memory_path: self.dirs.memory_file(&spawned.files.memory.name),
             key: spawned.key,
+            run: spawned.run.clone(),
             since: Instant::now(),
             ending: AtomicBool::new(false),
             seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
@@ -434,12 +437,19 @@ impl Engine {
         };
         let key = VmKey(self.next_key());
         self.registry.set_owner(vm.pid(), key);
+        let snapshot = match launch.from {
+            From::Snapshot(id, _) => Some(id),
+            From::Boot(_) | From::Firmware => None,
+        };
+        let run = Run::new(self.stalls_file(&record.id), snapshot, launch.requested);
+        self.stalls.watch(key, &run);
         launch.machine.set_starting_pid(Some(vm.pid()));
         let spawned = Spawned {
             machine: launch.machine,
             vm: Some(vm),
             files,
             key,
+            run,
             console_begin_bytes,
         };
         if let Some(tap) = &record.config.tap {

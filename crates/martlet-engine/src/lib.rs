@@ -11,8 +11,10 @@
 //! machine: a second one is refused, naming the first. `phase` has the states of a machine, `checkpoint` and `launch`
 //! those of the two ways through a pause.
 
+mod answer;
 mod away;
 mod bases;
+mod belongs;
 mod bind;
 mod boot;
 mod carry;
@@ -22,6 +24,7 @@ mod crash;
 mod dirs;
 mod end;
 mod engine;
+mod explain;
 mod facts;
 mod follow;
 mod foresee;
@@ -35,6 +38,7 @@ mod hosts;
 mod identity;
 mod keeping;
 mod launch;
+mod ledger;
 mod leftovers;
 mod line;
 mod lines;
@@ -54,6 +58,7 @@ mod run;
 mod run_dir;
 mod seen;
 mod snapshots;
+mod stalls;
 mod state;
 mod storing;
 mod transfer;

@@ -304,6 +304,8 @@ impl Engine {
     ) -> Result<(), Problem> {
         let engine = Arc::downgrade(self);
         let (listed, eager) = (listed.clone(), listed.rest);
+        let is_host = self.peer(&listed.remote).is_ok_and(|peer| peer.is_some());
+        let from = format!("{} {}", if is_host { "host" } else { "remote" }, listed.remote);
         let open: Open = Box::new(move || {
             let alive = engine
                 .upgrade()
@@ -321,7 +323,7 @@ impl Engine {
             };
             Ok(alive.from_nearest(id, &listed.remote, Arc::new(last)) as Arc<dyn Place>)
         });
-        self.away.promise(id, record, eager, open).told()
+        self.away.promise(id, record, &from, eager, open).told()
     }
 
     /// The place that has all of a snapshot.

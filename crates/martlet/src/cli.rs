@@ -324,6 +324,15 @@ pub enum Command {
     },
     /// List snapshots of which not all is here yet, and what has come of them
     Away,
+    /// Show where the time of a machine's last start went: what of its memory and disk it waited for
+    Explain {
+        /// List so many of the longest waits
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        top: usize,
+        /// Machine, or snapshot (NAME:TAG or id) that one was started from
+        #[arg(value_parser = reference)]
+        source: String,
+    },
     /// Free space that nothing refers to
     Gc {
         /// Only say what would be freed

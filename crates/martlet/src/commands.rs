@@ -2,6 +2,7 @@
 
 mod base;
 mod bench;
+mod explain;
 mod host;
 mod line;
 mod machine;
@@ -135,6 +136,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
             remote::carry(&context, &request)
         }
         Command::Away => remote::away(&context),
+        Command::Explain { top, source } => explain::run(&context, &source, top),
         Command::Gc { dry_run } => store::gc(&context, dry_run),
         Command::Df => store::df(&context),
         Command::Bench(BenchCommand::Local(args)) => bench::local(&context, &args),

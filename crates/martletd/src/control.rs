@@ -95,6 +95,8 @@ pub trait Control: Send + Sync + 'static {
     fn snapshot(&self, reference: &str) -> Answer<SnapshotInfo>;
     /// A machine's or snapshot's ancestry, newest first.
     fn log(&self, source: &str) -> Answer<Vec<SnapshotInfo>>;
+    /// What a machine's, or a snapshot's, last start waited for; of the longest stalls so many.
+    fn explain(&self, source: &str, top: usize) -> Answer<Explanation>;
     /// How two snapshots differ.
     fn diff(&self, from: &str, to: &str) -> Answer<SnapshotDiff>;
     /// Gives a snapshot one more reference, `name:tag`.

@@ -170,6 +170,9 @@ impl Control for EngineControl {
     fn log(&self, source: &str) -> Answer<Vec<SnapshotInfo>> {
         self.0.log(source)
     }
+    fn explain(&self, source: &str, top: usize) -> Answer<Explanation> {
+        self.0.explain(source, top)
+    }
     fn diff(&self, from: &str, to: &str) -> Answer<SnapshotDiff> {
         self.0.diff(from, to)
     }

@@ -1,6 +1,7 @@
 //! The API's table of routes.
 
 mod bases;
+mod explain;
 mod guest;
 mod hosts;
 mod lines;
@@ -20,6 +21,7 @@ pub fn all() -> Routes {
     let routes = machines::routes(routes);
     let routes = guest::routes(routes);
     let routes = snapshots::routes(routes);
+    let routes = explain::routes(routes);
     let routes = hosts::routes(routes);
     let routes = realms::routes(routes);
     let routes = remotes::routes(routes);

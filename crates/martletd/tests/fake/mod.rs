@@ -433,6 +433,13 @@ impl Control for Fake {
     fn log(&self, source: &str) -> Answer<Vec<SnapshotInfo>> {
         Ok(vec![snapshot(&format!("{source}:1"))])
     }
+    fn explain(&self, source: &str, top: usize) -> Answer<Explanation> {
+        Ok(Explanation {
+            machine: source.into(),
+            stalls: top as u64,
+            ..Explanation::default()
+        })
+    }
     fn diff(&self, from: &str, to: &str) -> Answer<SnapshotDiff> {
         let memory = ImageDiff {
             same_bytes: 1 << 20,
