@@ -46,6 +46,10 @@ const PIECES: usize = 2;
 pub trait Place: Debug + Send + Sync {
     /// What it is called in messages.
     fn name(&self) -> String;
+    /// Who an object comes from, as people call it, if that is not the place itself.
+    fn giver(&self, _object: &Key) -> Option<Arc<str>> {
+        None
+    }
     /// Frames and blobs, in any order. Their content is not believed.
     fn objects(
         &self,
@@ -241,7 +245,7 @@ impl Away {
             }
             distant.opened()?.objects(&coming.objects, &mut |stored| {
                 distant.count(Duration::ZERO, stored.bytes.len());
-                answer::came(&distant.from, stored.bytes.len());
+                answer::came(&distant.giver(&stored.key), stored.bytes.len());
                 Ok(self.arrive(stored)?)
             })
         });
@@ -253,10 +257,11 @@ impl Away {
 
     /// A read has waited for a frame that came for another read, if it had to come.
     pub fn waited_for(&self, frame: &FrameId) {
+        let key = Key::new(Kind::Frame, frame.0);
         if self.is_any()
-            && let Some(distant) = self.holder(&Key::new(Kind::Frame, frame.0))
+            && let Some(distant) = self.holder(&key)
         {
-            answer::came(&distant.from, 0);
+            answer::came(&distant.giver(&key), 0);
         }
     }
 
@@ -560,7 +565,7 @@ impl Elsewhere for Away {
         let missing = || StoreError::NotFound(key.to_string());
         let distant = self.holder(object).ok_or_else(missing)?;
         let started = Instant::now();
-        answer::came(&distant.from, 0);
+        answer::came(&distant.giver(&key), 0);
         let _reading = Reading::new(&self.reads);
         let coming = {
             let mut arrivals = lock(&self.arrivals);
@@ -588,7 +593,7 @@ impl Elsewhere for Away {
         }
         let stored = self.fetch_from(&distant, object)?;
         distant.count(started.elapsed(), stored.bytes.len());
-        answer::came(&distant.from, stored.bytes.len());
+        answer::came(&distant.giver(&key), stored.bytes.len());
         self.arrive(stored.clone())?;
         drop(coming);
         Ok(stored)
@@ -627,6 +632,13 @@ impl Queue {
 }
 
 impl Distant {
+    /// Who an object comes from.
+    fn giver(&self, object: &Key) -> Arc<str> {
+        let place = lock(&self.place);
+        let giver = place.as_ref().and_then(|place| place.giver(object));
+        giver.unwrap_or_else(|| self.from.clone())
+    }
+
     fn opened(&self) -> Result<Arc<dyn Place>, SourceError> {
         let mut place = lock(&self.place);
         if let Some(place) = &*place {

@@ -43,7 +43,7 @@ impl Engine {
                 match remote.learn_all() {
                     Ok(()) => {
                         let has: HashSet<_> = remote.which(wanted.iter().copied());
-                        nearest.add(Arc::new(remote), has);
+                        nearest.add(&format!("remote {name}"), Arc::new(remote), has);
                     }
                     // A disk that is in another bag.
                     Err(error) => tracing::debug!(%error, name, "is not looked at"),

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 /// A nearer place, and what of the wanted it has.
 #[derive(Debug)]
 struct Near {
+    called: Arc<str>,
     place: Arc<dyn Place>,
     has: HashSet<Key>,
     is_dropped: AtomicBool,
@@ -43,7 +44,7 @@ impl Nearest {
     }
 
     /// One more place, farther than those that were added before.
-    pub fn add(&self, place: Arc<dyn Place>, has: HashSet<Key>) {
+    pub fn add(&self, called: &str, place: Arc<dyn Place>, has: HashSet<Key>) {
         if has.is_empty() {
             return;
         }
@@ -53,6 +54,7 @@ impl Nearest {
             "has some of it, and is nearer"
         );
         let near = Near {
+            called: called.into(),
             place,
             has,
             is_dropped: AtomicBool::new(false),
@@ -104,6 +106,12 @@ impl Place for Later {
 impl Place for Nearest {
     fn name(&self) -> String {
         self.last.name()
+    }
+
+    fn giver(&self, object: &Key) -> Option<Arc<str>> {
+        let near = self.near.read().unwrap_or_else(PoisonError::into_inner);
+        let has = |near: &&Arc<Near>| near.has.contains(object) && !near.is_dropped.load(Relaxed);
+        near.iter().find(has).map(|near| near.called.clone())
     }
 
     fn objects(
@@ -238,12 +246,16 @@ mod tests {
         assert_eq!(asked(&far), 3);
         for near in [&disk, &lan] {
             nearest.add(
+                near.name,
                 near.clone(),
                 near.objects.iter().map(|object| object.key).collect(),
             );
         }
         assert_eq!(get(&nearest, &[1, 2, 3]).unwrap(), 3);
         assert_eq!([&disk, &lan, &far].map(|shelf| asked(shelf)), [1, 1, 1]);
+        let givers = [1, 2, 3].map(|content| nearest.giver(&object(content).key));
+        let givers = givers.map(|giver| giver.map(|giver| giver.to_string()));
+        assert_eq!(givers, [Some("disk".into()), Some("lan".into()), None]);
     }
 
     #[test]
@@ -251,7 +263,11 @@ mod tests {
         for liar in [shelf("disk", &[1, 2], true), shelf("disk", &[], false)] {
             let far = shelf("far", &[1, 2, 3], false);
             let nearest = Nearest::new(far.clone());
-            nearest.add(liar.clone(), [1, 2].map(|content| object(content).key).into());
+            nearest.add(
+                "liar",
+                liar.clone(),
+                [1, 2].map(|content| object(content).key).into(),
+            );
             for _ in 0..2 {
                 assert_eq!(get(&nearest, &[1, 2, 3]).unwrap(), 3);
             }
@@ -263,7 +279,7 @@ mod tests {
     fn who_listens_no_more_is_the_reason() {
         let disk = shelf("disk", &[1], false);
         let nearest = Nearest::new(shelf("far", &[1], false));
-        nearest.add(disk.clone(), [object(1).key].into());
+        nearest.add("disk", disk.clone(), [object(1).key].into());
         let full = || SourceError::Full { place: "here".into() };
         let failed = nearest.objects(&[object(1).key], &mut |_| Err(full()));
         assert!(matches!(failed, Err(SourceError::Full { .. })), "{failed:?}");

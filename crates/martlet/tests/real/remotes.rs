@@ -383,6 +383,14 @@ fn what_is_carried_is_asked_first() {
     // What was carried needs nobody else.
     std::fs::rename(&far, places.path().join("gone")).unwrap();
     assert_eq!(there.exec("b", SUMS), sums);
+    let explained = there.json(&["explain", "b"]);
+    let sources = explained["sources"].as_array().unwrap();
+    let came = |name: &str| {
+        let source = sources.iter().find(|source| source["source"] == name);
+        source.map_or(0, |source| source["came_bytes"].as_u64().unwrap())
+    };
+    assert!(came("remote usb") > 6_000_000, "{explained}");
+    assert!(came("remote far") < came("remote usb") / 2, "{explained}");
     // Without it, all comes from where it was published.
     std::fs::rename(places.path().join("gone"), &far).unwrap();
     std::fs::rename(&usb, places.path().join("lost")).unwrap();
