@@ -7,8 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+mod bare;
+
+pub use bare::Bare;
+
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const S3_PORT: u16 = 8333;
+const PEER_PORT: u16 = 7077;
 const BUCKET: &str = "martlet";
 const KEY: &str = "bench-key";
 const SECRET: &str = "bench-secret";
@@ -51,6 +56,24 @@ impl Site {
     /// Has its link be like this.
     pub fn set_link(&self, link: Link) -> Result<(), BenchError> {
         self.host.set_link(link).map_err(lab_failed)
+    }
+
+    /// Has this host and another be of one fleet, in which each is called as its host is.
+    pub fn join(&self, other: &Self) -> Result<(), BenchError> {
+        let own_address = |site: &Self| format!("{}:{PEER_PORT}", site.host.address());
+        self.run(&["host", "init", self.host.name(), &own_address(self)])?;
+        let until = Instant::now() + START_TIMEOUT;
+        loop {
+            // An invitation is good once, and the first host may not listen yet.
+            let line = self.run(&["host", "invite"])?;
+            let line = line["invitation"].as_str().unwrap_or_default();
+            let joined =
+                other.run_with_input(&["host", "join", other.host.name(), &own_address(other)], line);
+            if joined.is_ok() || Instant::now() > until {
+                return joined;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     fn command(&self, args: &[&str]) -> Command {

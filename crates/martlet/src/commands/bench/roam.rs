@@ -11,7 +11,9 @@ use martlet_lab::{Lab, Link};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// The links, as they are called in the figures, by rate and round-trip time.
+mod fault;
+
+/// The links of sessions, as they are called in the figures, by rate and round-trip time.
 const LINKS: [(&str, f64, f64); 3] = [("100", 100.0, 0.0), ("20", 20.0, 20.0), ("5", 5.0, 50.0)];
 /// What a guest has in memory and on disk when it is suspended: text of random bytes, which halves when compressed.
 const FILL: &str = "mkdir -p /dev/shm && mount -t tmpfs -o size=90% bench /dev/shm 2>/dev/null; \
@@ -76,6 +78,12 @@ impl Bench<'_> {
         let bucket = Bucket::start(&lab).map_err(failed)?;
         self.step("bringing the machine to its first site");
         self.prepare(&machine, &home, &away, &bucket)?;
+        if links.iter().any(|link| link == fault::LINK) {
+            self.faults(&home, &away)?;
+        }
+        if links.iter().all(|link| link == fault::LINK) {
+            return Ok(());
+        }
         let local = self.local_sessions(&home)?;
         self.second_pull(&home, &away).map_err(failed)?;
         for (link, rate_mbit, rtt_ms) in LINKS
