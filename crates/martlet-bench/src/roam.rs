@@ -8,8 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 mod bare;
+mod disturb;
+mod small_disk;
 
 pub use bare::Bare;
+pub use small_disk::{Ballast, SmallDisk};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const S3_PORT: u16 = 8333;
@@ -34,6 +37,8 @@ pub fn missing() -> Vec<&'static str> {
 #[derive(Debug)]
 pub struct Site {
     host: Host,
+    /// Of the state directory: goes before that does.
+    disk: Option<SmallDisk>,
     state: tempfile::TempDir,
     program: PathBuf,
 }
@@ -48,9 +53,22 @@ impl Site {
         std::fs::set_permissions(state.path(), open).map_err(BenchError::io("open a directory"))?;
         Ok(Self {
             host: lab.host(name, Link::local()).map_err(lab_failed)?,
+            disk: None,
             state,
             program: program.to_owned(),
         })
+    }
+
+    /// One whose state directory is a disk of so many MiB.
+    pub fn on_small_disk(lab: &Lab, name: &str, program: &Path, size_mib: u64) -> Result<Self, BenchError> {
+        let mut site = Self::new(lab, name, program)?;
+        site.disk = Some(SmallDisk::mount(site.state.path(), size_mib)?);
+        Ok(site)
+    }
+
+    /// The disk of its own that its state is on, if it has one.
+    pub fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
     }
 
     /// Has its link be like this.
@@ -214,11 +232,11 @@ impl Bucket {
         }
     }
 
-    /// Gives a site the bucket as a remote of this name.
-    pub fn add_to(&self, site: &Site, name: &str) -> Result<(), BenchError> {
+    /// Gives a site a part of the bucket as a remote of this name.
+    pub fn add_to(&self, site: &Site, name: &str, prefix: &str) -> Result<(), BenchError> {
         let endpoint = format!("http://{}:{S3_PORT}", self.host.address());
         let secret = self.dir.path().join("secret");
-        let address = format!("s3://{BUCKET}/snapshots");
+        let address = format!("s3://{BUCKET}/{prefix}");
         let options = ["--endpoint", &endpoint, "--region", "us-east-1", "--user", KEY];
         let secret = ["--secret-file", &*secret.to_string_lossy()];
         let args = [&["remote", "add", name, &address][..], &options, &secret].concat();

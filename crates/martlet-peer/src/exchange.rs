@@ -16,7 +16,7 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Query, State};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use http_body_util::BodyExt;
 use martlet_image::SnapshotRecord;
 use martlet_store::{Batch, Key, Kind, Part, RefName, Store, StoreError};
@@ -143,9 +143,16 @@ async fn objects(
             let _ = sender.blocking_send(Err(error));
         }
     });
-    Ok(Body::from_stream(stream::poll_fn(move |context| {
+    // What is short goes in one piece with the head of the answer.
+    let first = chunks.recv().await;
+    let second = chunks.recv().await;
+    if let (Some(Ok(whole)), None) = (&first, &second) {
+        return Ok(whole.clone().into());
+    }
+    let ahead = stream::iter(first.into_iter().chain(second));
+    Ok(Body::from_stream(ahead.chain(stream::poll_fn(move |context| {
         chunks.poll_recv(context)
-    })))
+    }))))
 }
 
 fn send_objects(store: &Store, keys: &[Key], sender: &Sender<io::Result<Bytes>>) -> io::Result<()> {
