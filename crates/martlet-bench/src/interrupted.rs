@@ -89,12 +89,12 @@ pub struct Tally {
 }
 
 /// What came of one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
     /// It failed of the interruption.
     pub failed_first: bool,
-    /// It came to its end when it was continued.
-    pub went_on: bool,
+    /// It came to its end when it was continued; or why it did not.
+    pub went_on: Result<(), String>,
     /// What there is then is whole.
     pub is_whole: bool,
 }
@@ -114,6 +114,8 @@ pub struct Report {
     pub corrupt: usize,
     /// The same by kinds.
     pub kinds: Vec<Tally>,
+    /// What did not come to its end, and why.
+    pub stopped_by: Option<String>,
 }
 
 impl Report {
@@ -126,11 +128,12 @@ impl Report {
             went_on: 0,
             corrupt: 0,
             kinds: Vec::new(),
+            stopped_by: None,
         }
     }
 
     /// Adds what came of a case.
-    pub fn add(&mut self, case: &Case, end: End) {
+    pub fn add(&mut self, case: &Case, end: &End) {
         let is_kind =
             |tally: &Tally| (tally.operation, tally.interruption) == (case.operation, case.interruption);
         let at = self.kinds.iter().position(is_kind).unwrap_or_else(|| {
@@ -148,11 +151,11 @@ impl Report {
         for (sum, of_kind, counts) in [
             (&mut self.times, &mut tally.times, true),
             (&mut self.failed_first, &mut tally.failed_first, end.failed_first),
-            (&mut self.went_on, &mut tally.went_on, end.went_on),
+            (&mut self.went_on, &mut tally.went_on, end.went_on.is_ok()),
             (
                 &mut self.corrupt,
                 &mut tally.corrupt,
-                end.went_on && !end.is_whole,
+                end.went_on.is_ok() && !end.is_whole,
             ),
         ] {
             *sum += usize::from(counts);
@@ -208,11 +211,11 @@ mod tests {
         let cases = plan(12, 1);
         let good = End {
             failed_first: true,
-            went_on: true,
+            went_on: Ok(()),
             is_whole: true,
         };
         let mut report = Report::new(1);
-        cases.iter().for_each(|case| report.add(case, good));
+        cases.iter().for_each(|case| report.add(case, &good));
         assert_eq!(
             (report.times, report.failed_first, report.kinds.len()),
             (12, 12, 11)
@@ -223,14 +226,14 @@ mod tests {
             is_whole: false,
             ..good
         };
-        report.add(&cases[0], corrupt);
+        report.add(&cases[0], &corrupt);
         assert_eq!((report.corrupt, report.kinds[0].corrupt), (1, 1));
         assert!(!report.is_good());
         let mut report = Report::new(1);
         report.add(
             &cases[0],
-            End {
-                went_on: false,
+            &End {
+                went_on: Err("why".into()),
                 ..corrupt
             },
         );

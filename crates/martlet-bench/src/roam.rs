@@ -188,7 +188,7 @@ impl Bucket {
                 "-s3",
                 "-master.telemetry=false",
                 "-master.volumeSizeLimitMB=64",
-                "-volume.max=20",
+                "-volume.max=200",
             ])
             .arg("-ip=127.0.0.1")
             .arg("-ip.bind=0.0.0.0")

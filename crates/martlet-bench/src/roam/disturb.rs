@@ -18,14 +18,13 @@ impl Site {
         command.spawn().map_err(BenchError::io("run martlet"))
     }
 
-    /// A command of the command line that may be refused; its answer or the problem's code.
+    /// A command of the command line that may be refused; its answer or what it said.
     pub fn attempt(&self, args: &[&str]) -> Result<Result<Value, String>, BenchError> {
         let output = self.command(args).output();
         let output = output.map_err(BenchError::io("run martlet"))?;
-        let read = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap_or_default();
         Ok(match output.status.success() {
-            true => Ok(read(&output.stdout)),
-            false => Err(read(&output.stderr)["code"].as_str().unwrap_or("no words").into()),
+            true => Ok(serde_json::from_slice(&output.stdout).unwrap_or_default()),
+            false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
         })
     }
 

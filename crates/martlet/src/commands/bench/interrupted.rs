@@ -15,14 +15,14 @@ use martlet_bench::BenchError;
 use martlet_bench::interrupted::{Case, End, Interruption, Operation, Report, plan};
 use martlet_bench::roam::{Bucket, Site, SmallDisk};
 use martlet_lab::{Lab, Link};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 const MEMORY_BYTES: u64 = 96 << 20;
 /// Slow enough that there is a middle of a transfer.
 const LINK: Link = Link {
-    rate_mbit: Some(200.0),
+    rate_mbit: Some(400.0),
     delay_ms: 1.0,
     jitter_ms: 0.0,
     loss: 0.0,
@@ -50,7 +50,7 @@ pub fn interrupted(context: &Context, args: &BenchInterruptedArgs) -> Outcome {
     let done = bench.interrupted(times, args.seed);
     bench.clean_up(base.is_none());
     let report = done?;
-    context.show(serde_json::to_value(&report).unwrap_or_default(), table)?;
+    context.show(json!(report), table)?;
     match report.is_good() {
         true => Ok(()),
         false => Err(Failure::new(
@@ -114,9 +114,11 @@ impl Bench<'_> {
                 )
                 .cause(error)
             })?;
-            report.add(case, end);
-            if !end.went_on {
-                break; // what is half done would be in the way of the next
+            report.add(case, &end);
+            if let Err(words) = end.went_on {
+                // What is half done would be in the way of the next.
+                report.stopped_by = Some(format!("case {number}, {case:?}: {words}"));
+                break;
             }
         }
         Ok(report)
@@ -136,6 +138,9 @@ struct Trials {
     id: Value,
     usual: Usual,
 }
+
+/// The answer to what was continued, or the words with which it failed to the end.
+type Continued = Result<Value, String>;
 
 /// What operations take when nothing interrupts them.
 #[derive(Default)]
@@ -221,11 +226,11 @@ impl Trials {
         let failed_first = interrupt(case, &self.home, &args, self.usual.push, room)?;
         let pushed = goes_on(&self.home, &args)?;
         let pulled = match &pushed {
-            Some(_) => goes_on(&self.away, &["pull", &remote, &self.snapshot])?,
-            None => None,
+            Ok(_) => goes_on(&self.away, &["pull", &remote, &self.snapshot])?,
+            Err(words) => Err(words.clone()),
         };
         let is_whole = self.is_whole(&pulled)?;
-        if pulled.is_some() {
+        if pulled.is_ok() {
             self.empty_away()?;
         }
         for site in [&self.home, &self.away] {
@@ -234,7 +239,7 @@ impl Trials {
         let _ = std::fs::remove_dir_all(dir); // it may be no directory
         Ok(End {
             failed_first,
-            went_on: pushed.is_some(),
+            went_on: pushed.map(drop),
             is_whole,
         })
     }
@@ -245,12 +250,12 @@ impl Trials {
         let failed_first = interrupt(case, &self.away, &args, self.usual.pull, room)?;
         let pulled = goes_on(&self.away, &args)?;
         let is_whole = self.is_whole(&pulled)?;
-        if pulled.is_some() {
+        if pulled.is_ok() {
             self.empty_away()?;
         }
         Ok(End {
             failed_first,
-            went_on: pulled.is_some(),
+            went_on: pulled.map(drop),
             is_whole,
         })
     }
@@ -259,9 +264,12 @@ impl Trials {
         self.change_machine(number)?;
         let room = (disk_of(&self.home)?, CHANGED_BYTES * 2);
         let failed_first = interrupt(case, &self.home, &["suspend", "w"], self.usual.suspend, room)?;
-        let went_on = self.is_suspended_in_the_end()? && goes_on(&self.home, &["resume", "w"])?.is_some();
+        let went_on = match self.is_suspended_in_the_end()? {
+            Ok(()) => goes_on(&self.home, &["resume", "w"])?.map(drop),
+            Err(words) => Err(words),
+        };
         let check = format!("grep -qx {number} /dev/shm/number && sha256sum -c -s /dev/shm/sums");
-        let is_whole = went_on && self.home.exec("w", &check).is_ok() && is_undamaged(&self.home)?;
+        let is_whole = went_on.is_ok() && self.home.exec("w", &check).is_ok() && is_undamaged(&self.home)?;
         Ok(End {
             failed_first,
             went_on,
@@ -279,15 +287,18 @@ impl Trials {
     }
 
     /// It may be so already: the daemon goes on without the command that asked for it.
-    fn is_suspended_in_the_end(&self) -> Result<bool, BenchError> {
+    fn is_suspended_in_the_end(&self) -> Result<Result<(), String>, BenchError> {
+        let mut last = String::new();
         for _ in 0..TRIES_MAX {
-            let _ = self.home.attempt(&["suspend", "w"])?; // refused if it is
+            if let Err(words) = self.home.attempt(&["suspend", "w"])? {
+                last = words; // it may be suspended
+            }
             if self.home.run(&["inspect", "w"])?["state"] == "suspended" {
-                return Ok(true);
+                return Ok(Ok(()));
             }
             std::thread::sleep(TRY_EVERY);
         }
-        Ok(false)
+        Ok(Err(last))
     }
 
     /// Is what was pulled the snapshot, and all of it there and as it was?
@@ -367,13 +378,15 @@ fn has_succeeded(mut child: Child) -> Result<bool, BenchError> {
     }
 }
 
-/// Does it again until it succeeds; its answer. `None` if it never does.
-fn goes_on(site: &Site, args: &[&str]) -> Result<Option<Value>, BenchError> {
+/// Does it again until it succeeds; its answer, or why it never does.
+fn goes_on(site: &Site, args: &[&str]) -> Result<Continued, BenchError> {
+    let mut last = Err(String::new());
     for _ in 0..TRIES_MAX {
-        if let Ok(answer) = site.attempt(args)? {
-            return Ok(Some(answer));
+        last = site.attempt(args)?;
+        if last.is_ok() {
+            break;
         }
         std::thread::sleep(TRY_EVERY);
     }
-    Ok(None)
+    Ok(last)
 }
