@@ -302,10 +302,8 @@ impl Trials {
     }
 
     /// Is what was pulled the snapshot, and all of it there and as it was?
-    fn is_whole(&self, pulled: &Option<Value>) -> Result<bool, BenchError> {
-        let is_it = pulled
-            .as_ref()
-            .is_some_and(|pulled| pulled["snapshot"] == self.id);
+    fn is_whole(&self, pulled: &Continued) -> Result<bool, BenchError> {
+        let is_it = pulled.as_ref().is_ok_and(|pulled| pulled["snapshot"] == self.id);
         Ok(is_it && is_undamaged(&self.away)?)
     }
 
