@@ -27,14 +27,7 @@ pub struct ImageFile {
 impl ImageFile {
     /// The image of `snapshot` that process `pid` maps; copied to `copy`, with holes for zeros.
     pub fn open(pid: u32, snapshot: &str, copy: &Path) -> Result<Self, BenchError> {
-        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))
-            .map_err(BenchError::io("read the mappings of QEMU"))?;
-        let path = maps
-            .lines()
-            .filter_map(|line| Some(PathBuf::from(&line[line.find('/')?..])))
-            .find(|path| path.file_name().is_some_and(|name| name == snapshot))
-            .ok_or_else(|| BenchError::Other(format!("process {pid} does not map snapshot {snapshot}")))?;
-        let file = File::open(&path).map_err(BenchError::io(format!("open {}", path.display())))?;
+        let file = mapped(pid, snapshot)?;
         let size_bytes = file
             .metadata()
             .map_err(BenchError::io("look at the image"))?
@@ -46,6 +39,32 @@ impl ImageFile {
         };
         image.copy(copy).map_err(BenchError::io("copy the image"))?;
         Ok(image)
+    }
+
+    /// The same image as process `pid` maps it, on another host of which it may not be known what it holds without having it all.
+    pub fn elsewhere(&self, pid: u32, snapshot: &str) -> Result<Self, BenchError> {
+        Ok(Self {
+            file: mapped(pid, snapshot)?,
+            size_bytes: self.size_bytes,
+            pages: self.pages.clone(),
+        })
+    }
+
+    /// Pages that hold something, `apart` of them from one to the next.
+    pub fn pages_apart(&self, apart: usize) -> Vec<u64> {
+        self.pages.iter().step_by(apart).copied().collect()
+    }
+
+    /// Reads one page; how long that took, in milliseconds.
+    pub fn read_page(&self, number: u64) -> Result<f64, BenchError> {
+        self.time_page(number).map_err(BenchError::io("read the image"))
+    }
+
+    fn time_page(&self, number: u64) -> std::io::Result<f64> {
+        let mut page = [0; PAGE_SIZE];
+        let begun = Instant::now();
+        self.file.read_exact_at(&mut page, number * PAGE_SIZE as u64)?;
+        Ok(begun.elapsed().as_secs_f64() * 1e3)
     }
 
     fn copy(&mut self, to: &Path) -> std::io::Result<()> {
@@ -97,12 +116,6 @@ impl ImageFile {
     pub fn read_single_pages(&self, count: usize) -> Result<(f64, f64), BenchError> {
         let read = || -> std::io::Result<(Vec<f64>, Vec<f64>)> {
             self.forget()?;
-            let mut page = [0; PAGE_SIZE];
-            let mut timed = |number: u64| -> std::io::Result<f64> {
-                let begun = Instant::now();
-                self.file.read_exact_at(&mut page, number * PAGE_SIZE as u64)?;
-                Ok(begun.elapsed().as_secs_f64() * 1e3)
-            };
             let (mut cold, mut warm) = (Vec::new(), Vec::new());
             let mut last = None;
             for number in &self.pages[..self.pages.len() / 2] {
@@ -110,10 +123,10 @@ impl ImageFile {
                     continue;
                 }
                 last = Some(*number);
-                cold.push(timed(*number)?);
+                cold.push(self.time_page(*number)?);
                 std::thread::sleep(SETTLE);
                 self.forget()?;
-                warm.push(timed(*number)?);
+                warm.push(self.time_page(*number)?);
                 std::thread::sleep(SETTLE);
             }
             Ok((cold, warm))
@@ -125,4 +138,16 @@ impl ImageFile {
         };
         Ok((median(&cold)?, median(&warm)?))
     }
+}
+
+/// The file of an image that a process maps.
+fn mapped(pid: u32, snapshot: &str) -> Result<File, BenchError> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))
+        .map_err(BenchError::io("read the mappings of QEMU"))?;
+    let path = maps
+        .lines()
+        .filter_map(|line| Some(PathBuf::from(&line[line.find('/')?..])))
+        .find(|path| path.file_name().is_some_and(|name| name == snapshot))
+        .ok_or_else(|| BenchError::Other(format!("process {pid} does not map snapshot {snapshot}")))?;
+    File::open(&path).map_err(BenchError::io(format!("open {}", path.display())))
 }

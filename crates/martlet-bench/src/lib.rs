@@ -12,6 +12,7 @@ pub mod archive;
 mod error;
 mod figure;
 mod image_file;
+pub mod interrupted;
 pub mod roam;
 mod stock;
 

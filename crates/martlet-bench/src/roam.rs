@@ -7,8 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+mod bare;
+mod disturb;
+mod small_disk;
+
+pub use bare::Bare;
+pub use small_disk::{Ballast, SmallDisk};
+
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const S3_PORT: u16 = 8333;
+const PEER_PORT: u16 = 7077;
 const BUCKET: &str = "martlet";
 const KEY: &str = "bench-key";
 const SECRET: &str = "bench-secret";
@@ -29,6 +37,8 @@ pub fn missing() -> Vec<&'static str> {
 #[derive(Debug)]
 pub struct Site {
     host: Host,
+    /// Of the state directory: goes before that does.
+    disk: Option<SmallDisk>,
     state: tempfile::TempDir,
     program: PathBuf,
 }
@@ -43,14 +53,45 @@ impl Site {
         std::fs::set_permissions(state.path(), open).map_err(BenchError::io("open a directory"))?;
         Ok(Self {
             host: lab.host(name, Link::local()).map_err(lab_failed)?,
+            disk: None,
             state,
             program: program.to_owned(),
         })
     }
 
+    /// One whose state directory is a disk of so many MiB.
+    pub fn on_small_disk(lab: &Lab, name: &str, program: &Path, size_mib: u64) -> Result<Self, BenchError> {
+        let mut site = Self::new(lab, name, program)?;
+        site.disk = Some(SmallDisk::mount(site.state.path(), size_mib)?);
+        Ok(site)
+    }
+
+    /// The disk of its own that its state is on, if it has one.
+    pub fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
+    }
+
     /// Has its link be like this.
     pub fn set_link(&self, link: Link) -> Result<(), BenchError> {
         self.host.set_link(link).map_err(lab_failed)
+    }
+
+    /// Has this host and another be of one fleet, in which each is called as its host is.
+    pub fn join(&self, other: &Self) -> Result<(), BenchError> {
+        let own_address = |site: &Self| format!("{}:{PEER_PORT}", site.host.address());
+        self.run(&["host", "init", self.host.name(), &own_address(self)])?;
+        let until = Instant::now() + START_TIMEOUT;
+        loop {
+            // An invitation is good once, and the first host may not listen yet.
+            let line = self.run(&["host", "invite"])?;
+            let line = line["invitation"].as_str().unwrap_or_default();
+            let joined =
+                other.run_with_input(&["host", "join", other.host.name(), &own_address(other)], line);
+            if joined.is_ok() || Instant::now() > until {
+                return joined;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -147,7 +188,7 @@ impl Bucket {
                 "-s3",
                 "-master.telemetry=false",
                 "-master.volumeSizeLimitMB=64",
-                "-volume.max=20",
+                "-volume.max=200",
             ])
             .arg("-ip=127.0.0.1")
             .arg("-ip.bind=0.0.0.0")
@@ -191,11 +232,11 @@ impl Bucket {
         }
     }
 
-    /// Gives a site the bucket as a remote of this name.
-    pub fn add_to(&self, site: &Site, name: &str) -> Result<(), BenchError> {
+    /// Gives a site a part of the bucket as a remote of this name.
+    pub fn add_to(&self, site: &Site, name: &str, prefix: &str) -> Result<(), BenchError> {
         let endpoint = format!("http://{}:{S3_PORT}", self.host.address());
         let secret = self.dir.path().join("secret");
-        let address = format!("s3://{BUCKET}/snapshots");
+        let address = format!("s3://{BUCKET}/{prefix}");
         let options = ["--endpoint", &endpoint, "--region", "us-east-1", "--user", KEY];
         let secret = ["--secret-file", &*secret.to_string_lossy()];
         let args = [&["remote", "add", name, &address][..], &options, &secret].concat();

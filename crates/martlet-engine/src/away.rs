@@ -351,7 +351,7 @@ impl Away {
             .cloned()
     }
 
-    /// Gets a object, however often that has to be tried.
+    /// Gets an object, not verified, however often that has to be tried.
     fn fetch_from(&self, distant: &Distant, object: &Key) -> Result<Stored, StoreError> {
         let until = Instant::now() + PATIENCE;
         let mut retry = RETRY;
@@ -592,9 +592,9 @@ impl Elsewhere for Away {
             return self.store.stored(&key);
         }
         let stored = self.fetch_from(&distant, object)?;
-        distant.count(started.elapsed(), stored.bytes.len());
         answer::came(&distant.giver(&key), stored.bytes.len());
         self.arrive(stored.clone())?;
+        distant.count(started.elapsed(), stored.bytes.len());
         drop(coming);
         Ok(stored)
     }
@@ -656,12 +656,10 @@ impl Distant {
             found = Some(stored);
             Ok(())
         })?;
-        let stored = found.ok_or_else(|| SourceError::Incomplete {
+        found.ok_or_else(|| SourceError::Incomplete {
             place: place.name(),
             object: object.to_string(),
-        })?;
-        stored.content()?; // before it is counted on
-        Ok(stored)
+        })
     }
 
     fn count(&self, waited: Duration, size_bytes: usize) {

@@ -29,8 +29,7 @@ impl Engine {
         };
         let away = self.away.clone();
         let beat = move || {
-            while heart.beat().is_some() {
-                let pause = Duration::from_secs(heart.lease.lasts_s.into()) / SIGNS;
+            while let Some(pause) = heart.beat() {
                 if away.pause(pause).is_err() {
                     return;
                 }
@@ -76,14 +75,18 @@ struct Heart {
 }
 
 impl Heart {
-    /// One beat. None when there is nothing to beat for any more.
-    fn beat(&self) -> Option<()> {
+    /// One beat, and the pause after it. None when there is nothing to beat for any more.
+    fn beat(&self) -> Option<Duration> {
         let (engine, machine) = (self.engine.upgrade()?, self.machine.upgrade()?);
         let record = machine.record();
         let line = record.line.clone().filter(|line| line.hold.is(&self.lease.id))?;
         if machine.writing().forgotten {
             return None;
         }
+        let pause = Duration::from_secs(self.lease.lasts_s.into()) / SIGNS;
+        let pause = line
+            .every_s
+            .map_or(pause, |every_s| pause.min(Duration::from_secs(every_s.into())));
         let asked = match engine.sign(&line, &self.lease.id) {
             Ok(Ok(asked)) => asked,
             Ok(Err(error @ SourceError::Lost { .. })) => {
@@ -98,26 +101,26 @@ impl Heart {
                     let _ = engine.change_line(&machine, |line| line.hold = Hold::Lost); // found out again
                     return None;
                 }
-                return Some(());
+                return Some(pause);
             }
             Ok(Err(error)) => {
                 tracing::warn!(%error, machine = record.name, "there is no sign of its line");
-                return Some(());
+                return Some(pause);
             }
             Err(problem) => {
                 tracing::warn!(%problem, machine = record.name, "there is no sign of its line");
-                return Some(());
+                return Some(pause);
             }
         };
         // Signs are given also while bytes go.
         let Ok(published) = self.publishing.try_lock().map(|published| *published) else {
-            return Some(());
+            return Some(pause);
         };
         let is_due = line
             .every_s
             .is_some_and(|every_s| published.elapsed() >= Duration::from_secs(every_s.into()));
         if asked.is_none() && is_unpublished(&record).is_none() && !is_due {
-            return Some(());
+            return Some(pause);
         }
         let publishing = self.publishing.clone();
         let work = move || {
@@ -137,7 +140,7 @@ impl Heart {
         if let Err(error) = std::thread::Builder::new().name("publish".into()).spawn(work) {
             tracing::warn!(%error, machine = record.name, "its line is not published yet");
         }
-        Some(())
+        Some(pause)
     }
 }
 

@@ -407,7 +407,7 @@ impl crate::away::Place for PeerPlace {
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         let mut refused = None;
-        let got = self.0.objects(keys, &mut |stored| {
+        let got = self.0.receive(keys, &mut |stored| {
             if let Err(error) = each(stored) {
                 refused.get_or_insert(error);
             }

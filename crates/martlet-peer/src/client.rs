@@ -1,4 +1,7 @@
 //! Calling another host. Requests block; several at once go over several connections, which are kept for the next.
+//!
+//! Who asks drives the connection: no other thread has to be woken on the way there or back, which for a page that a guest
+//! waits for would take as long as a network does.
 
 use crate::stall::Writes;
 use crate::tls::{client_config, handshake_error};
@@ -14,7 +17,7 @@ use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -51,19 +54,48 @@ impl Default for Patience {
     }
 }
 
-/// Requests to all hosts.
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("peer")
-        .enable_all()
-        .build()
-        .expect("threads can be started")
-});
-
 const JSON: &str = "application/json";
 
-type Connection = SendRequest<Full<Bytes>>;
+/// A connection, and what drives it: nothing happens on it while nobody waits for something.
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    runtime: Driver,
+}
+
+/// A runtime that may be dropped anywhere.
+struct Driver(Option<Runtime>);
+
+impl Driver {
+    fn new() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    fn run<T>(&self, work: impl Future<Output = T>) -> T {
+        self.0
+            .as_ref()
+            .expect("it is there until it is dropped")
+            .block_on(work)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Connection {
+    /// Finds out what has happened to it meanwhile: the first turn is the system's to tell, the second the connection's to hear.
+    async fn look() {
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+    }
+}
 
 /// Another host of the fleet.
 pub struct PeerClient {
@@ -148,7 +180,7 @@ impl PeerClient {
             .body(Full::new(body))
             .map_err(|error| PeerError::wrong("this host", path, error))?;
         let action = format!("answer {method} {path}");
-        let (response, connection) = RUNTIME.block_on(self.send(request, &action, patience))?;
+        let (response, connection) = self.send(request, &action, patience)?;
         let status = response.status();
         let answer = Answer {
             client: self,
@@ -168,7 +200,7 @@ impl PeerClient {
         }
     }
 
-    async fn send(
+    fn send(
         &self,
         mut request: Request<Full<Bytes>>,
         action: &str,
@@ -177,20 +209,18 @@ impl PeerClient {
         loop {
             let kept = self.kept();
             let is_new = kept.is_none();
-            let mut connection = match kept {
-                Some(kept) => kept,
-                None => timeout(self.patience.connect, self.connect())
-                    .await
-                    .unwrap_or_else(|_| {
-                        Err(self.unreachable(format!("not within {} ms", self.patience.connect.as_millis())))
-                    })?,
-            };
-            let sent = async {
-                // If it has ended meanwhile, sending says so and gives the question back.
-                let _ = connection.ready().await;
-                connection.try_send_request(request).await
-            };
-            let Ok(sent) = timeout(patience, sent).await else {
+            let mut connection = kept.map_or_else(|| self.connect(), Ok)?;
+            let sender = &mut connection.sender;
+            let sent = connection.runtime.run(async {
+                let sent = async {
+                    Connection::look().await;
+                    // If it has ended meanwhile, sending says so and gives the question back.
+                    let _ = sender.ready().await;
+                    sender.try_send_request(request).await
+                };
+                timeout(patience, sent).await
+            });
+            let Ok(sent) = sent else {
                 // What is kept leads to the same host: if that has gone, each would be waited for.
                 self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 return Err(self.stalled(action, patience));
@@ -205,7 +235,17 @@ impl PeerClient {
         }
     }
 
-    async fn connect(&self) -> Result<Connection> {
+    fn connect(&self) -> Result<Connection> {
+        let runtime = Driver::new().map_err(|error| self.unreachable(error))?;
+        let late = || self.unreachable(format!("not within {} ms", self.patience.connect.as_millis()));
+        let sender = runtime.run(async {
+            let connected = timeout(self.patience.connect, self.shake_hands()).await;
+            connected.unwrap_or_else(|_| Err(late()))
+        })?;
+        Ok(Connection { sender, runtime })
+    }
+
+    async fn shake_hands(&self) -> Result<SendRequest<Full<Bytes>>> {
         let socket = TcpStream::connect(&self.address).await;
         let socket = socket.map_err(|error| self.unreachable(error))?;
         let _ = socket.set_nodelay(true);
@@ -213,16 +253,16 @@ impl PeerClient {
         let tls = connector.connect(self.server_name.clone(), socket).await;
         let tls = tls.map_err(|error| handshake_error(&self.named(), error))?;
         let io = TokioIo::new(Writes::new(tls, self.patience.stall, ()));
-        let (connection, work) = http1::handshake(io)
+        let (sender, work) = http1::handshake(io)
             .await
             .map_err(|error| self.unreachable(error))?;
         tokio::spawn(work);
-        Ok(connection)
+        Ok(sender)
     }
 
     fn kept(&self) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(since, connection)| since.elapsed() < IDLE && !connection.is_closed());
+        idle.retain(|(since, connection)| since.elapsed() < IDLE && !connection.sender.is_closed());
         idle.pop().map(|(_, connection)| connection)
     }
 
@@ -289,7 +329,14 @@ impl Answer<'_> {
     pub(crate) fn chunk(&mut self) -> Result<Option<Bytes>> {
         let (client, patience) = (self.client, self.client.patience.stall);
         loop {
-            let Ok(frame) = RUNTIME.block_on(async { timeout(patience, self.body.frame()).await }) else {
+            let Some(connection) = &self.connection else {
+                return Ok(None);
+            };
+            let body = &mut self.body;
+            let frame = connection
+                .runtime
+                .run(async { timeout(patience, body.frame()).await });
+            let Ok(frame) = frame else {
                 return Err(client.stalled(&self.action, patience));
             };
             match frame {

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::task::block_in_place;
 
 /// The longest body of a put: one object of the largest size after some smaller ones.
 pub const PUT_BYTES_MAX: usize = martlet_store::CONTENT_BYTES_MAX + 2 * crate::transfer::PUT_BYTES;
@@ -136,6 +137,15 @@ async fn objects(
 ) -> Answer<Body> {
     peers.host(caller, Access::Read)?;
     let keys = keys_of(body).await?;
+    if let [key] = *keys {
+        // Perhaps a guest waits for it: it goes in one piece, and no other thread is woken for it.
+        let mut out = Vec::new();
+        block_in_place(|| put_found(&peers.store, &key, &mut out)).map_err(|error| {
+            tracing::warn!(%error, "a host asks for what cannot be read here");
+            Refusal::new(Code::Busy, "this host cannot read it now")
+        })?;
+        return Ok(out.into());
+    }
     let (sender, mut chunks) = channel(CHUNKS);
     tokio::task::spawn_blocking(move || {
         if let Err(error) = send_objects(&peers.store, &keys, &sender) {
@@ -151,18 +161,7 @@ async fn objects(
 fn send_objects(store: &Store, keys: &[Key], sender: &Sender<io::Result<Bytes>>) -> io::Result<()> {
     let mut out = Vec::with_capacity(CHUNK_BYTES);
     for key in keys {
-        match store.stored(key) {
-            Ok(object) => {
-                out.push(1);
-                put_object(&mut out, &object);
-            }
-            Err(StoreError::NotFound(_)) => out.push(0),
-            Err(error @ StoreError::Damaged { .. }) => {
-                tracing::warn!(%error, "a host asks for what is damaged here");
-                out.push(0);
-            }
-            Err(error) => return Err(io::Error::other(error)),
-        }
+        put_found(store, key, &mut out)?;
         if out.len() >= CHUNK_BYTES {
             let chunk = std::mem::replace(&mut out, Vec::with_capacity(CHUNK_BYTES));
             if sender.blocking_send(Ok(chunk.into())).is_err() {
@@ -171,6 +170,23 @@ fn send_objects(store: &Store, keys: &[Key], sender: &Sender<io::Result<Bytes>>)
         }
     }
     let _ = sender.blocking_send(Ok(out.into()));
+    Ok(())
+}
+
+/// An object, or that it is not here.
+fn put_found(store: &Store, key: &Key, out: &mut Vec<u8>) -> io::Result<()> {
+    match store.stored(key) {
+        Ok(object) => {
+            out.push(1);
+            put_object(out, &object);
+        }
+        Err(StoreError::NotFound(_)) => out.push(0),
+        Err(error @ StoreError::Damaged { .. }) => {
+            tracing::warn!(%error, "a host asks for what is damaged here");
+            out.push(0);
+        }
+        Err(error) => return Err(io::Error::other(error)),
+    }
     Ok(())
 }
 

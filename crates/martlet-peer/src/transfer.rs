@@ -71,7 +71,7 @@ impl PeerClient {
     }
 
     /// As [`PeerClient::objects`], not verified.
-    fn receive(&self, keys: &[Key], each: &mut dyn FnMut(Stored) -> Result<()>) -> Result<Vec<Key>> {
+    pub fn receive(&self, keys: &[Key], each: &mut dyn FnMut(Stored) -> Result<()>) -> Result<Vec<Key>> {
         let mut lacking = Vec::new();
         for part in keys.chunks(KEYS_MAX) {
             let mut answer = self.ask("/peer/objects", encode_keys(part))?;

@@ -633,18 +633,37 @@ pub enum BenchCommand {
     ///
     /// Ways that Martlet does not go are measured in a stock QEMU with the same hardware and disk. Leaves nothing behind.
     Dead(BenchDeadArgs),
-    /// Resumes and sessions on another host, over links of 100, 20 and 5 Mb/s, by each policy
+    /// Single pages, resumes and sessions on another host, over links of 1000, 100, 20 and 5 Mb/s, by each policy
     ///
     /// Hosts are network namespaces of this one, with daemons and stores of their own; between them is an S3 server, which
     /// must be installed (`script/bootstrap --tests`). Needs root. Leaves nothing behind.
     Roam(BenchRoamArgs),
+    /// Pushes, pulls and suspends that are interrupted at random moments and continued: does anything get lost?
+    ///
+    /// Daemons and commands are killed, links are cut, disks are full. What came of each is compared with what it was.
+    /// Needs what `roam` needs. Leaves nothing behind.
+    Interrupted(BenchInterruptedArgs),
+}
+
+/// How often is interrupted.
+#[derive(Debug, Args)]
+pub struct BenchInterruptedArgs {
+    /// How often
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N")]
+    pub times: u32,
+    /// Moments follow from it
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Base of the machine [default: a tiny one, made for this and removed]
+    #[arg(long, value_parser = name)]
+    pub base: Option<String>,
 }
 
 /// How roaming is measured.
 #[derive(Debug, Args)]
 pub struct BenchRoamArgs {
-    /// Links to measure, in Mb/s
-    #[arg(long, value_delimiter = ',', default_value = "100,20,5", value_name = "LINK,...", value_parser = ["100", "20", "5"])]
+    /// Links to measure, in Mb/s: single pages at 1000, sessions at the others
+    #[arg(long, value_delimiter = ',', default_value = "1000,100,20,5", value_name = "LINK,...", value_parser = ["1000", "100", "20", "5"])]
     pub links: Vec<String>,
     /// Rounds of each figure; the median is shown
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]

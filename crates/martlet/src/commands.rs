@@ -142,6 +142,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Bench(BenchCommand::Local(args)) => bench::local(&context, &args),
         Command::Bench(BenchCommand::Dead(args)) => bench::dead(&context, &args),
         Command::Bench(BenchCommand::Roam(args)) => bench::roam(&context, &args),
+        Command::Bench(BenchCommand::Interrupted(args)) => bench::interrupted(&context, &args),
         Command::Completions { shell } => service::completions(shell),
         Command::Man { dir } => service::man(&dir),
         Command::Version => service::version(&context),

@@ -12,15 +12,18 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+mod carried;
 mod dead;
 mod dead_stock;
 mod flock;
 mod handover;
+mod interrupted;
 mod one;
 mod roam;
 mod store;
 
 pub use dead::dead;
+pub use interrupted::interrupted;
 pub use roam::roam;
 
 /// The base that is measured when none is named.

@@ -2,7 +2,7 @@
 
 use super::{Bench, failed};
 use crate::cli::BenchRoamArgs;
-use crate::commands::{Context, understood};
+use crate::commands::Context;
 use crate::failure::{Failure, Outcome};
 use martlet_api::{MachineInfo, Problem, ProblemCode};
 use martlet_bench::roam::{Bucket, Site, missing};
@@ -11,7 +11,9 @@ use martlet_lab::{Lab, Link};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// The links, as they are called in the figures, by rate and round-trip time.
+mod fault;
+
+/// The links of sessions, as they are called in the figures, by rate and round-trip time.
 const LINKS: [(&str, f64, f64); 3] = [("100", 100.0, 0.0), ("20", 20.0, 20.0), ("5", 5.0, 50.0)];
 /// What a guest has in memory and on disk when it is suspended: text of random bytes, which halves when compressed.
 const FILL: &str = "mkdir -p /dev/shm && mount -t tmpfs -o size=90% bench /dev/shm 2>/dev/null; \
@@ -24,6 +26,18 @@ const STEPS: usize = 10;
 
 /// Measures resumes and sessions over links.
 pub fn roam(context: &Context, args: &BenchRoamArgs) -> Outcome {
+    check_installed()?;
+    let base = args.base.as_deref();
+    let steps = u64::from(args.rounds) * 11 + 5;
+    let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
+    let measured = bench.roam(&args.links);
+    bench.clean_up(base.is_none());
+    measured?;
+    context.show(json!({ "figures": bench.figures }), super::table)
+}
+
+/// Is there what a bucket is served by?
+pub(super) fn check_installed() -> Outcome {
     let missing = missing();
     if !missing.is_empty() {
         let problem = format!(
@@ -34,13 +48,7 @@ pub fn roam(context: &Context, args: &BenchRoamArgs) -> Outcome {
             .remediation("`script/bootstrap --tests` installs both")
             .into());
     }
-    let base = args.base.as_deref();
-    let steps = u64::from(args.rounds) * 11 + 5;
-    let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
-    let measured = bench.roam(&args.links);
-    bench.clean_up(base.is_none());
-    measured?;
-    context.show(json!({ "figures": bench.figures }), super::table)
+    Ok(())
 }
 
 /// One resume and the session after it.
@@ -76,6 +84,12 @@ impl Bench<'_> {
         let bucket = Bucket::start(&lab).map_err(failed)?;
         self.step("bringing the machine to its first site");
         self.prepare(&machine, &home, &away, &bucket)?;
+        if links.iter().any(|link| link == fault::LINK) {
+            self.faults(&home, &away)?;
+        }
+        if links.iter().all(|link| link == fault::LINK) {
+            return Ok(());
+        }
         let local = self.local_sessions(&home)?;
         self.second_pull(&home, &away).map_err(failed)?;
         for (link, rate_mbit, rtt_ms) in LINKS
@@ -96,34 +110,18 @@ impl Bench<'_> {
     /// The machine, with all that it is to have, in the bucket; both sites know that.
     fn prepare(&mut self, machine: &MachineInfo, home: &Site, away: &Site, bucket: &Bucket) -> Outcome {
         self.guest(FILL)?;
-        let name = format!("{}:travels", machine.name);
-        self.machine_verb("suspend", &json!({ "tag": "travels" }))?;
-        let carried = tempfile::tempdir().map_err(|error| Failure::io("cannot make a directory", error))?;
-        let remote = format!("roam-{}", std::process::id());
-        let address = carried.path().join("remote");
-        self.act("/v1/remotes", &json!({ "name": remote, "address": address }))?;
-        let pushed = self.act(
-            &format!("/v1/remotes/{remote}/push"),
-            &json!({ "snapshot": name }),
-        );
-        let line = self.act("/v1/realms/default/share", &json!({}));
-        let _ = self.client.delete(&format!("/v1/remotes/{remote}"));
-        pushed?;
-        let line: Value = understood(line?)?;
-        let line = line["invitation"].as_str().unwrap_or_default();
+        let carried = self.carry(machine)?;
         self.conditions = format!(
             "{}; 37 MiB of memory and 16 MiB of disk that compress to half; S3 (SeaweedFS) over links of a lab",
             self.host(machine)
         );
+        carried.bring_to(home, away)?;
         let prepare = || {
             for site in [home, away] {
-                site.run_with_input(&["realm", "join"], line)?;
-                bucket.add_to(site, "bucket")?;
+                bucket.add_to(site, "bucket", "snapshots")?;
             }
-            home.run(&["remote", "add", "carried", &address.to_string_lossy()])?;
-            home.run(&["pull", "carried", &name])?;
             // It has been resumed before, as machines of people are.
-            home.run(&["run", &name, "--name", "m"])?;
+            home.run(&["run", &carried.name, "--name", "m"])?;
             session(home, "m")?;
             home.run(&["suspend", "m", "--tag", "first"])?;
             home.run(&["push", "m:first", "bucket"])
