@@ -11,6 +11,7 @@ use martlet_lab::{Lab, Link};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
+mod behind;
 mod fault;
 
 /// The links of sessions, as they are called in the figures, by rate and round-trip time.
@@ -28,7 +29,7 @@ const STEPS: usize = 10;
 pub fn roam(context: &Context, args: &BenchRoamArgs) -> Outcome {
     check_installed()?;
     let base = args.base.as_deref();
-    let steps = u64::from(args.rounds) * 11 + 5;
+    let steps = u64::from(args.rounds) * 16 + 5;
     let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
     let measured = bench.roam(&args.links);
     bench.clean_up(base.is_none());
@@ -92,6 +93,10 @@ impl Bench<'_> {
         }
         let local = self.local_sessions(&home)?;
         self.second_pull(&home, &away).map_err(failed)?;
+        self.suspend_behind(&home).map_err(failed)?;
+        let usb = tempfile::tempdir().map_err(|error| Failure::io("cannot make a directory", error))?;
+        let usb = usb.path().join("usb").to_string_lossy().into_owned();
+        home.run(&["carry", &usb, "m:first"]).map_err(failed)?;
         for (link, rate_mbit, rtt_ms) in LINKS
             .into_iter()
             .filter(|(link, ..)| links.iter().any(|wanted| wanted == link))
@@ -102,7 +107,7 @@ impl Bench<'_> {
                 ..Link::local()
             })
             .map_err(failed)?;
-            self.over(link, &away, &local)?;
+            self.over(link, &away, &local, &usb)?;
         }
         Ok(())
     }
@@ -183,9 +188,10 @@ impl Bench<'_> {
         forget(away, "m:first")
     }
 
-    fn over(&mut self, link: &str, away: &Site, local: &[Roamed]) -> Outcome {
+    fn over(&mut self, link: &str, away: &Site, local: &[Roamed], usb: &str) -> Outcome {
         let (mut baseline, mut demand) = (Samples::new(), Samples::new());
         let (mut proactive, mut slowdown) = (Samples::new(), Samples::new());
+        let mut carried = Samples::new();
         for here in local {
             let mut by = |way: Way, what: &str| {
                 self.step(&format!("{what} at {link} Mb/s"));
@@ -196,6 +202,9 @@ impl Bench<'_> {
             baseline.add(adaptive.first_ms, all_first.first_ms);
             demand.add(adaptive.first_ms, by(Way::Demand, "demand")?.first_ms);
             slowdown.add(adaptive.session_ms, here.session_ms);
+            away.run(&["remote", "add", "usb", usb]).map_err(failed)?;
+            carried.add(by(Way::Adaptive, "carried")?.session_ms, here.session_ms);
+            away.run(&["remote", "rm", "usb"]).map_err(failed)?;
             if link == "5" {
                 proactive.add(by(Way::Proactive, "proactive")?.first_ms, all_first.first_ms);
             }
@@ -209,6 +218,7 @@ impl Bench<'_> {
             "only what is read",
         );
         self.keep(&slowdown, &named("roam_slowdown"), "ms", "everything local");
+        self.keep(&carried, &named("roam_carried"), "ms", "everything local");
         self.keep(&proactive, &named("roam_proactive"), "ms", "all first");
         Ok(())
     }
