@@ -1,6 +1,6 @@
 //! Checkpoint, suspend, resume, fork, rollback, and the snapshots they make.
 
-use crate::{InitKind, MachineInfo, Probe, Problem, Timeline};
+use crate::{InitKind, MachineInfo, Probe, Problem, PublishReport, Timeline};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -75,6 +75,12 @@ pub struct CheckpointReport {
     pub new_bytes: u64,
     /// What was not stored, and why not.
     pub avoided: Vec<Avoided>,
+    /// What was published of a machine that was suspended and has a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<PublishReport>,
+    /// Why it was not; that is tried again and again, until it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpublished: Option<Problem>,
 }
 
 /// Bytes that were not stored.

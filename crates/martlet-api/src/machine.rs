@@ -1,5 +1,6 @@
 //! Machines: named virtual machines.
 
+use crate::LineInfo;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -173,6 +174,9 @@ pub struct MachineInfo {
     pub timeline: Timeline,
     /// Restarted from its last checkpoint when QEMU dies.
     pub restart: bool,
+    /// The line that it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<LineInfo>,
     /// Why it failed, with QEMU's last words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,

@@ -182,6 +182,9 @@ pub struct RemoteVersion {
     pub host: String,
     /// When, by that host's clock.
     pub pushed_unix_ms: u64,
+    /// Did somebody hold the name from then on?
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// A push that has begun, and has perhaps been killed.
@@ -191,4 +194,34 @@ pub struct PendingPush {
     pub host: String,
     /// When it began, by that host's clock.
     pub began_unix_ms: u64,
+}
+
+/// Fill a carried disk with what is most likely to be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CarryRequest {
+    /// A directory on it: absolute. It becomes a remote, if it is none.
+    pub dir: String,
+    /// Machines or snapshots, the most wanted first.
+    pub sources: Vec<String>,
+    /// No more than so much.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// Realm that a new remote is of; the default one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub realm: Option<String>,
+}
+
+/// What was put on a carried disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CarryReport {
+    /// What was asked for.
+    pub source: String,
+    /// Id of its snapshot.
+    pub snapshot: String,
+    /// The remote that the disk is.
+    pub remote: String,
+    /// What was put there.
+    pub moved_bytes: u64,
+    /// What there was no room for.
+    pub left_bytes: u64,
 }

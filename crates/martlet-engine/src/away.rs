@@ -12,6 +12,7 @@
 //! A read waits while its place cannot be reached, and fails when that takes too long or the place does not have what it
 //! promised: a machine stalls before it breaks.
 
+use crate::answer;
 use crate::engine::lock;
 use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
 use martlet_source::SourceError;
@@ -45,6 +46,10 @@ const PIECES: usize = 2;
 pub trait Place: Debug + Send + Sync {
     /// What it is called in messages.
     fn name(&self) -> String;
+    /// Who an object comes from, as people call it, if that is not the place itself.
+    fn giver(&self, _object: &Key) -> Option<Arc<str>> {
+        None
+    }
     /// Frames and blobs, in any order. Their content is not believed.
     fn objects(
         &self,
@@ -97,6 +102,8 @@ impl Drop for Coming<'_> {
 /// A snapshot of which not all is here.
 struct Distant {
     id: SnapshotId,
+    /// Where the rest is, as people call it.
+    from: Arc<str>,
     objects: HashSet<Key>,
     eager: bool,
     place: Mutex<Option<Arc<dyn Place>>>,
@@ -166,12 +173,14 @@ impl Away {
         &self,
         id: SnapshotId,
         record: &SnapshotRecord,
+        from: &str,
         eager: bool,
         open: Open,
     ) -> Result<(), StoreError> {
         let objects = self.store.leaves(record)?;
         let distant = Distant {
             id,
+            from: from.into(),
             objects,
             eager,
             place: Mutex::default(),
@@ -236,12 +245,23 @@ impl Away {
             }
             distant.opened()?.objects(&coming.objects, &mut |stored| {
                 distant.count(Duration::ZERO, stored.bytes.len());
+                answer::came(&distant.giver(&stored.key), stored.bytes.len());
                 Ok(self.arrive(stored)?)
             })
         });
         distant.waited(started.elapsed());
         if let Err(error) = got {
             tracing::debug!(%error, "frames that are about to be read");
+        }
+    }
+
+    /// A read has waited for a frame that came for another read, if it had to come.
+    pub fn waited_for(&self, frame: &FrameId) {
+        let key = Key::new(Kind::Frame, frame.0);
+        if self.is_any()
+            && let Some(distant) = self.holder(&key)
+        {
+            answer::came(&distant.giver(&key), 0);
         }
     }
 
@@ -545,6 +565,7 @@ impl Elsewhere for Away {
         let missing = || StoreError::NotFound(key.to_string());
         let distant = self.holder(object).ok_or_else(missing)?;
         let started = Instant::now();
+        answer::came(&distant.giver(&key), 0);
         let _reading = Reading::new(&self.reads);
         let coming = {
             let mut arrivals = lock(&self.arrivals);
@@ -571,6 +592,7 @@ impl Elsewhere for Away {
             return self.store.stored(&key);
         }
         let stored = self.fetch_from(&distant, object)?;
+        answer::came(&distant.giver(&key), stored.bytes.len());
         self.arrive(stored.clone())?;
         distant.count(started.elapsed(), stored.bytes.len());
         drop(coming);
@@ -610,6 +632,13 @@ impl Queue {
 }
 
 impl Distant {
+    /// Who an object comes from.
+    fn giver(&self, object: &Key) -> Arc<str> {
+        let place = lock(&self.place);
+        let giver = place.as_ref().and_then(|place| place.giver(object));
+        giver.unwrap_or_else(|| self.from.clone())
+    }
+
     fn opened(&self) -> Result<Arc<dyn Place>, SourceError> {
         let mut place = lock(&self.place);
         if let Some(place) = &*place {

@@ -114,8 +114,14 @@ impl Case {
         let mut leaves: Vec<Key> = here.leaves(&record).unwrap().into_iter().collect();
         leaves.sort_unstable();
         let place: Arc<dyn Place> = there.clone();
-        away.promise(id, &record, true, Box::new(move || Ok(place.clone())))
-            .unwrap();
+        away.promise(
+            id,
+            &record,
+            "remote there",
+            true,
+            Box::new(move || Ok(place.clone())),
+        )
+        .unwrap();
         let mut batch = here.begin().unwrap();
         assert_eq!(batch.put_snapshot(&record).unwrap(), id);
         batch.commit(&[]).unwrap();

@@ -333,7 +333,14 @@ impl Engine {
     ) -> Result<CheckpointReport, Problem> {
         let machine = self.find(name)?;
         let _operation = machine.begin("suspend")?;
-        self.save(&machine, request, true, progress)
+        let mut report = self.save(&machine, request, true, progress)?;
+        if machine.record().line.is_some() {
+            match self.publish_newest(&machine, false, progress) {
+                Ok(published) => report.published = Some(published),
+                Err(problem) => report.unpublished = Some(problem),
+            }
+        }
+        Ok(report)
     }
 
     fn save(

@@ -10,6 +10,7 @@
 //!   work/              bases under construction; emptied at every start
 //!   keeper.sock        the keeper
 //!   machines/ID/run/   sockets and logs; QEMU's own
+//!   machines/ID/stalls.json  what the last run read and waited for
 //!   machines/ID/disk-N layers of the disk, one directory for each start from a snapshot
 //! ```
 

@@ -84,6 +84,7 @@ impl Engine {
             machine.record().phase.allow(Verb::Remove, name)?;
         }
         self.stop_live(&machine);
+        self.let_go(&machine.record());
         self.forget(&machine)
     }
 
@@ -126,6 +127,7 @@ impl Engine {
             return;
         };
         self.keep_trace(&live);
+        live.run.keep();
         if let Some(agent) = live.agent() {
             agent.close();
         }

@@ -3,10 +3,12 @@
 use crate::away::Away;
 use crate::dirs::Dirs;
 use crate::hosts::Fellowship;
+use crate::lines::Observed;
 use crate::machine::{Machine, Record};
 use crate::mapped::Images;
 use crate::pool::Pool;
 use crate::problem::{self, Told};
+use crate::stalls::Stalls;
 use crate::state::{State, When};
 use martlet_api::{Problem, ProblemCode};
 use martlet_base::Tools;
@@ -47,6 +49,8 @@ pub struct Options {
     pub qemu: Option<PathBuf>,
     /// QEMUs started ahead of the restores that will use them.
     pub pool_size: usize,
+    /// The holder of a machine's line may be silent for so long.
+    pub lease_s: u32,
 }
 
 /// See the crate's documentation.
@@ -56,6 +60,8 @@ pub struct Engine {
     pub(crate) store: Arc<Store>,
     pub(crate) away: Arc<Away>,
     pub(crate) fellowship: Fellowship,
+    pub(crate) observed: Observed,
+    pub(crate) stalls: Arc<Stalls>,
     pub(crate) pager: Arc<Pager>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) images: Images,
@@ -103,6 +109,10 @@ impl FrameSource for Frames {
     fn prepare(&self, frames: &[FrameId]) {
         self.away.prepare(frames);
     }
+
+    fn waited(&self, frame: &FrameId) {
+        self.away.waited_for(frame);
+    }
 }
 
 impl Engine {
@@ -141,6 +151,8 @@ impl Engine {
             CACHE_BYTES,
         );
         let registry = Registry::new();
+        let stalls = Stalls::new().map_err(|error| problem::io("start a thread for", &dirs.state, &error))?;
+        registry.set_reads(stalls.clone());
         for log in ["martletd.log", "keeper.log"] {
             let _ = martlet_vm::process::trim(&dirs.state.join(log), SERVICE_LOG_BYTES); // one that cannot be trimmed grows on
         }
@@ -166,6 +178,8 @@ impl Engine {
             store,
             away,
             fellowship: Fellowship::default(),
+            observed: Observed::default(),
+            stalls,
             pager,
             registry,
             state,
@@ -182,6 +196,8 @@ impl Engine {
         engine.recover_host()?;
         engine.recover_away()?;
         engine.recover()?;
+        engine.recover_lines();
+        engine.recover_follows()?;
         engine.pool.fill(Arc::downgrade(&engine));
         Ok(engine)
     }
@@ -240,6 +256,7 @@ impl Engine {
             return;
         };
         self.away.stop();
+        self.stalls.keep();
         self.stop_waiting_for_fleet();
         if live {
             server.stop();

@@ -225,6 +225,7 @@ impl Engine {
             hardware: crate::run::planned_hardware(&config, snapshot),
             undo: None,
             awaited: true,
+            line: None,
             config,
         };
         crash::step("fork");

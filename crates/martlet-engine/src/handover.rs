@@ -230,6 +230,7 @@ impl Engine {
             .told()?;
         }
         crash::step("handover");
+        self.stalls.watch(successor.key, &old.run);
         vm.load_descriptor(descriptor).told()?;
         crash::step("handover");
         let live = Arc::new(Live {
@@ -241,6 +242,7 @@ impl Engine {
             memory: successor.memory.clone(),
             placeholder: Some(successor.placeholder.clone()),
             key: successor.key,
+            run: old.run.clone(),
             console_begin_bytes,
             since: old.since,
             ending: AtomicBool::new(false),

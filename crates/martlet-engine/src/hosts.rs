@@ -338,7 +338,10 @@ impl Engine {
 
     /// Is there something to do without being asked: do other hosts ask, do snapshots come?
     pub fn is_at_work(&self) -> bool {
-        *lock(&self.fellowship.joined) || self.away.all().iter().any(|id| !self.away.is_on_demand(id))
+        *lock(&self.fellowship.joined)
+            || self.holds_lines()
+            || self.follows_any()
+            || self.away.all().iter().any(|id| !self.away.is_on_demand(id))
     }
 
     /// Finds out whether this host is in a fleet.

@@ -20,6 +20,7 @@ use crate::mapped::{Mapped, QEMU_GID};
 use crate::pool::Ahead;
 use crate::problem::{self, Told};
 use crate::run_dir;
+use crate::stalls::Run;
 use martlet_agent_api as agent;
 use martlet_api::{Accel, InitKind, PortForward, Problem, ProblemCode, Timeline};
 use martlet_disk::{CowDisk, DiskError};
@@ -64,6 +65,8 @@ pub enum From {
 pub enum Who {
     /// The machine it was: it goes on, or boots.
     Same,
+    /// The machine it was, which was elsewhere: the network is another one.
+    Arrived,
     /// Another one.
     Clone {
         /// Id of the machine it was cloned from.
@@ -143,6 +146,7 @@ struct Spawned<'a> {
     vm: Option<RunningVm>,
     files: Files,
     key: VmKey,
+    run: Arc<Run>,
     console_begin_bytes: u64,
 }
 
@@ -223,6 +227,7 @@ impl Engine {
             user_number: spawned.files.user_number,
             memory_path: self.dirs.memory_file(&spawned.files.memory.name),
             key: spawned.key,
+            run: spawned.run.clone(),
             since: Instant::now(),
             ending: AtomicBool::new(false),
             seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
@@ -432,12 +437,19 @@ impl Engine {
         };
         let key = VmKey(self.next_key());
         self.registry.set_owner(vm.pid(), key);
+        let snapshot = match launch.from {
+            From::Snapshot(id, _) => Some(id),
+            From::Boot(_) | From::Firmware => None,
+        };
+        let run = Run::new(self.stalls_file(&record.id), snapshot, launch.requested);
+        self.stalls.watch(key, &run);
         launch.machine.set_starting_pid(Some(vm.pid()));
         let spawned = Spawned {
             machine: launch.machine,
             vm: Some(vm),
             files,
             key,
+            run,
             console_begin_bytes,
         };
         if let Some(tap) = &record.config.tap {
@@ -488,7 +500,7 @@ impl Engine {
         let booting = matches!(launch.from, From::Boot(_));
         let timeout = if booting { BOOT_TIMEOUT } else { CONFIRM_TIMEOUT };
         let start = match launch.who {
-            Who::Same => agent::Start::Same,
+            Who::Same | Who::Arrived => agent::Start::Same,
             Who::Clone { .. } => agent::Start::Clone,
         };
         let greeted = match booting {
@@ -513,10 +525,11 @@ impl Engine {
         let record = launch.record;
         let booting = matches!(launch.from, From::Boot(_));
         let (parent_id, index) = match &launch.who {
-            Who::Same => (None, 0),
+            Who::Same | Who::Arrived => (None, 0),
             Who::Clone { parent, index } => (Some(parent.clone()), *index),
         };
         let is_new = booting || parent_id.is_some();
+        let moves = is_new || launch.who == Who::Arrived;
         agent::Identity {
             clone_id: record.id.clone(),
             generation: record.generation,
@@ -527,7 +540,7 @@ impl Engine {
             entropy: identity::random::<64>().to_vec(),
             hostname: is_new.then(|| record.hostname.clone()),
             machine_id: None,
-            network: is_new.then(|| agent::Network {
+            network: moves.then(|| agent::Network {
                 interface: None,
                 mac: (!booting).then(|| identity::mac_text(identity::mac(record.number))),
                 address: Ipv4Addr::from(identity::address(record.number)),
@@ -540,7 +553,7 @@ impl Engine {
                 // An image's own init chooses its machine id when it boots.
                 machine_id: is_new && !(booting && launch.init == InitKind::Systemd),
                 boot_id: is_new && !booting,
-                network: is_new,
+                network: moves,
                 hooks: !booting,
                 ..agent::IdentityPolicy::default()
             },

@@ -5,6 +5,7 @@ use crate::engine::lock;
 use crate::machine::RunningRecord;
 use crate::mapped::Mapped;
 use crate::predecessor::Predecessor;
+use crate::stalls::Run;
 use martlet_disk::CowDisk;
 use martlet_fuse::{Prefetcher, Registry};
 use martlet_pager::VmKey;
@@ -34,6 +35,8 @@ pub struct Live {
     pub memory_path: PathBuf,
     /// Whose free-page reports are whose.
     pub key: VmKey,
+    /// What it reads, and waits for.
+    pub run: Arc<Run>,
     /// Length of the console's log when it was started.
     pub console_begin_bytes: u64,
     /// When it was started.

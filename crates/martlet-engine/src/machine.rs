@@ -1,6 +1,7 @@
 //! A machine: its durable record, the guard that lets one command at a time work on it, and what is alive of it.
 
 use crate::engine::lock;
+use crate::line::Line;
 use crate::live::Live;
 use crate::phase::{Phase, Verb};
 use crate::problem::out_of_room;
@@ -58,6 +59,9 @@ pub struct Record {
     /// While its first start is under way and a command waits for it: if that does not succeed, it is forgotten.
     #[serde(default)]
     pub awaited: bool,
+    /// The line that it is on.
+    #[serde(default)]
+    pub line: Option<Line>,
 }
 
 impl Record {
@@ -194,6 +198,11 @@ pub struct PredecessorRecord {
     pub run_number: u64,
 }
 
+/// The command of what nobody has asked for.
+pub const BEHIND: &str = "publish --every";
+/// No command waits longer for that.
+const BEHIND_MAX: Duration = Duration::from_secs(20);
+
 /// A machine.
 pub struct Machine {
     record: Mutex<Record>,
@@ -322,9 +331,16 @@ impl Machine {
         }
     }
 
-    /// Claims the machine for a command; a second command is refused, naming the first.
+    /// Claims the machine for a command; a second command is refused, naming the first. What goes on behind is short, and
+    /// is waited for.
     pub fn begin(self: &Arc<Self>, command: &'static str) -> Result<Operation, Problem> {
+        let begun = Instant::now();
         let mut at_work = lock(&self.at_work);
+        while *at_work == Some(BEHIND) && command != BEHIND && begun.elapsed() < BEHIND_MAX {
+            drop(at_work);
+            std::thread::sleep(Duration::from_millis(5));
+            at_work = lock(&self.at_work);
+        }
         if let Some(other) = *at_work {
             let name = lock(&self.record).name.clone();
             return Err(Problem::new(
@@ -373,6 +389,7 @@ impl Machine {
             snapshot: record.snapshot.map(|id| id.to_string()),
             timeline: record.timeline,
             restart: record.config.restart,
+            line: record.line.map(|line| line.info(record.snapshot)),
         }
     }
 }

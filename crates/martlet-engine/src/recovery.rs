@@ -23,6 +23,7 @@ use crate::phase::Phase;
 use crate::pool::Shape;
 use crate::predecessor::Predecessor;
 use crate::problem::Told;
+use crate::stalls::Run;
 use crate::state::When;
 use martlet_agent_api::Start;
 use martlet_api::{Problem, ProblemCode};
@@ -275,6 +276,8 @@ impl Engine {
         let running = record.running.as_ref().expect("it was found by it");
         let key = VmKey(self.next_key());
         self.registry.set_owner(running.pid, key);
+        let run = Run::go_on(self.stalls_file(&record.id), running.mapped);
+        self.stalls.watch(key, &run);
         machine.set_starting_pid(Some(running.pid));
         let vm = self.reconnect_qemu(&record, running.pid).inspect_err(|_| {
             self.registry.remove_disk(&files.disk_name);
@@ -290,6 +293,7 @@ impl Engine {
             placeholder: files.placeholder,
             user_number: running.user_number,
             key,
+            run,
             console_begin_bytes: running.console_begin_bytes,
             since: Instant::now(),
             ending: AtomicBool::new(false),

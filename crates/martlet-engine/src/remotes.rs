@@ -112,6 +112,14 @@ impl Tell for SourceError {
                 "check the remote's credentials and rights",
             ),
             Self::ReadOnly { .. } | Self::BadAddress { .. } => (ProblemCode::InvalidArgument, ""),
+            Self::Held { .. } => (
+                ProblemCode::InUse,
+                "`martlet lease show REMOTE NAME` says since when; `martlet lease ask` has it let go",
+            ),
+            Self::Lost { .. } => (
+                ProblemCode::WrongState,
+                "`martlet publish` keeps what was done here as a side branch",
+            ),
             Self::Changed { .. } | Self::TooLong { .. } => {
                 (ProblemCode::Busy, "do it again: only what is lacking is moved")
             }
@@ -147,7 +155,11 @@ impl Engine {
     }
 
     /// A remote as each secret of its realm shows it, the newest first: to that one is pushed.
-    fn opened(self: &Arc<Self>, name: &str, bandwidth_bytes: Option<u64>) -> Result<Vec<Remote>, Problem> {
+    pub(crate) fn opened(
+        self: &Arc<Self>,
+        name: &str,
+        bandwidth_bytes: Option<u64>,
+    ) -> Result<Vec<Remote>, Problem> {
         let known = self.known_remote(name)?;
         let mut objects = known.objects(false)?;
         if let Some(bytes) = bandwidth_bytes {
@@ -237,6 +249,21 @@ impl Engine {
             .filter(|(_, known)| known.realm == realm)
             .map(|(name, _)| name)
             .collect())
+    }
+
+    /// The remotes that are directories of this host: a carried disk is one.
+    pub(crate) fn directories(&self) -> Result<Vec<String>, Problem> {
+        let remotes = self.known_remotes()?.into_iter();
+        let directories = remotes.filter(|(_, known)| known.address.starts_with('/'));
+        Ok(directories.map(|(name, _)| name).collect())
+    }
+
+    /// The remote that a directory is.
+    pub(crate) fn directory_at(&self, dir: &str) -> Result<Option<String>, Problem> {
+        let mut remotes = self.known_remotes()?.into_iter();
+        Ok(remotes
+            .find(|(_, known)| known.address == dir)
+            .map(|(name, _)| name))
     }
 
     fn change_remotes(
@@ -392,6 +419,7 @@ impl Engine {
             snapshot: (!found.is_removal()).then(|| found.snapshot.to_string()),
             host: found.by.host.clone(),
             pushed_unix_ms: found.by.unix_s * 1000,
+            held: found.lease.is_some(),
         };
         Ok(history.into_iter().map(version).collect())
     }
@@ -426,7 +454,7 @@ impl Engine {
 }
 
 /// What others are told who pushed.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
 }

@@ -10,7 +10,7 @@ use crate::problem::Told;
 use crate::state::When;
 use martlet_api::{
     Accel, InitKind, MachineInfo, PortForward, Probe, Problem, ProblemCode, Progress, ProgressSink,
-    ProgressUnit, ResumeRequest, RollbackRequest, RunRequest, Timeline,
+    ProgressUnit, ResumeFromRequest, ResumeRequest, RollbackRequest, RunRequest, Timeline,
 };
 use martlet_image::{DiskRecord, Manifest, SnapshotId, SnapshotRecord};
 use martlet_store::RefName;
@@ -75,6 +75,7 @@ impl Engine {
             hardware: planned_hardware(&config, &snapshot),
             undo: None,
             awaited: !request.detach,
+            line: None,
             config,
         };
         let machine = self.add(record.clone())?;
@@ -149,7 +150,9 @@ impl Engine {
         let requested = Instant::now();
         let machine = self.find(name)?;
         let _operation = machine.begin("start")?;
-        machine.record().phase.allow(Verb::Start, name)?;
+        let record = machine.record();
+        record.phase.allow(Verb::Start, name)?;
+        self.may_run(&record)?;
         progress(stage("booting"));
         self.boot_again(&machine, requested)?;
         Ok(machine.info())
@@ -190,6 +193,13 @@ impl Engine {
         let _operation = machine.begin("resume")?;
         let record = machine.record();
         record.phase.allow(Verb::Resume, name)?;
+        if record.line.as_ref().is_some_and(|line| line.published.is_some()) {
+            let from = ResumeFromRequest {
+                probe: request.probe,
+                ..ResumeFromRequest::default()
+            };
+            return self.resume_line(&machine, &from, requested, progress);
+        }
         let id = record.snapshot.ok_or_else(|| {
             Problem::new(
                 ProblemCode::Internal,
@@ -197,7 +207,7 @@ impl Engine {
             )
         })?;
         progress(stage("restoring"));
-        self.restore_in_place(&machine, id, requested, Phase::Suspended)?;
+        self.restore_in_place(&machine, id, Who::Same, requested, Phase::Suspended)?;
         self.probe(&machine, request.probe.as_ref(), requested, progress)?;
         Ok(machine.info())
     }
@@ -215,6 +225,7 @@ impl Engine {
         let _operation = machine.begin("rollback")?;
         let record = machine.record();
         record.phase.allow(Verb::Rollback, name)?;
+        self.may_run(&record)?;
         let (id, snapshot) = self.snapshot_named(&request.to)?;
         if snapshot.memory.is_none() {
             return Err(no_memory(&id));
@@ -237,7 +248,7 @@ impl Engine {
         } else {
             Phase::Stopped
         };
-        self.restore_in_place(&machine, id, requested, fallback)?;
+        self.restore_in_place(&machine, id, Who::Same, requested, fallback)?;
         Ok(machine.info())
     }
 
@@ -247,6 +258,7 @@ impl Engine {
         self: &Arc<Self>,
         machine: &Arc<Machine>,
         id: SnapshotId,
+        who: Who,
         requested: Instant,
         fallback: Phase,
     ) -> Result<(), Problem> {
@@ -268,7 +280,7 @@ impl Engine {
         crash::step("start");
         let started = begun.and_then(|()| self.disk_of(&snapshot)).and_then(|disk| {
             let disk = DiskFrom::New(disk);
-            self.launch_machine(machine, id, &snapshot, Who::Same, disk, requested)
+            self.launch_machine(machine, id, &snapshot, who, disk, requested)
         });
         match started {
             Ok(()) => {
@@ -419,7 +431,11 @@ impl Engine {
         ))
     }
 
-    fn configure(&self, request: &RunRequest, snapshot: &SnapshotRecord) -> Result<Config, Problem> {
+    pub(crate) fn configure(
+        &self,
+        request: &RunRequest,
+        snapshot: &SnapshotRecord,
+    ) -> Result<Config, Problem> {
         let saved: Option<Config> = snapshot
             .hardware
             .as_ref()

@@ -119,6 +119,8 @@ impl Engine {
                 .into_iter()
                 .map(|(means, bytes)| Avoided { means, bytes })
                 .collect(),
+            published: None,
+            unpublished: None,
         };
         let pin = committed.pins.into_iter().next().expect("one snapshot was put");
         Ok((pin, report))

@@ -9,17 +9,18 @@
 use crate::away::{Open, Place};
 use crate::engine::Engine;
 use crate::hosts::PeerPlace;
+use crate::nearest::Later;
 use crate::problem::Told;
 use martlet_api::{
     AwaySnapshot, FetchRequest, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, PullRequest,
     PushRequest, TransferReport,
 };
 use martlet_image::{PageLocation, SnapshotId, SnapshotRecord};
-use martlet_source::SourceError;
+use martlet_source::{SourceError, Under};
 use martlet_store::{Key, Kind, RefName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Setting in the state database: what is away, by snapshot id.
@@ -64,7 +65,15 @@ impl Engine {
             return Ok(moved(&id, &reference, report.sent_objects, report.sent_bytes));
         }
         let remote = self.newest(remote, request.bandwidth_bytes)?;
-        let pushed = martlet_source::push(&self.store, &remote, id, &reference, request.dry_run, &mut told);
+        let pushed = martlet_source::push(
+            &self.store,
+            &remote,
+            id,
+            &reference,
+            Under::Nothing,
+            request.dry_run,
+            &mut told,
+        );
         let (report, _) = pushed.told()?;
         Ok(TransferReport {
             dry_run: request.dry_run,
@@ -295,28 +304,38 @@ impl Engine {
     ) -> Result<(), Problem> {
         let engine = Arc::downgrade(self);
         let (listed, eager) = (listed.clone(), listed.rest);
+        let is_host = self.peer(&listed.remote).is_ok_and(|peer| peer.is_some());
+        let from = format!("{} {}", if is_host { "host" } else { "remote" }, listed.remote);
         let open: Open = Box::new(move || {
-            let gone = |reason: String| SourceError::Unavailable {
-                place: listed.remote.clone(),
-                action: "be opened",
-                reason,
-            };
-            let engine = engine
+            let alive = engine
                 .upgrade()
-                .ok_or_else(|| gone("the daemon is ending".into()))?;
-            if let Some(peer) = engine
-                .peer(&listed.remote)
-                .map_err(|problem| gone(problem.message))?
-            {
-                return Ok(Arc::new(PeerPlace(peer)) as Arc<dyn Place>);
-            }
-            let name: RefName = listed.reference.parse().map_err(SourceError::Store)?;
-            let found = engine.find_version(&listed.remote, &name, &id);
-            let (remote, found) = found.map_err(|problem| gone(problem.message))?;
-            remote.learn(&found)?;
-            Ok(Arc::new(remote) as Arc<dyn Place>)
+                .ok_or_else(|| gone(&listed.remote, "the daemon is ending"))?;
+            let (engine, from) = (engine.clone(), listed.clone());
+            let last = Later {
+                name: listed.remote.clone(),
+                open: Box::new(move || {
+                    let engine = engine
+                        .upgrade()
+                        .ok_or_else(|| gone(&from.remote, "the daemon is ending"))?;
+                    engine.place_of(&id, &from)
+                }),
+                opened: Mutex::default(),
+            };
+            Ok(alive.from_nearest(id, &listed.remote, Arc::new(last)) as Arc<dyn Place>)
         });
-        self.away.promise(id, record, eager, open).told()
+        self.away.promise(id, record, &from, eager, open).told()
+    }
+
+    /// The place that has all of a snapshot.
+    fn place_of(self: &Arc<Self>, id: &SnapshotId, listed: &Listed) -> Result<Arc<dyn Place>, SourceError> {
+        let told = |problem: Problem| gone(&listed.remote, &problem.message);
+        if let Some(peer) = self.peer(&listed.remote).map_err(told)? {
+            return Ok(Arc::new(PeerPlace(peer)));
+        }
+        let name: RefName = listed.reference.parse().map_err(SourceError::Store)?;
+        let (remote, found) = self.find_version(&listed.remote, &name, id).map_err(told)?;
+        remote.learn(&found)?;
+        Ok(Arc::new(remote))
     }
 
     /// Has the rest of a snapshot come, while nobody reads it.
@@ -344,7 +363,7 @@ impl Engine {
     }
 
     /// Frames that earlier runs read first, in that order.
-    fn read_first(&self, id: &SnapshotId) -> Option<Vec<Key>> {
+    pub(crate) fn read_first(&self, id: &SnapshotId) -> Option<Vec<Key>> {
         let trace = self.trace(id)?;
         let memory = self.store.snapshot(id).ok()?.memory?;
         let manifest = self.store.manifest(&memory.manifest).ok()?;
@@ -380,6 +399,14 @@ impl Engine {
                 None => drop(all.remove(&id)),
             });
         edited.told()
+    }
+}
+
+fn gone(place: &str, reason: &str) -> SourceError {
+    SourceError::Unavailable {
+        place: place.to_owned(),
+        action: "be opened",
+        reason: reason.to_owned(),
     }
 }
 

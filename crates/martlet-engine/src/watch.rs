@@ -1,6 +1,7 @@
 //! Watching over running machines: QEMU's end is seen at once, and what a run touched is kept as its snapshot's trace.
 
 use crate::engine::{Engine, lock};
+use crate::launch::Who;
 use crate::live::Live;
 use crate::machine::Machine;
 use crate::phase::Phase;
@@ -239,7 +240,9 @@ impl Engine {
             why: "it could not be restarted".into(),
         };
         let restarted = match (how, record.snapshot) {
-            (Restart::Checkpoint, Some(id)) => self.restore_in_place(machine, id, Instant::now(), failed),
+            (Restart::Checkpoint, Some(id)) => {
+                self.restore_in_place(machine, id, Who::Same, Instant::now(), failed)
+            }
             _ => self.boot_again(machine, Instant::now()),
         };
         match restarted {

@@ -34,6 +34,7 @@ mod mount;
 mod notifier;
 mod prefetcher;
 mod proto;
+mod reads;
 mod registry;
 mod request;
 mod server;
@@ -41,5 +42,6 @@ mod threads;
 
 pub use mount::{MountOptions, READAHEAD_KIB, mount, mounts_at, set_readahead, unmount};
 pub use prefetcher::Prefetcher;
+pub use reads::{Answered, Reads};
 pub use registry::{Content, Placement, Registry, RegistryError};
 pub use server::{Negotiated, Server, ServerError};

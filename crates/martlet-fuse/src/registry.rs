@@ -6,16 +6,19 @@
 use crate::attr::Attr;
 use crate::device::StorePush;
 use crate::notifier::Notifier;
+use crate::reads::Reads;
 use martlet_disk::CowDisk;
 use martlet_pager::{MemoryImage, PushQueue, VmKey};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub(crate) const ROOT: u64 = 1;
 const MEMORY_DIR: u64 = 2;
 const DISK_DIR: u64 = 3;
 const FIRST_FILE: u64 = 16;
 const NAME_BYTES_MAX: usize = 255;
+/// Threads whose process is remembered; they come and go.
+const THREADS_MAX: usize = 4096;
 
 /// What a file shows.
 #[derive(Clone)]
@@ -104,6 +107,7 @@ struct Files {
     memory: BTreeMap<String, u64>,
     disk: BTreeMap<String, u64>,
     owners: HashMap<u32, VmKey>,
+    threads: HashMap<u32, Option<VmKey>>,
     highest: u64,
     push: Option<(Arc<PushQueue>, Arc<Notifier>)>,
 }
@@ -112,6 +116,7 @@ struct Files {
 #[derive(Default)]
 pub struct Registry {
     files: Mutex<Files>,
+    reads: OnceLock<Arc<dyn Reads>>,
 }
 
 impl Files {
@@ -278,15 +283,42 @@ impl Registry {
 
     /// Process `pid` is `vm`'s: its free-page reports are kept as that VM's.
     pub fn set_owner(&self, pid: u32, vm: VmKey) {
-        self.files().owners.insert(pid, vm);
+        let mut files = self.files();
+        files.owners.insert(pid, vm);
+        files.threads.clear();
     }
     /// The process is gone; its number may come again.
     pub fn clear_owner(&self, pid: u32) {
-        self.files().owners.remove(&pid);
+        let mut files = self.files();
+        files.owners.remove(&pid);
+        files.threads.clear();
     }
     /// Whose a process is.
     pub(crate) fn owner(&self, pid: u32) -> Option<VmKey> {
         self.files().owners.get(&pid).copied()
+    }
+
+    /// Whose a thread is, as `find` says; that is asked once for a thread. Its number may come again before this is noticed:
+    /// good enough to count by, and for nothing else.
+    pub(crate) fn owner_of_reader(&self, tid: u32, find: impl FnOnce() -> Option<VmKey>) -> Option<VmKey> {
+        if let Some(known) = self.files().threads.get(&tid) {
+            return *known;
+        }
+        let found = find();
+        let mut files = self.files();
+        if files.threads.len() >= THREADS_MAX {
+            files.threads.clear();
+        }
+        files.threads.insert(tid, found);
+        found
+    }
+
+    /// `reads` is told of every read from now on. Once for a registry: later calls change nothing.
+    pub fn set_reads(&self, reads: Arc<dyn Reads>) {
+        let _ = self.reads.set(reads);
+    }
+    pub(crate) fn reads(&self) -> Option<&dyn Reads> {
+        self.reads.get().map(|reads| &**reads)
     }
 
     /// What a number shows.

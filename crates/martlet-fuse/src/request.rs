@@ -2,11 +2,13 @@
 
 use crate::device::Device;
 use crate::proto::{self, Args, Body, Header, IN_HEADER_BYTES, Opcode, Short, WRITE_IN_BYTES, fattr, fopen};
+use crate::reads::Answered;
 use crate::registry::{Content, Registry};
 use martlet_pager::{MemoryImage, SourceError, VmKey};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 type Errno = i32;
 
@@ -171,12 +173,34 @@ impl Worker {
         let left = content.size_bytes().saturating_sub(offset);
         let count = u64::from(size).min(left) as usize;
         let buf = self.data.get_mut(..count).ok_or(Failed(libc::EINVAL))?;
-        match content {
+        let begun = Instant::now();
+        if let Some(reads) = self.registry.reads() {
+            reads.begun();
+        }
+        match &content {
             _ if count == 0 => {} // at the end or behind it, where a disk would refuse even nothing
             Content::Memory(image) => image.read(offset, buf)?,
             Content::Disk(disk) => disk.read_at(offset, buf)?,
         }
+        self.tell(header.pid, &content, offset, count as u64, begun);
         Ok(Answer::Data(count))
+    }
+
+    /// Tells of a read, if anybody wants to know and knows whose it is.
+    fn tell(&self, tid: u32, content: &Content, offset: u64, count: u64, begun: Instant) {
+        let Some(reads) = self.registry.reads().filter(|_| count > 0) else {
+            return;
+        };
+        let took = begun.elapsed();
+        let owner = self.registry.owner_of_reader(tid, || self.owner_of_thread(tid));
+        if let Some(vm) = owner {
+            reads.answered(Answered {
+                vm,
+                is_disk: matches!(content, Content::Disk(_)),
+                bytes: offset..offset + count,
+                took,
+            });
+        }
     }
 
     fn write(&self, header: Header, mut args: Args<'_>, message: &[u8]) -> Result<Answer, Failed> {

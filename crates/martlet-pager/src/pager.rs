@@ -52,7 +52,10 @@ impl Pager {
         let (outcome, had) = self.cache.get(id, || self.fetch(id));
         match had {
             Had::Cached => self.hits.fetch_add(1, Relaxed),
-            Had::Waited => self.waits.fetch_add(1, Relaxed),
+            Had::Waited => {
+                self.source.waited(id);
+                self.waits.fetch_add(1, Relaxed)
+            }
             Had::Fetched => self.fetches.fetch_add(1, Relaxed),
         };
         outcome

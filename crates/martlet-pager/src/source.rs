@@ -16,6 +16,9 @@ pub trait FrameSource: Send + Sync {
 
     /// These are about to be asked for, one after the other: what is far is better got at the same time.
     fn prepare(&self, _frames: &[FrameId]) {}
+
+    /// A read had to wait for this frame, which another was getting.
+    fn waited(&self, _frame: &FrameId) {}
 }
 
 impl<S: FrameSource + ?Sized> FrameSource for Arc<S> {
@@ -29,6 +32,10 @@ impl<S: FrameSource + ?Sized> FrameSource for Arc<S> {
 
     fn prepare(&self, frames: &[FrameId]) {
         (**self).prepare(frames);
+    }
+
+    fn waited(&self, frame: &FrameId) {
+        (**self).waited(frame);
     }
 }
 

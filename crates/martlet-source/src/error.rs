@@ -83,6 +83,28 @@ pub enum SourceError {
         /// The name.
         name: String,
     },
+    /// A name is held by somebody else: there its machine runs.
+    #[error("{name} is held at {place} by {host}")]
+    Held {
+        /// The remote.
+        place: String,
+        /// The name.
+        name: String,
+        /// Who holds it.
+        host: String,
+    },
+    /// The lease that a name was held under here is over.
+    #[error("{name} is no longer held here: it has gone on at {place} with version {version}, by {host}")]
+    Lost {
+        /// The remote.
+        place: String,
+        /// The name.
+        name: String,
+        /// The version it has there now; 0: none.
+        version: u32,
+        /// Who made that.
+        host: String,
+    },
     /// Another host collects garbage there.
     #[error("{host} has been collecting garbage at {place} for {minutes} min")]
     Collecting {

@@ -16,6 +16,8 @@ pub enum Room {
     Refs,
     /// Who is pushing.
     Intents,
+    /// That who holds a line is still there.
+    Leases,
     /// What is being collected.
     Condemned,
     /// What `Objects::check` tries.
@@ -24,11 +26,12 @@ pub enum Room {
 
 impl Room {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Packs,
         Self::Indexes,
         Self::Refs,
         Self::Intents,
+        Self::Leases,
         Self::Condemned,
         Self::Checks,
     ];
@@ -40,6 +43,7 @@ impl Room {
             Self::Indexes => "indexes",
             Self::Refs => "refs",
             Self::Intents => "intents",
+            Self::Leases => "leases",
             Self::Condemned => "condemned",
             Self::Checks => "checks",
         }

@@ -8,11 +8,13 @@
 //! not there ([`crate::gc()`]).
 
 use crate::index::Index;
-use crate::pack::{PackBuilder, PackHash, SALT_BYTES, SealedPack, name_of, sealed_bytes};
+use crate::intent::Intent;
+use crate::pack::{Name, PackBuilder, PackHash, SALT_BYTES, SealedPack, name_of, sealed_bytes};
 use crate::parallel::in_parallel;
-use crate::{Ref, Remote, Result, Room};
+use crate::{Ref, Remote, Result, Room, SourceError, Under};
 use martlet_image::SnapshotId;
 use martlet_store::{Key, RefName, Store};
+use std::collections::BTreeMap;
 
 /// Packs that are made and put at the same time.
 const WRITERS: usize = 2;
@@ -30,22 +32,63 @@ pub struct PushReport {
     pub packs: u64,
 }
 
-/// Pushes a snapshot and has the remote call it `name`. With `dry_run` it only says what would be sent. `progress` is told
+/// Pushes a snapshot and has the remote call it `name`, which nobody else may hold. With `dry_run` it only says what would be sent. `progress` is told
 /// of bytes sent, and of bytes in all.
 pub fn push(
     store: &Store,
     remote: &Remote,
     id: SnapshotId,
     name: &RefName,
+    under: Under<'_>,
     dry_run: bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(PushReport, Option<Ref>)> {
     let _pin = store.pin(id, "a push")?;
-    let needs = store.needs(&id)?;
+    remote.may_follow(name, remote.newest(name)?.as_ref(), under)?; // before anything is sent
     let intent = match dry_run {
         true => None,
         false => Some(remote.intend()?),
     };
+    let (report, index, names) = send(store, remote, id, intent.as_ref(), progress)?;
+    let Some(intent) = intent else {
+        return Ok((report, None));
+    };
+    let before = remote.newest(name)?;
+    intent.check()?;
+    // Packs that an older ref relies on may be gone, and others in their place.
+    let lease = remote.may_follow(name, before.as_ref(), under)?;
+    let stands = |before: &Ref| {
+        before.snapshot == id && before.lease == lease && before.packs.iter().all(|pack| index.knows(pack))
+    };
+    let called = match before {
+        Some(before) if stands(&before) => before,
+        before => remote.put_ref(name, id, index.packs_of(&names), lease, before.as_ref())?,
+    };
+    Ok((report, Some(called)))
+}
+
+/// Sends what the remote lacks of a snapshot, so that a push of it, or of one that follows on it, has little left to send.
+pub fn upload(
+    store: &Store,
+    remote: &Remote,
+    id: SnapshotId,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<PushReport> {
+    let _pin = store.pin(id, "an upload")?;
+    let intent = remote.intend()?;
+    let (report, _, _) = send(store, remote, id, Some(&intent), progress)?;
+    Ok(report)
+}
+
+/// Sends what the remote lacks; without an intent it only says what that is. Tells where everything is, and what is needed.
+fn send(
+    store: &Store,
+    remote: &Remote,
+    id: SnapshotId,
+    intent: Option<&Intent<'_>>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(PushReport, Index, Vec<Name>)> {
+    let needs = store.needs(&id)?;
     let mut index = index_of_all(remote)?;
     let (mut lacking, mut names) = (Vec::new(), Vec::with_capacity(needs.len()));
     let mut report = PushReport::default();
@@ -60,34 +103,107 @@ pub fn push(
     report.objects = names.len() as u64;
     report.sent_objects = lacking.len() as u64;
     let Some(intent) = intent else {
-        return Ok((report, None));
+        return Ok((report, index, names));
     };
+    report.packs = put_packs(
+        store,
+        remote,
+        intent,
+        lacking,
+        report.sent_bytes,
+        &mut index,
+        progress,
+    )?;
+    Ok((report, index, names))
+}
 
-    let mut sent_bytes = 0;
-    progress(sent_bytes, report.sent_bytes);
+/// Has a name, which nobody may hold, stand for what another version stands for: of it or of another name.
+pub fn point(remote: &Remote, name: &RefName, to: &Ref) -> Result<Ref> {
+    let intent = remote.intend()?;
+    let index = index_of_all(remote)?;
+    if let Some(gone) = to.packs.iter().find(|pack| !index.knows(pack)) {
+        return Err(SourceError::Incomplete {
+            place: remote.place(),
+            object: gone.key(Room::Packs).to_string(),
+        });
+    }
+    let before = remote.newest(name)?;
+    let lease = remote.may_follow(name, before.as_ref(), Under::Nothing)?;
+    intent.check()?;
+    remote.put_ref(name, to.snapshot, to.packs.clone(), lease, before.as_ref())
+}
+
+/// Puts objects there, in this order. How many packs they are in.
+fn put_packs(
+    store: &Store,
+    remote: &Remote,
+    intent: &Intent<'_>,
+    objects: Vec<Key>,
+    size_bytes: u64,
+    index: &mut Index,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<u64> {
+    let (mut sent_bytes, mut count) = (0, 0);
+    progress(sent_bytes, size_bytes);
     let put = |pack: Result<SealedPack>| {
         let pack = pack?;
         remote.put_pack(&pack)?;
         Ok((pack.hash, pack.entries, (pack.bytes.len() - SALT_BYTES) as u64))
     };
-    let packs = packs(store, remote, &intent.id, lacking);
+    let packs = packs(store, remote, &intent.id, objects);
     in_parallel(WRITERS, packs, put, |(hash, entries, bytes)| {
         index.add(hash, entries);
         sent_bytes += bytes;
-        report.packs += 1;
-        progress(sent_bytes, report.sent_bytes);
+        count += 1;
+        progress(sent_bytes, size_bytes);
         Ok(())
     })?;
+    Ok(count)
+}
 
-    let before = remote.newest(name)?;
-    intent.check()?;
-    // Packs that an older ref relies on may be gone, and others in their place.
-    let stands = |before: &Ref| before.snapshot == id && before.packs.iter().all(|pack| index.knows(pack));
-    let called = match before {
-        Some(before) if stands(&before) => before,
-        before => remote.put_ref(name, id, index.packs_of(&names), before.as_ref())?,
-    };
-    Ok((report, Some(called)))
+/// Sends at most so many bytes of what the remote lacks of a snapshot, for whoever finds it there ([`Remote::which`]): these
+/// objects first, as far as they are of it, then the rest. Says what was sent, and what there was to send.
+pub fn carry(
+    store: &Store,
+    remote: &Remote,
+    id: SnapshotId,
+    first: &[Key],
+    size_bytes_max: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(PushReport, u64)> {
+    let _pin = store.pin(id, "carrying")?;
+    let intent = remote.intend()?;
+    let mut index = index_of_all(remote)?;
+    let mut lacking: BTreeMap<Key, u64> = BTreeMap::new();
+    for (key, stored_len) in store.needs(&id)? {
+        if index.place(&name_of(&remote.realm, &key)).is_none() {
+            lacking.insert(key, sealed_bytes(stored_len as usize));
+        }
+    }
+    let wanted_bytes = lacking.values().sum();
+    let mut sizes: Vec<(Key, u64)> = first.iter().filter_map(|key| lacking.remove_entry(key)).collect();
+    sizes.extend(lacking);
+    let mut report = PushReport::default();
+    let mut chosen = Vec::new();
+    for (key, size_bytes) in sizes {
+        if report.sent_bytes + size_bytes > size_bytes_max {
+            break;
+        }
+        report.sent_bytes += size_bytes;
+        chosen.push(key);
+    }
+    report.sent_objects = chosen.len() as u64;
+    report.objects = report.sent_objects;
+    report.packs = put_packs(
+        store,
+        remote,
+        &intent,
+        chosen,
+        report.sent_bytes,
+        &mut index,
+        progress,
+    )?;
+    Ok((report, wanted_bytes))
 }
 
 /// Where everything is that may be relied on. To be asked for after the intent.

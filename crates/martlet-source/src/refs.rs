@@ -3,7 +3,7 @@
 //! ```text
 //! refs/NAME@00000001 ◄── refs/NAME@00000002 ◄── …     NAME is that of the ref in the realm
 //! sealed for the object's name:  0  snapshot 32, or zeros | 32  hash of the version before 32 | 64  stamp
-//!                                .. length 2 | the ref's name | hashes of the packs that the snapshot is in, 32 each
+//!                                .. length 2 | the ref's name | lease (lease.rs) | hashes of the packs that the snapshot is in, 32 each
 //! ```
 //!
 //! A name never changes what it stands for: it gets another version, which only one of several can put. All versions stay
@@ -15,7 +15,7 @@
 
 use crate::pack::PackHash;
 use crate::parallel::in_parallel;
-use crate::{Key, Put, Remote, Result, Room, SourceError, Stamp};
+use crate::{Key, Lease, Put, Remote, Result, Room, SourceError, Stamp};
 use martlet_image::SnapshotId;
 use martlet_store::RefName;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,8 @@ pub struct Ref {
     pub version: u32,
     /// Who made it.
     pub by: Stamp,
+    /// The lease that its name is held under from then on: no other version may follow but that one's.
+    pub lease: Option<Lease>,
     /// Where the snapshot is.
     pub(crate) packs: BTreeSet<PackHash>,
     /// Hash of the version before.
@@ -91,7 +93,10 @@ impl Remote {
     /// Takes a name away. What only it needs is there until garbage is collected.
     pub fn remove_ref(&self, name: &RefName) -> Result<()> {
         let newest = self.find_ref(name)?.ok_or_else(|| self.no_snapshot(name))?;
-        self.put_ref(name, NOTHING, BTreeSet::new(), Some(&newest))
+        if newest.lease.is_some() {
+            return Err(self.held(name, &newest));
+        }
+        self.put_ref(name, NOTHING, BTreeSet::new(), None, Some(&newest))
             .map(drop)
     }
 
@@ -101,6 +106,7 @@ impl Remote {
         name: &RefName,
         snapshot: SnapshotId,
         packs: BTreeSet<PackHash>,
+        lease: Option<Lease>,
         before: Option<&Ref>,
     ) -> Result<Ref> {
         if packs.len() > PACKS_MAX {
@@ -117,6 +123,7 @@ impl Remote {
             before: before.map_or([0; 32], |before| before.hash),
             by: self.stamp(),
             name: name.clone(),
+            lease,
             packs,
         };
         let sealed = self.realm.seal(key.name().as_bytes(), &content.encode());
@@ -242,6 +249,7 @@ pub(crate) struct Content {
     before: [u8; 32],
     by: Stamp,
     name: RefName,
+    lease: Option<Lease>,
     packs: BTreeSet<PackHash>,
 }
 
@@ -253,6 +261,7 @@ impl Content {
         bytes.extend(self.by.encode());
         bytes.extend((name.len() as u16).to_le_bytes()); // at most twice 63 and a colon
         bytes.extend(name.as_bytes());
+        bytes.extend(Lease::encode(self.lease.as_ref()));
         bytes.extend(self.packs.iter().flat_map(|pack| pack.0));
         bytes
     }
@@ -264,12 +273,14 @@ impl Content {
         let (len, rest) = rest.split_first_chunk()?;
         let (name, rest) = rest.split_at_checked(u16::from_le_bytes(*len).into())?;
         let (name, tag) = str::from_utf8(name).ok()?.split_once(':')?;
+        let (lease, rest) = Lease::decode(rest)?;
         let (packs, rest) = rest.as_chunks();
         rest.is_empty().then_some(Self {
             snapshot: SnapshotId(*snapshot),
             before: *before,
             by,
             name: RefName::new(name, tag).ok()?,
+            lease,
             packs: packs.iter().map(|pack| PackHash(*pack)).collect(),
         })
     }
@@ -279,6 +290,7 @@ impl Content {
             snapshot: self.snapshot,
             version,
             by: self.by,
+            lease: self.lease,
             packs: self.packs,
             before: self.before,
             hash: *blake3::hash(sealed).as_bytes(),
@@ -293,10 +305,16 @@ fn version_key(realm_name: &str, version: u32) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LeaseId;
 
     #[test]
     fn a_content_comes_back_and_what_is_cut_off_is_none() {
-        for packs in [0, 1, 3] {
+        let lease = Lease {
+            id: LeaseId([4; 16]),
+            lasts_s: 60,
+            until_unix_s: Some(5),
+        };
+        for (packs, lease) in [(0, None), (1, Some(lease.clone())), (3, Some(lease))] {
             let content = Content {
                 snapshot: SnapshotId([1; 32]),
                 before: [2; 32],
@@ -305,6 +323,7 @@ mod tests {
                     host: "here".into(),
                 },
                 name: RefName::new("web", "1").unwrap(),
+                lease,
                 packs: (0..packs).map(|pack| PackHash([pack; 32])).collect(),
             };
             let bytes = content.encode();

@@ -8,7 +8,7 @@ use crate::stamp::fitting;
 use crate::unique::now_unix_s;
 use crate::{Key, Objects, Realm, Ref, Result, Room, Seen, SourceError, Stamp};
 use martlet_store::{Key as ObjectKey, Stored};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What lies so close together is read at once, with what is between.
@@ -109,6 +109,20 @@ impl Remote {
             unknown.copied().collect()
         };
         self.read_indexes(packs, |pack, entries| self.index().add(pack, entries))
+    }
+
+    /// Learns where everything is that is there, of any ref or of none.
+    pub fn learn_all(&self) -> Result<()> {
+        let listed = self.objects.list(Room::Indexes)?;
+        let packs = listed.iter().filter_map(|entry| PackHash::of(&entry.key));
+        self.read_indexes(packs.collect(), |pack, entries| self.index().add(pack, entries))
+    }
+
+    /// Those of these objects that were learnt of.
+    pub fn which(&self, keys: impl IntoIterator<Item = ObjectKey>) -> HashSet<ObjectKey> {
+        let index = self.index();
+        let is_there = |key: &ObjectKey| index.place(&name_of(&self.realm, key)).is_some();
+        keys.into_iter().filter(is_there).collect()
     }
 
     /// Reads the indexes of these packs.

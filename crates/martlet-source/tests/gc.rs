@@ -2,7 +2,8 @@
 
 use martlet_image::{DiskRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
 use martlet_source::{
-    Entry, GcOptions, GcReport, Key, Objects, Put, Realm, Remote, Result, Room, SourceError, gc, pull, push,
+    Entry, GcOptions, GcReport, Key, Objects, Put, Realm, Remote, Result, Room, SourceError, Under, gc, pull,
+    push,
 };
 use martlet_store::faulty::FaultyFiles;
 use martlet_store::{Key as ObjectKey, RefName, Store};
@@ -195,7 +196,16 @@ impl Host {
 
     fn push(&self, remote: &Remote, snapshot: usize, called: &str) -> Result<()> {
         let id = self.snapshots[snapshot];
-        push(&self.store, remote, id, &name(called), false, &mut |_, _| ()).map(drop)
+        push(
+            &self.store,
+            remote,
+            id,
+            &name(called),
+            Under::Nothing,
+            false,
+            &mut |_, _| (),
+        )
+        .map(drop)
     }
 
     /// Everything that a ref stands for is there.

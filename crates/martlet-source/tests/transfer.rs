@@ -2,8 +2,8 @@
 
 use martlet_image::{Manifest, MemoryRecord, PAGE_SIZE, SnapshotId, SnapshotRecord};
 use martlet_source::{
-    Directory, Entry, Key, Objects, Put, Realm, Remote, Result, Room, SourceError, fetch_without_frames,
-    pull, push,
+    Directory, Entry, Key, Objects, Put, Realm, Remote, Result, Room, SourceError, Under,
+    fetch_without_frames, pull, push,
 };
 use martlet_store::{Key as ObjectKey, Kind, RealFiles, RefName, Store};
 use std::ops::Range;
@@ -80,7 +80,16 @@ impl Host {
     }
 
     fn push(&self, remote: &Remote, id: SnapshotId, called: &str) -> Result<martlet_source::PushReport> {
-        push(&self.store, remote, id, &name(called), false, &mut |_, _| ()).map(|(report, _)| report)
+        push(
+            &self.store,
+            remote,
+            id,
+            &name(called),
+            Under::Nothing,
+            false,
+            &mut |_, _| (),
+        )
+        .map(|(report, _)| report)
     }
 
     fn pull(&self, remote: &Remote, called: &str) -> Result<martlet_source::PullReport> {
@@ -149,6 +158,7 @@ fn a_snapshot_comes_back_and_only_what_is_lacking_moves() {
         &at(dir.path()),
         first,
         &name("web:1"),
+        Under::Nothing,
         true,
         &mut |_, _| (),
     )
@@ -536,7 +546,16 @@ fn progress_goes_up_to_its_end() {
     let web = name("web:1");
     let mut told = Vec::new();
     let mut tell = |done, total| told.push((done, total));
-    let (report, _) = push(&here.store, &at(dir.path()), id, &web, false, &mut tell).unwrap();
+    let (report, _) = push(
+        &here.store,
+        &at(dir.path()),
+        id,
+        &web,
+        Under::Nothing,
+        false,
+        &mut tell,
+    )
+    .unwrap();
     assert_eq!(told.len() as u64, 1 + report.packs);
     assert!(told.is_sorted() && told.iter().all(|(_, total)| *total == report.sent_bytes));
     assert_eq!(told.last(), Some(&(report.sent_bytes, report.sent_bytes)));

@@ -1,8 +1,10 @@
 //! The command line: each option is defined once, here, and feeds help, man pages and completions.
 
 mod elsewhere;
+mod line;
 
 pub use elsewhere::*;
+pub use line::*;
 
 use crate::values::{env_pair, name, new_reference, port, probe, reference, size, tag};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -148,16 +150,41 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t)]
         method: Method,
     },
-    /// Save a running machine's state as a snapshot, and leave nothing running
-    Suspend(CheckpointArgs),
-    /// Let a suspended machine go on where it was
+    /// Save a running machine's state as a snapshot, and leave nothing running. One that has a line is published, so that
+    /// it can go on elsewhere
+    Suspend {
+        #[command(flatten)]
+        args: CheckpointArgs,
+        #[command(flatten)]
+        line: LineArgs,
+    },
+    /// Let a suspended machine go on where it was, or one of another host that is published at a remote
     Resume {
         #[command(flatten)]
+        from: FromLine,
+        #[command(flatten)]
         probe: ProbeArg,
+        /// Machine; with --from, what its line is called there
+        #[arg(value_parser = reference)]
+        name: String,
+    },
+    /// Publish a machine's newest state on its line; it goes on
+    Publish {
+        /// From now on, do so by itself every so many seconds while it runs; 0: no more
+        #[arg(long, value_name = "SECONDS")]
+        every: Option<u32>,
+        #[command(flatten)]
+        line: LineArgs,
         /// Machine
         #[arg(value_parser = name)]
         name: String,
     },
+    /// See who holds a machine's line, and get it from them
+    #[command(subcommand)]
+    Lease(LeaseCommand),
+    /// Follow lines of other hosts: what is published on them comes here at once
+    #[command(subcommand)]
+    Follow(FollowCommand),
     /// Start clones of a running machine or a snapshot, each with an identity of its own
     Fork {
         /// How many
@@ -279,8 +306,33 @@ pub enum Command {
         #[command(flatten)]
         from: FromRemote,
     },
+    /// Fill a disk that is carried with what is most likely to be read of machines or snapshots. Hosts that know it (`remote
+    /// add`) look there before they ask anybody else, whatever they get
+    Carry {
+        /// No more than so much (4G)
+        #[arg(long, value_parser = size, value_name = "BYTES")]
+        size: Option<u64>,
+        /// Realm that it is sealed in, if the directory is no remote yet [default: default]
+        #[arg(long, value_parser = name, value_name = "NAME")]
+        realm: Option<String>,
+        /// Directory
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: String,
+        /// Machines, or snapshots (NAME:TAG or id), the most wanted first
+        #[arg(required = true, value_parser = reference)]
+        sources: Vec<String>,
+    },
     /// List snapshots of which not all is here yet, and what has come of them
     Away,
+    /// Show where the time of a machine's last start went: what of its memory and disk it waited for
+    Explain {
+        /// List so many of the longest waits
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        top: usize,
+        /// Machine, or snapshot (NAME:TAG or id) that one was started from
+        #[arg(value_parser = reference)]
+        source: String,
+    },
     /// Free space that nothing refers to
     Gc {
         /// Only say what would be freed

@@ -2,7 +2,9 @@
 
 mod base;
 mod bench;
+mod explain;
 mod host;
+mod line;
 mod machine;
 mod realm;
 mod remote;
@@ -17,7 +19,7 @@ use crate::daemon::Daemon;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Reporter;
 use crate::{console, exec, files, show, terminal};
-use martlet_api::{CheckpointMethod, ExecRequest, Problem, ProblemCode, PushRequest};
+use martlet_api::{CarryRequest, CheckpointMethod, ExecRequest, Problem, ProblemCode, PushRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -75,8 +77,14 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Checkpoint { args, method } => {
             snapshot::checkpoint(&context, args, method.into(), "checkpoint")
         }
-        Command::Suspend(args) => snapshot::checkpoint(&context, args, CheckpointMethod::Auto, "suspend"),
-        Command::Resume { probe, name } => machine::resume(&context, &name, probe.probe),
+        Command::Suspend { args, line } => {
+            line::begin(&context, &args.name, line)?;
+            snapshot::checkpoint(&context, args, CheckpointMethod::Auto, "suspend")
+        }
+        Command::Resume { from, probe, name } => line::resume(&context, from, &name, probe.probe),
+        Command::Publish { every, line, name } => line::publish(&context, &name, line, every),
+        Command::Lease(command) => line::lease(&context, command),
+        Command::Follow(command) => line::follow(&context, command),
         Command::Rollback { name, to } => machine::rollback(&context, &name, to),
         Command::Images {
             command: None | Some(ImagesCommand::Ls),
@@ -113,7 +121,22 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         } => remote::pull(&context, from, dry_run, bandwidth),
         Command::Fetch { rest, from } => remote::fetch(&context, from, rest),
         Command::Clone { name, policy, from } => remote::clone(&context, name, policy, from),
+        Command::Carry {
+            size,
+            realm,
+            dir,
+            sources,
+        } => {
+            let request = CarryRequest {
+                dir: remote::absolute(dir)?,
+                sources,
+                size_bytes: size,
+                realm,
+            };
+            remote::carry(&context, &request)
+        }
         Command::Away => remote::away(&context),
+        Command::Explain { top, source } => explain::run(&context, &source, top),
         Command::Gc { dry_run } => store::gc(&context, dry_run),
         Command::Df => store::df(&context),
         Command::Bench(BenchCommand::Local(args)) => bench::local(&context, &args),

@@ -68,6 +68,20 @@ pub fn age(unix_ms: u64) -> String {
     }
 }
 
+/// `for 5 days`.
+pub fn until(unix_ms: u64) -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as u64;
+    let hours = unix_ms.saturating_sub(now) / 3_600_000;
+    match hours {
+        0 if unix_ms <= now => "over".into(),
+        0..48 => format!("for {} h more", hours + 1),
+        _ => format!("for {} days more", hours / 24),
+    }
+}
+
 /// First 12 digits of an id.
 pub fn short_id(id: &str) -> String {
     id.chars().take(12).collect()

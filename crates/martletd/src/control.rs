@@ -95,6 +95,8 @@ pub trait Control: Send + Sync + 'static {
     fn snapshot(&self, reference: &str) -> Answer<SnapshotInfo>;
     /// A machine's or snapshot's ancestry, newest first.
     fn log(&self, source: &str) -> Answer<Vec<SnapshotInfo>>;
+    /// What a machine's, or a snapshot's, last start waited for; of the longest stalls so many.
+    fn explain(&self, source: &str, top: usize) -> Answer<Explanation>;
     /// How two snapshots differ.
     fn diff(&self, from: &str, to: &str) -> Answer<SnapshotDiff>;
     /// Gives a snapshot one more reference, `name:tag`.
@@ -122,6 +124,38 @@ pub trait Control: Send + Sync + 'static {
     fn remote_forget(&self, name: &str, reference: &str) -> Answer<()>;
     /// What a name stood for at a remote.
     fn remote_history(&self, name: &str, reference: &str) -> Answer<Vec<RemoteVersion>>;
+    /// Gives a machine a line at a remote.
+    fn set_line(&self, name: &str, request: LineRequest) -> Answer<MachineInfo>;
+    /// Publishes a machine's newest state on its line.
+    fn publish(
+        &self,
+        name: &str,
+        request: PublishRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<PublishReport>;
+    /// Goes on here with a machine whose line is at a remote.
+    fn resume_from(
+        &self,
+        remote: &str,
+        request: ResumeFromRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<MachineInfo>;
+    /// Who holds a line.
+    fn lease(&self, remote: &str, reference: &str) -> Answer<LeaseInfo>;
+    /// Takes a line from its holder.
+    fn lease_break(&self, remote: &str, reference: &str) -> Answer<()>;
+    /// Asks the holder of a line to let go of it.
+    fn lease_ask(&self, remote: &str, reference: &str) -> Answer<LeaseInfo>;
+    /// Has a name at a remote stand for an earlier version of it, or another name for it.
+    fn point(&self, remote: &str, reference: &str, request: PointRequest) -> Answer<LeaseInfo>;
+    /// Fills a carried disk with what is most likely to be read.
+    fn carry(&self, request: CarryRequest, progress: ProgressSink<'_>) -> Answer<Vec<CarryReport>>;
+    /// From now on, what is published on a line comes here.
+    fn follow(&self, remote: &str, request: FollowRequest) -> Answer<()>;
+    /// It comes no more.
+    fn unfollow(&self, remote: &str, reference: &str) -> Answer<()>;
+    /// The lines that are followed.
+    fn follows(&self) -> Answer<Vec<FollowInfo>>;
     /// Is there something to do without being asked?
     fn is_at_work(&self) -> bool;
     /// Makes a fleet of which this is the first host.

@@ -170,6 +170,9 @@ impl Control for EngineControl {
     fn log(&self, source: &str) -> Answer<Vec<SnapshotInfo>> {
         self.0.log(source)
     }
+    fn explain(&self, source: &str, top: usize) -> Answer<Explanation> {
+        self.0.explain(source, top)
+    }
     fn diff(&self, from: &str, to: &str) -> Answer<SnapshotDiff> {
         self.0.diff(from, to)
     }
@@ -207,6 +210,49 @@ impl Control for EngineControl {
     }
     fn remote_history(&self, name: &str, reference: &str) -> Answer<Vec<RemoteVersion>> {
         self.0.remote_history(name, reference)
+    }
+    fn set_line(&self, name: &str, request: LineRequest) -> Answer<MachineInfo> {
+        self.0.set_line(name, request)
+    }
+    fn publish(
+        &self,
+        name: &str,
+        request: PublishRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<PublishReport> {
+        self.0.publish(name, request, progress)
+    }
+    fn resume_from(
+        &self,
+        remote: &str,
+        request: ResumeFromRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<MachineInfo> {
+        self.0.resume_from(remote, request, progress)
+    }
+    fn lease(&self, remote: &str, reference: &str) -> Answer<LeaseInfo> {
+        self.0.lease(remote, reference)
+    }
+    fn lease_break(&self, remote: &str, reference: &str) -> Answer<()> {
+        self.0.lease_break(remote, reference)
+    }
+    fn lease_ask(&self, remote: &str, reference: &str) -> Answer<LeaseInfo> {
+        self.0.lease_ask(remote, reference)
+    }
+    fn point(&self, remote: &str, reference: &str, request: PointRequest) -> Answer<LeaseInfo> {
+        self.0.point(remote, reference, request)
+    }
+    fn carry(&self, request: CarryRequest, progress: ProgressSink<'_>) -> Answer<Vec<CarryReport>> {
+        self.0.carry(request, progress)
+    }
+    fn follow(&self, remote: &str, request: FollowRequest) -> Answer<()> {
+        self.0.follow(remote, request)
+    }
+    fn unfollow(&self, remote: &str, reference: &str) -> Answer<()> {
+        self.0.unfollow(remote, reference)
+    }
+    fn follows(&self) -> Answer<Vec<FollowInfo>> {
+        self.0.follows()
     }
     fn is_at_work(&self) -> bool {
         self.0.is_at_work()

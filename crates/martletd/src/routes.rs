@@ -1,8 +1,10 @@
 //! The API's table of routes.
 
 mod bases;
+mod explain;
 mod guest;
 mod hosts;
+mod lines;
 mod machines;
 mod realms;
 mod remotes;
@@ -19,8 +21,10 @@ pub fn all() -> Routes {
     let routes = machines::routes(routes);
     let routes = guest::routes(routes);
     let routes = snapshots::routes(routes);
+    let routes = explain::routes(routes);
     let routes = hosts::routes(routes);
     let routes = realms::routes(routes);
     let routes = remotes::routes(routes);
+    let routes = lines::routes(routes);
     store::routes(routes)
 }

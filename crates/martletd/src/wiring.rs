@@ -6,16 +6,21 @@ use anyhow::{Context, Result};
 use martlet_engine::{Engine, Options};
 use martletd::control::Control;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Most QEMUs started ahead.
 const POOL_MAX: usize = 256;
 
+/// The holder of a line gives a few signs in that time, and nobody waits longer to know that it is gone.
+const LEASE_S: RangeInclusive<u32> = 2..=86_400;
+
 /// Opens the engine on a state directory.
 ///
 /// The agent lies beside this program, or where `MARTLET_AGENT` says; `MARTLET_QEMU` names a QEMU that is not the
-/// distribution's, `MARTLET_POOL` how many of it are started ahead.
+/// distribution's, `MARTLET_POOL` how many of it are started ahead, `MARTLET_LEASE` for how many seconds the holder of a
+/// machine's line may be silent.
 pub fn control(state_dir: &Path, listen: Option<SocketAddr>) -> Result<Arc<dyn Control>> {
     let program = std::env::current_exe().context("cannot find out where this program lies")?;
     let beside = program.with_file_name("martlet-agent");
@@ -25,6 +30,7 @@ pub fn control(state_dir: &Path, listen: Option<SocketAddr>) -> Result<Arc<dyn C
         agent: std::env::var_os("MARTLET_AGENT").map_or(beside, PathBuf::from),
         qemu: std::env::var_os("MARTLET_QEMU").map(PathBuf::from),
         pool_size: pool_size()?,
+        lease_s: lease_s()?,
     };
     let engine = Engine::open(options).map_err(|problem| {
         let because = problem
@@ -51,6 +57,21 @@ fn pool_size() -> Result<usize> {
             _ => anyhow::bail!("MARTLET_POOL is {text:?}; a number from 0 to {POOL_MAX} is possible"),
         },
         Err(_) => Ok(std::thread::available_parallelism().map_or(2, |n| n.get()).min(4)),
+    }
+}
+
+/// For how long the holder of a line may be silent: `MARTLET_LEASE`, or a minute.
+fn lease_s() -> Result<u32> {
+    match std::env::var("MARTLET_LEASE") {
+        Ok(text) => match text.parse() {
+            Ok(seconds) if LEASE_S.contains(&seconds) => Ok(seconds),
+            _ => anyhow::bail!(
+                "MARTLET_LEASE is {text:?}; {} to {} seconds are possible",
+                LEASE_S.start(),
+                LEASE_S.end()
+            ),
+        },
+        Err(_) => Ok(60),
     }
 }
 

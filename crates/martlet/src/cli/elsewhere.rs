@@ -145,6 +145,32 @@ pub enum RemoteCommand {
         #[arg(value_parser = reference)]
         snapshot: String,
     },
+    /// Have a name stand for an earlier version of it, by a new one
+    Rollback {
+        /// Remote
+        #[arg(value_parser = name)]
+        name: String,
+        /// Snapshot, or line of a machine that nobody holds (NAME:TAG)
+        #[arg(value_parser = reference)]
+        snapshot: String,
+        /// Version, as `remote log` shows them
+        version: u32,
+    },
+    /// Have a new name stand for a version of another one
+    Branch {
+        /// Of an earlier version [default: the newest]
+        #[arg(long)]
+        version: Option<u32>,
+        /// Remote
+        #[arg(value_parser = name)]
+        name: String,
+        /// Snapshot, or line of a machine (NAME:TAG)
+        #[arg(value_parser = reference)]
+        snapshot: String,
+        /// NAME:TAG
+        #[arg(value_parser = new_reference)]
+        new: String,
+    },
     /// Take a name away at a remote; `remote gc` then removes what only it needed
     Forget {
         /// Remote

@@ -1,7 +1,7 @@
 //! Machines: run, list, stop, remove.
 
 use super::base::init;
-use super::{Context, snapshot, timeline, understood};
+use super::{Context, line, snapshot, timeline, understood};
 use crate::cli::RunArgs;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Reporter;
@@ -144,6 +144,10 @@ fn describe(machine: MachineInfo) -> String {
         ("id", machine.id),
         ("state", show::state(machine.state).into()),
         (
+            "line",
+            show::or_none(&machine.line.as_ref().map(line::words).unwrap_or_default()),
+        ),
+        (
             "last error",
             show::or_none(machine.last_error.as_deref().unwrap_or_default()),
         ),
@@ -244,7 +248,7 @@ pub fn start(context: &Context, names: &[String]) -> Outcome {
     })
 }
 
-fn started(machine: MachineInfo) -> String {
+pub fn started(machine: MachineInfo) -> String {
     let line = after_start(&machine);
     name_and_state(machine) + &line
 }
@@ -268,6 +272,7 @@ pub fn rename(context: &Context, name: &str, new: &str) -> Outcome {
 }
 
 pub fn resume(context: &Context, name: &str, probe: Option<Probe>) -> Outcome {
+    names::check_name(name)?;
     let path = format!("/v1/machines/{name}/resume");
     context.long(
         &path,

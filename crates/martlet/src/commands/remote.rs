@@ -1,12 +1,12 @@
 //! `martlet remote …`, `push`, `pull`.
 
-use super::{Context, understood};
+use super::{Context, line, understood};
 use crate::cli::{FromRemote, Policy, RemoteCommand};
 use crate::failure::{Failure, Outcome};
 use crate::show;
 use martlet_api::{
-    AwaySnapshot, FetchRequest, PullRequest, PushRequest, RemoteAddRequest, RemoteGcReport, RemoteGcRequest,
-    RemoteInfo, RemoteSnapshot, RemoteVersion, TransferReport,
+    AwaySnapshot, CarryReport, CarryRequest, FetchRequest, PullRequest, PushRequest, RemoteAddRequest,
+    RemoteGcReport, RemoteGcRequest, RemoteInfo, RemoteSnapshot, RemoteVersion, TransferReport,
 };
 use std::io::Read;
 use std::path::Path;
@@ -52,6 +52,17 @@ pub fn run(context: &Context, command: RemoteCommand) -> Outcome {
         RemoteCommand::Log { name, snapshot } => {
             context.get(&format!("/v1/remotes/{name}/snapshots/{snapshot}"), versions)
         }
+        RemoteCommand::Rollback {
+            name,
+            snapshot,
+            version,
+        } => line::point(context, &name, &snapshot, Some(version), None),
+        RemoteCommand::Branch {
+            version,
+            name,
+            snapshot,
+            new,
+        } => line::point(context, &name, &snapshot, version, Some(new)),
         RemoteCommand::Forget { name, snapshot } => {
             context
                 .client()?
@@ -79,7 +90,7 @@ pub fn run(context: &Context, command: RemoteCommand) -> Outcome {
 }
 
 /// A directory is the daemon's to find, which is elsewhere; a URL is as it is.
-fn absolute(address: String) -> Outcome<String> {
+pub fn absolute(address: String) -> Outcome<String> {
     if address.contains("://") {
         return Ok(address);
     }
@@ -180,6 +191,23 @@ pub fn clone(context: &Context, name: Option<String>, policy: Policy, from: From
     super::machine::run_snapshot(context, name, got.reference, &words)
 }
 
+pub fn carry(context: &Context, request: &CarryRequest) -> Outcome {
+    context.long("/v1/carry", request, LOOKING, |reports: Vec<CarryReport>| {
+        show::table(
+            ["CARRIED", "SNAPSHOT", "BY", "PUT THERE", "NO ROOM FOR"],
+            reports.into_iter().map(|report| {
+                [
+                    report.source,
+                    show::short_id(&report.snapshot),
+                    report.remote,
+                    show::size(report.moved_bytes),
+                    show::size(report.left_bytes),
+                ]
+            }),
+        )
+    })
+}
+
 pub fn away(context: &Context) -> Outcome {
     context.get("/v1/away", |snapshots: Vec<AwaySnapshot>| {
         show::table(
@@ -248,7 +276,7 @@ fn snapshots(snapshots: Vec<RemoteSnapshot>) -> String {
 
 fn versions(versions: Vec<RemoteVersion>) -> String {
     show::table(
-        ["VERSION", "SNAPSHOT", "PUSHED", "BY"],
+        ["VERSION", "SNAPSHOT", "PUSHED", "BY", "THEN"],
         versions.into_iter().map(|version| {
             let snapshot = version.snapshot.as_deref().map(show::short_id);
             [
@@ -256,6 +284,7 @@ fn versions(versions: Vec<RemoteVersion>) -> String {
                 snapshot.unwrap_or_else(|| "taken away".into()),
                 show::age(version.pushed_unix_ms),
                 version.host,
+                if version.held { "held" } else { "free" }.into(),
             ]
         }),
     )

@@ -1,7 +1,7 @@
 //! Snapshots: take, fork, list, compare, tag, remove.
 
 use super::base::init;
-use super::{Context, timeline, understood};
+use super::{Context, line, timeline, understood};
 use crate::cli::CheckpointArgs;
 use crate::failure::{Failure, Outcome};
 use crate::show;
@@ -68,6 +68,13 @@ fn report(report: CheckpointReport) -> String {
             ),
         ),
     ]));
+    if let Some(published) = &report.published {
+        text += "\n";
+        text += &line::published(published);
+    }
+    if let Some(problem) = &report.unpublished {
+        text += &format!("\nnot published yet: {problem}; that is tried again and again\n");
+    }
     if report.avoided.is_empty() {
         return text;
     }

@@ -19,6 +19,7 @@ mod handover;
 mod hosts;
 mod imports;
 mod life;
+mod lines;
 mod no_byte;
 mod pool;
 mod pressure;

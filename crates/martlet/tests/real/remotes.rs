@@ -168,6 +168,8 @@ fn a_machine_runs_before_its_state_has_come() {
     );
     assert!(verified["away"].as_u64().unwrap() > 0, "{verified}");
 
+    assert_explained(&there, "b", "remote disk");
+
     // The place goes away: what needs it waits, and goes on when it is back, also when the daemon dies meanwhile.
     let hidden = remote.path().join("elsewhere");
     std::fs::rename(&address, &hidden).unwrap();
@@ -179,6 +181,10 @@ fn a_machine_runs_before_its_state_has_come() {
     std::fs::rename(&hidden, &address).unwrap();
     let waited = waiting.unwrap().wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&waited.stdout).trim(), sums);
+    let explained = there.json(&["explain", "--top", "1", "b"]);
+    let late_ms = explained["longest"][0]["late_ms"].as_f64().unwrap();
+    assert!(late_ms > 200.0, "the place was gone for longer: {explained}");
+    std::thread::sleep(Duration::from_secs(3)); // so that it is kept
     // Also when the name stands for something else there by now.
     here.ok(&["push", "--as", "a:travels", "tiny0:booted", "disk"]);
     there.kill_daemon();
@@ -190,6 +196,11 @@ fn a_machine_runs_before_its_state_has_come() {
     assert_eq!(there.fails_with_input(&["rmi", "a:travels"], ""), "in_use");
     let away = there.json(&["away"]);
     assert!(away[0]["missing_objects"].as_u64().unwrap() > 0, "{away}");
+    // It is asleep, and what it waited for is still known, also by the snapshot that it came from.
+    let by_machine = there.json(&["explain", "b"]);
+    assert!(by_machine["longest"][0]["late_ms"].as_f64().unwrap() > late_ms - 1.0);
+    assert_eq!(by_machine["began_unix_ms"], explained["began_unix_ms"]);
+    assert_eq!(there.json(&["explain", "a:travels"]), by_machine);
     let new = there.json(&["push", "b:more", "disk"])["moved_bytes"]
         .as_u64()
         .unwrap();
@@ -220,6 +231,49 @@ fn a_machine_runs_before_its_state_has_come() {
     assert_eq!(
         here.exec("c", &format!("{SUMS}; cat /more")),
         format!("{sums}\nmore")
+    );
+}
+
+/// What a machine waited for is listed, and adds up; it is some of what came because it was read.
+fn assert_explained(daemon: &Daemon, machine: &str, source: &str) {
+    let explained = daemon.json(&["explain", "--top", "5000", machine]);
+    let sum = |of: &str, field: &str| -> f64 {
+        let list = explained[of].as_array().unwrap();
+        list.iter().map(|one| one[field].as_f64().unwrap()).sum()
+    };
+    let total = |field: &str| explained[field].as_f64().unwrap();
+    for field in ["reads", "read_bytes", "stalls"] {
+        assert_eq!(sum("sources", field), total(field), "{explained}");
+    }
+    for of in ["timeline", "waited_for", "longest"] {
+        let field = if of == "longest" { "late_ms" } else { "waited_ms" };
+        assert!(
+            (sum(of, field) - total("waited_ms")).abs() < 1.0,
+            "{of}: {explained}"
+        );
+    }
+    let sources = explained["sources"].as_array().unwrap();
+    let far = sources.iter().find(|far| far["source"] == source);
+    let came_bytes = far.unwrap_or_else(|| panic!("{explained}"))["came_bytes"]
+        .as_u64()
+        .unwrap();
+    let away = daemon.json(&["away"]);
+    assert!(
+        came_bytes > 0 && came_bytes <= away[0]["read_bytes"].as_u64().unwrap(),
+        "{explained} of {away}"
+    );
+    let longest = explained["longest"].as_array().unwrap();
+    let listed = longest.iter().filter(|stall| stall["source"] == source).count() as u64;
+    assert_eq!(far.unwrap()["stalls"], listed);
+    let ordered = longest
+        .windows(2)
+        .all(|pair| pair[0]["late_ms"].as_f64() >= pair[1]["late_ms"].as_f64());
+    assert!(ordered, "{explained}");
+    assert!(
+        longest.iter().any(|stall| stall["region"]
+            .as_str()
+            .is_some_and(|region| region.starts_with("Kernel "))),
+        "{explained}"
     );
 }
 
@@ -292,4 +346,54 @@ fn what_nobody_needs_goes_from_a_remote() {
     daemon.ok(&["push", "a:noise", "disk"]);
     other.ok(&["pull", "disk", "a:noise"]);
     assert_eq!(other.json(&["verify"])["damaged"], serde_json::json!([]));
+}
+
+#[test]
+fn what_is_carried_is_asked_first() {
+    let places = tempfile::tempdir().unwrap();
+    let [far, usb] = ["far", "usb"].map(|name| places.path().join(name).to_string_lossy().into_owned());
+    let here = Daemon::new(Fixture::Tiny);
+    here.ok(&["remote", "add", "far", &far]);
+    here.ok(&["run", "tiny0:booted", "--name", "a"]);
+    here.exec("a", MAKE_NOISE);
+    let sums = here.exec("a", SUMS);
+    let old = here.json(&["checkpoint", "a", "--tag", "old"])["snapshot"].clone();
+    // A carrier has what there is room for, and an old one what has not changed since.
+    let few = &here.json(&["carry", "--size", "1M", &usb, "a:old"])[0];
+    assert!(few["moved_bytes"].as_u64() <= Some(1 << 20), "{few}");
+    assert!(few["left_bytes"].as_u64() > Some(5 << 20), "{few}");
+    let rest = &here.json(&["carry", &usb, "a"])[0];
+    assert_eq!(
+        (&rest["snapshot"], &rest["left_bytes"]),
+        (&old, &0.into()),
+        "{rest}"
+    );
+    assert_eq!(rest["moved_bytes"], few["left_bytes"]);
+    here.exec("a", "echo new > /new; sync");
+    here.ok(&["suspend", "a", "--tag", "travels"]);
+    here.ok(&["push", "a:travels", "far"]);
+
+    let there = here.another();
+    let line = here.ok(&["realm", "share"]);
+    there.ok_with_input(&["realm", "join"], &line);
+    there.ok(&["remote", "add", "far", &far]);
+    there.ok(&["remote", "add", "usb", &usb]);
+    there.ok(&["clone", "--policy", "demand", "--name", "b", "far", "a:travels"]);
+    assert_eq!(there.exec("b", "cat /new"), "new");
+    // What was carried needs nobody else.
+    std::fs::rename(&far, places.path().join("gone")).unwrap();
+    assert_eq!(there.exec("b", SUMS), sums);
+    let explained = there.json(&["explain", "b"]);
+    let sources = explained["sources"].as_array().unwrap();
+    let came = |name: &str| {
+        let source = sources.iter().find(|source| source["source"] == name);
+        source.map_or(0, |source| source["came_bytes"].as_u64().unwrap())
+    };
+    assert!(came("remote usb") > 6_000_000, "{explained}");
+    assert!(came("remote far") < came("remote usb") / 2, "{explained}");
+    // Without it, all comes from where it was published.
+    std::fs::rename(places.path().join("gone"), &far).unwrap();
+    std::fs::rename(&usb, places.path().join("lost")).unwrap();
+    there.ok(&["pull", "far", "a:travels"]);
+    assert_eq!(there.json(&["away"]), serde_json::json!([]));
 }

@@ -7,8 +7,8 @@ use crate::operation::Reply;
 use crate::server::Server;
 use axum::extract::{Path, State};
 use martlet_api::{
-    AwaySnapshot, FetchRequest, PullRequest, PushRequest, RemoteAddRequest, RemoteGcReport, RemoteGcRequest,
-    RemoteInfo, RemoteSnapshot, RemoteVersion, TransferReport,
+    AwaySnapshot, CarryReport, CarryRequest, FetchRequest, PullRequest, PushRequest, RemoteAddRequest,
+    RemoteGcReport, RemoteGcRequest, RemoteInfo, RemoteSnapshot, RemoteVersion, TransferReport,
 };
 
 pub fn routes(routes: Routes) -> Routes {
@@ -29,6 +29,9 @@ pub fn routes(routes: Routes) -> Routes {
     let fetch_spec = Spec::new("Get a snapshot from a remote, its frames when they are read")
         .takes::<FetchRequest>()
         .gives::<TransferReport>();
+    let carry_spec = Spec::new("Fill a carried disk with what is most likely to be read")
+        .takes::<CarryRequest>()
+        .lists::<CarryReport>();
     routes
         .route(
             Get,
@@ -61,6 +64,7 @@ pub fn routes(routes: Routes) -> Routes {
         .route(Post, "/v1/remotes/{name}/push", push_spec.with_events(), push)
         .route(Post, "/v1/remotes/{name}/pull", pull_spec.with_events(), pull)
         .route(Post, "/v1/remotes/{name}/fetch", fetch_spec.with_events(), fetch)
+        .route(Post, "/v1/carry", carry_spec.with_events(), carry)
         .route(
             Get,
             "/v1/away",
@@ -137,6 +141,16 @@ async fn fetch(
 ) -> Reply {
     server
         .operation(events, move |control, _| control.fetch(&name, request))
+        .await
+}
+
+async fn carry(
+    State(server): State<Server>,
+    WantsEvents(events): WantsEvents,
+    Body(request): Body<CarryRequest>,
+) -> Reply {
+    server
+        .operation(events, move |control, progress| control.carry(request, progress))
         .await
 }
 

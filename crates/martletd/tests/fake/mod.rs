@@ -3,16 +3,19 @@
 
 #![allow(dead_code)] // each test binary uses a part of it
 
+mod programs;
+
 use martlet_api::*;
 use martletd::control::*;
 use martletd::metrics::Metric;
 use martletd::server::Service;
+use programs::{Input, command};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
 /// Checkpoints of it wait until the test opens the gate.
@@ -79,6 +82,7 @@ pub fn machine(name: &str, state: MachineState) -> MachineInfo {
             ..Timeline::default()
         },
         restart: false,
+        line: None,
         last_error: None,
     }
 }
@@ -154,6 +158,8 @@ impl Fake {
                 means: AvoidedMeans::FreePageReporting,
                 bytes: 300 << 20,
             }],
+            published: None,
+            unpublished: None,
         })
     }
 }
@@ -430,6 +436,13 @@ impl Control for Fake {
     fn log(&self, source: &str) -> Answer<Vec<SnapshotInfo>> {
         Ok(vec![snapshot(&format!("{source}:1"))])
     }
+    fn explain(&self, source: &str, top: usize) -> Answer<Explanation> {
+        Ok(Explanation {
+            machine: source.into(),
+            stalls: top as u64,
+            ..Explanation::default()
+        })
+    }
     fn diff(&self, from: &str, to: &str) -> Answer<SnapshotDiff> {
         let memory = ImageDiff {
             same_bytes: 1 << 20,
@@ -497,7 +510,71 @@ impl Control for Fake {
             snapshot: Some("ab".repeat(32)),
             host: "there".into(),
             pushed_unix_ms: 1,
+            held: false,
         }])
+    }
+    fn set_line(&self, name: &str, request: LineRequest) -> Answer<MachineInfo> {
+        self.change(name, |machine| {
+            machine.line = Some(LineInfo {
+                remote: request.remote,
+                reference: request
+                    .reference
+                    .unwrap_or_else(|| format!("{}:latest", machine.name)),
+                state: LineState::Free,
+                version: 0,
+                published: false,
+                every_s: None,
+            });
+        })?;
+        self.machine(name)
+    }
+    fn publish(&self, name: &str, _: PublishRequest, progress: ProgressSink<'_>) -> Answer<PublishReport> {
+        progress(stage("publishing", 1));
+        let line = self
+            .machine(name)?
+            .line
+            .ok_or_else(|| Problem::new(ProblemCode::WrongState, format!("machine {name} has no line")))?;
+        Ok(PublishReport {
+            snapshot: "ab".repeat(32),
+            remote: line.remote,
+            reference: line.reference,
+            version: 1,
+            moved_bytes: 1,
+            side: false,
+            released: false,
+        })
+    }
+    fn resume_from(&self, _: &str, r: ResumeFromRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+        self.start(r.reference.split(':').next().unwrap(), progress)
+    }
+    fn lease(&self, _: &str, reference: &str) -> Answer<LeaseInfo> {
+        Ok(LeaseInfo {
+            reference: reference.into(),
+            version: 1,
+            snapshot: "ab".repeat(32),
+            held: None,
+        })
+    }
+    fn lease_break(&self, _: &str, _: &str) -> Answer<()> {
+        Ok(())
+    }
+    fn lease_ask(&self, remote: &str, reference: &str) -> Answer<LeaseInfo> {
+        self.lease(remote, reference)
+    }
+    fn point(&self, remote: &str, reference: &str, _: PointRequest) -> Answer<LeaseInfo> {
+        self.lease(remote, reference)
+    }
+    fn carry(&self, _: CarryRequest, _: ProgressSink<'_>) -> Answer<Vec<CarryReport>> {
+        Ok(Vec::new())
+    }
+    fn follow(&self, _: &str, _: FollowRequest) -> Answer<()> {
+        Ok(())
+    }
+    fn unfollow(&self, _: &str, _: &str) -> Answer<()> {
+        Ok(())
+    }
+    fn follows(&self) -> Answer<Vec<FollowInfo>> {
+        Ok(Vec::new())
     }
     fn is_at_work(&self) -> bool {
         false
@@ -607,110 +684,6 @@ impl Control for Fake {
             self.machines.lock().unwrap().len() as f64,
         )])
     }
-}
-
-enum ToCommand {
-    Stdin(Vec<u8>),
-    End,
-    Resize(TtySize),
-    Signal(i32),
-}
-
-struct Input(Sender<ToCommand>);
-
-impl Input {
-    fn send(&self, message: ToCommand) -> Answer<()> {
-        self.0
-            .send(message)
-            .map_err(|_| Problem::new(ProblemCode::WrongState, "the command has ended"))
-    }
-}
-
-impl ExecInput for Input {
-    fn stdin(&mut self, bytes: &[u8]) -> Answer<()> {
-        self.send(ToCommand::Stdin(bytes.to_vec()))
-    }
-    fn stdin_end(&mut self) -> Answer<()> {
-        self.send(ToCommand::End)
-    }
-    fn resize(&mut self, size: TtySize) -> Answer<()> {
-        self.send(ToCommand::Resize(size))
-    }
-    fn signal(&mut self, signal: i32) -> Answer<()> {
-        self.send(ToCommand::Signal(signal))
-    }
-}
-
-/// The guest's programs: `env`, `cat`, `big BYTES`, `exit CODE`, `die SIGNAL`, `wait` (for a signal), `size` (of the terminal, at each
-/// change, until input), and whatever else there is not.
-fn command(request: &ExecRequest, input: &Receiver<ToCommand>, events: &SyncSender<ExecEvent>) {
-    let say = |text: String| events.send(ExecEvent::Stdout(text.into_bytes())).unwrap_or(());
-    let exit = |status| events.send(ExecEvent::Exit(status)).unwrap_or(());
-    let number = || request.argv[1].parse::<i32>().unwrap();
-    match request.argv[0].as_str() {
-        "env" => {
-            let ExecRequest {
-                env,
-                cwd,
-                user,
-                tty,
-                stdin,
-                ..
-            } = request;
-            say(format!("{env:?} {cwd:?} {user:?} {} {stdin}\n", tty.is_some()));
-        }
-        "cat" => {
-            while let Ok(ToCommand::Stdin(bytes)) = input.recv() {
-                events.send(ExecEvent::Stdout(bytes)).unwrap_or(());
-            }
-            events
-                .send(ExecEvent::Stderr(b"cat has seen the end\n".to_vec()))
-                .unwrap_or(());
-        }
-        "big" => {
-            let mut left = number() as usize;
-            while left > 0 {
-                let length = left.min(100_000);
-                left -= length;
-                if events.send(ExecEvent::Stdout(vec![b'x'; length])).is_err() {
-                    return;
-                }
-            }
-        }
-        "exit" => return exit(ExitStatus::Code(number())),
-        "die" => return exit(ExitStatus::Signal(number())),
-        "wait" => {
-            say("waiting\n".into());
-            for message in input {
-                if let ToCommand::Signal(signal) = message {
-                    say(format!("got signal {signal}\n"));
-                    return exit(ExitStatus::Signal(signal));
-                }
-            }
-        }
-        "size" => {
-            let size = request.tty.unwrap();
-            say(format!("{} {}\r\n", size.rows, size.cols));
-            for message in input {
-                match message {
-                    ToCommand::Resize(size) => say(format!("{} {}\r\n", size.rows, size.cols)),
-                    ToCommand::Stdin(bytes) => {
-                        say(format!("typed {bytes:?}\r\n"));
-                        break;
-                    }
-                    _ => (),
-                }
-            }
-        }
-        other => {
-            let problem = Problem::new(
-                ProblemCode::NotFound,
-                format!("there is no program {other} in the guest"),
-            );
-            return events.send(ExecEvent::Problem(problem)).unwrap_or(());
-        }
-    }
-    exit(ExitStatus::Code(0));
 }
 
 /// A server in front of a fake, on a socket of its own, until it is dropped.
