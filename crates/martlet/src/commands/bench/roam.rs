@@ -29,7 +29,7 @@ const STEPS: usize = 10;
 pub fn roam(context: &Context, args: &BenchRoamArgs) -> Outcome {
     check_installed()?;
     let base = args.base.as_deref();
-    let steps = u64::from(args.rounds) * 16 + 5;
+    let steps = u64::from(args.rounds) * 16 + 6;
     let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
     let measured = bench.roam(&args.links);
     bench.clean_up(base.is_none());
