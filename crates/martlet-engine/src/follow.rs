@@ -22,8 +22,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const FOLLOWED: &str = "followed";
 /// A line is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// After a failure it waits this long.
+/// After a failure it waits this long,
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// and this long when what is new is not likely to be wanted: another time of day has to come.
+const FORESEE_AGAIN: Duration = Duration::from_secs(10 * 60);
 /// What is as likely as this is worth its bytes.
 const LIKELY: f64 = 0.25;
 
@@ -146,8 +148,8 @@ impl Engine {
         let look = move || {
             while let Some(engine) = engine.upgrade() {
                 let pause = match engine.look_at(&key) {
-                    Ok(true) => LOOK_EVERY,
-                    Ok(false) => return,
+                    Ok(Some(pause)) => pause,
+                    Ok(None) => return,
                     Err(problem) => {
                         tracing::warn!(%problem, line = key, "it cannot be followed now");
                         LOOK_AGAIN
@@ -164,15 +166,15 @@ impl Engine {
         }
     }
 
-    /// Gets what is new of a line. Is it still followed?
-    fn look_at(self: &Arc<Self>, key: &str) -> Result<bool, Problem> {
+    /// Gets what is new of a line. When it is to be looked at again; `None` when it is not followed any more.
+    fn look_at(self: &Arc<Self>, key: &str) -> Result<Option<Duration>, Problem> {
         let Some(followed) = self.followed()?.remove(key) else {
-            return Ok(false);
+            return Ok(None);
         };
         let name = followed.reference.parse::<RefName>().told()?;
         let (at, newest) = self.at_newest(&followed.remote, &name)?;
         if newest.version <= followed.version {
-            return Ok(true);
+            return Ok(Some(LOOK_EVERY));
         }
         if !self.is_all_here(&newest.snapshot) {
             if followed.when_likely {
@@ -182,7 +184,7 @@ impl Engine {
                     .iter()
                     .any(|one| one.host == host && one.likely >= LIKELY)
                 {
-                    return Ok(true); // perhaps at another time of day
+                    return Ok(Some(FORESEE_AGAIN));
                 }
             }
             let called = |version: u32| RefName::new(name.name(), &format!("followed-{version}")).told();
@@ -199,7 +201,7 @@ impl Engine {
             self.note(key, |followed| followed.moved_bytes += report.moved_bytes)?;
         }
         self.note(key, |followed| followed.version = newest.version)?;
-        Ok(true)
+        Ok(Some(LOOK_EVERY))
     }
 
     fn note(&self, key: &str, change: impl FnOnce(&mut Followed)) -> Result<(), Problem> {

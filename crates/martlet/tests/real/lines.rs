@@ -239,3 +239,26 @@ fn what_is_followed_is_here_before_it_is_asked_for() {
     );
     assert_eq!(there.json(&["follow", "ls"]), serde_json::json!([]));
 }
+
+#[test]
+fn what_cannot_be_published_now_is_published_later() {
+    let (remote, here, there) = hosts();
+    let [disk, hidden] = ["lines", "hidden"].map(|name| remote.path().join(name));
+    here.ok(&["run", "tiny0:booted", "--name", "a"]);
+    here.ok(&["publish", "a", "--to", "disk"]);
+    std::fs::rename(&disk, &hidden).unwrap();
+    here.exec("a", "echo offline > /work; sync");
+    let suspended = here.json(&["suspend", "a"]);
+    assert!(suspended["published"].is_null(), "{suspended}");
+    assert_eq!(suspended["unpublished"]["retry"], true, "{suspended}");
+    // It is held still, so it goes on here without asking anybody.
+    here.ok(&["resume", "a"]);
+    here.exec("a", "echo more >> /work; sync");
+    here.ok(&["suspend", "a"]);
+    assert_eq!(line(&here)["state"], "held");
+    std::fs::rename(&hidden, &disk).unwrap();
+    wait_for("what waited is published", || line(&here)["state"] == "free");
+    assert_eq!(line(&here)["published"], true);
+    there.ok(&["resume", "--from", "disk", "a"]);
+    assert_eq!(there.exec("a", "cat /work"), "offline\nmore");
+}
