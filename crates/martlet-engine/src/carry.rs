@@ -2,6 +2,7 @@
 
 use crate::away::Place;
 use crate::engine::Engine;
+use crate::hosts::PeerPlace;
 use crate::nearest::Nearest;
 use crate::problem::Told;
 use martlet_api::{
@@ -15,7 +16,8 @@ use std::sync::Arc;
 const CARRIED: &str = "carried";
 
 impl Engine {
-    /// A place that has all of a snapshot, behind all nearer ones that have something of it: the directories that are known.
+    /// A place that has all of a snapshot, behind all nearer ones that have something of it: the directories that are known,
+    /// then the hosts of the fleet.
     pub(crate) fn from_nearest(
         self: &Arc<Self>,
         id: SnapshotId,
@@ -48,6 +50,22 @@ impl Engine {
                     // A disk that is in another bag.
                     Err(error) => tracing::debug!(%error, name, "is not looked at"),
                 }
+            }
+        }
+        let wanted: Vec<_> = wanted.into_iter().collect();
+        for name in self.other_hosts()?.into_iter().filter(|name| name != but) {
+            let Some(peer) = self.peer(&name)? else { continue };
+            match peer.lacks(&wanted) {
+                Ok(lacking) => {
+                    let lacking: HashSet<_> = lacking.into_iter().collect();
+                    let has = wanted
+                        .iter()
+                        .copied()
+                        .filter(|key| !lacking.contains(key))
+                        .collect();
+                    nearest.add(&format!("host {name}"), Arc::new(PeerPlace(peer)), has);
+                }
+                Err(error) => tracing::debug!(%error, name, "is not asked"),
             }
         }
         Ok(())

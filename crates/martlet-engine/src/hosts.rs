@@ -274,6 +274,15 @@ impl Engine {
         })
     }
 
+    /// The other hosts of the fleet.
+    pub(crate) fn other_hosts(&self) -> Result<Vec<String>, Problem> {
+        let Some(known) = self.known_host()? else {
+            return Ok(Vec::new());
+        };
+        let names = known.hosts.into_iter().map(|host| host.name);
+        Ok(names.filter(|name| *name != known.identity.name).collect())
+    }
+
     /// Another host of the fleet, if it has one of this name.
     pub(crate) fn peer(&self, name: &str) -> Result<Option<PeerClient>, Problem> {
         let Some(known) = self.known_host()? else {

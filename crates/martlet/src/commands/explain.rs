@@ -6,7 +6,7 @@ use crate::show;
 use martlet_api::{Explanation, MachinePart, ReadSource, Stall, StallStep, WaitedFor};
 
 /// The chart, with what stands around it, fits on 80 columns.
-const CHART_COLUMNS: usize = 72;
+const CHART_COLUMNS: usize = 60;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 pub fn run(context: &Context, source: &str, top: usize) -> Outcome {
@@ -152,8 +152,8 @@ mod tests {
         );
         let shown = chart(&steps(0..600), 64_000);
         let widest = shown.lines().map(|line| line.chars().count()).max();
-        assert!(widest <= Some(90), "{shown}");
-        assert!(shown.contains("█| "), "{shown}");
+        assert!(widest <= Some(80), "{shown}");
+        assert!(shown.contains('█'), "{shown}");
         assert!(chart(&[], 1000).contains("||"));
     }
 

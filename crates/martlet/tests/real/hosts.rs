@@ -101,6 +101,24 @@ fn a_machine_goes_from_host_to_host() {
     there.ok(&["pull", "desk", "a:travels"]);
     assert_eq!(there.json(&["away"]), serde_json::json!([]));
 
+    // What a remote has comes from a host that is nearer, also when the remote is gone.
+    let places = tempfile::tempdir().unwrap();
+    let far = places.path().join("far");
+    for daemon in [&here, &other] {
+        daemon.ok(&["remote", "add", "far", &far.to_string_lossy()]);
+    }
+    here.ok(&["push", "a:travels", "far"]);
+    other.ok(&["clone", "--policy", "demand", "--name", "d", "far", "a:travels"]);
+    std::fs::rename(&far, places.path().join("gone")).unwrap();
+    assert_eq!(other.exec("d", "sha256sum /noise"), sum);
+    let explained = other.json(&["explain", "d"]);
+    let sources = explained["sources"].as_array().unwrap().iter();
+    let of_hosts = sources.filter(|source| source["source"].as_str().unwrap().starts_with("host "));
+    let came: u64 = of_hosts
+        .map(|source| source["came_bytes"].as_u64().unwrap())
+        .sum();
+    assert!(came > 3_000_000, "{explained}");
+
     // It goes back by a push, and on to the third from either.
     there.ok(&["suspend", "b", "--tag", "back"]);
     let sent = there.json(&["push", "b:back", "desk"])["moved_bytes"]
