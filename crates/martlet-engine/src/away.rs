@@ -413,17 +413,16 @@ impl Away {
             }
         }
         loop {
+            // Asked before the store is, as what is stored meanwhile is pending no more.
+            let pending: HashSet<Key> = {
+                let arrivals = lock(&self.arrivals);
+                arrivals.objects.keys().chain(&arrivals.coming).copied().collect()
+            };
             let missing = self.missing(&distant)?;
             if missing.is_empty() {
                 return Ok(true);
             }
-            let is_pending = {
-                let arrivals = lock(&self.arrivals);
-                missing
-                    .iter()
-                    .any(|key| arrivals.objects.contains_key(key) || arrivals.coming.contains(key))
-            };
-            if !is_pending {
+            if missing.iter().all(|key| !pending.contains(key)) {
                 let words = format!("{} objects came and could not be stored", missing.len());
                 return Err(StoreError::Io {
                     doing: format!("completing snapshot {id}"),
