@@ -186,6 +186,9 @@ pub struct FollowInfo {
     pub right: u32,
     /// of the times when one was foreseen.
     pub foreseen: u32,
+    /// Why its remote cannot be asked; what else is said is of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A host that may go on with a line.

@@ -1,5 +1,6 @@
 //! Which operations are interrupted, how and when, and what came of them.
 
+use martlet_lab::Chance;
 use serde::{Deserialize, Serialize};
 
 /// What is interrupted.
@@ -60,13 +61,13 @@ pub struct Case {
 
 /// So many of them, all kinds by turns, at moments that follow from `seed`.
 pub fn plan(times: usize, seed: u64) -> Vec<Case> {
-    let mut chance = Chance(seed);
+    let mut chance = Chance::new(seed);
     let kinds = KINDS.iter().cycle().take(times);
     kinds
         .map(|&(operation, interruption)| Case {
             operation,
             interruption,
-            moment: chance.next(),
+            moment: chance.draw(),
         })
         .collect()
 }
@@ -166,19 +167,6 @@ impl Report {
     /// Did everything go on and stay whole?
     pub const fn is_good(&self) -> bool {
         self.went_on == self.times && self.corrupt == 0
-    }
-}
-
-/// Numbers from 0 up to 1, the same for the same seed (SplitMix64).
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Away {
     arrived: Condvar,
     reads: AtomicUsize,
     stopping: AtomicBool,
+    pausing: Mutex<()>,
+    stopped: Condvar,
     is_any: AtomicBool,
 }
 
@@ -153,6 +155,8 @@ impl Away {
             arrived: Condvar::new(),
             reads: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
+            pausing: Mutex::default(),
+            stopped: Condvar::new(),
             is_any: AtomicBool::new(false),
         });
         let weak: Weak<Self> = Arc::downgrade(&away);
@@ -290,6 +294,8 @@ impl Away {
     pub fn stop(&self) {
         self.stopping.store(true, SeqCst);
         self.arrived.notify_all();
+        drop(lock(&self.pausing)); // who has looked waits by now
+        self.stopped.notify_all();
     }
 
     /// Is everything to end?
@@ -374,14 +380,13 @@ impl Away {
 
     /// Waits, unless it is to stop.
     pub fn pause(&self, time: Duration) -> Result<(), ()> {
-        let until = Instant::now() + time;
-        while let Some(left) = until.checked_duration_since(Instant::now()) {
-            if self.stopping.load(SeqCst) {
-                return Err(());
-            }
-            std::thread::sleep(left.min(Duration::from_millis(50)));
+        let pausing = lock(&self.pausing);
+        let goes_on = |(): &mut ()| !self.stopping.load(SeqCst);
+        drop(self.stopped.wait_timeout_while(pausing, time, goes_on));
+        match self.stopping.load(SeqCst) {
+            true => Err(()),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Gets what is missing of a snapshot, until nothing is: these objects first. Tells whether that was reached; not if it

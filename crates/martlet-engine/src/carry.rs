@@ -80,10 +80,11 @@ impl Engine {
         let name = match self.directory_at(&request.dir)? {
             Some(name) => name,
             None => {
-                let known = self.directories()?;
-                let number = (1..).find(|number| !known.contains(&numbered(*number)));
+                let known = self.remotes()?;
+                let is_free = |name: &String| known.iter().all(|known| known.name != *name);
+                let name = (1..).map(numbered).find(is_free);
                 let add = RemoteAddRequest {
-                    name: numbered(number.expect("there are fewer remotes than numbers")),
+                    name: name.expect("there are fewer remotes than numbers"),
                     address: request.dir,
                     endpoint: None,
                     region: None,

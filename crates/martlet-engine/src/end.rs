@@ -84,7 +84,11 @@ impl Engine {
             machine.record().phase.allow(Verb::Remove, name)?;
         }
         self.stop_live(&machine);
-        self.let_go(&machine.record());
+        if let Some(line) = machine.record().line
+            && let (Some(lease), Ok(called)) = (line.hold.lease(), line.name())
+        {
+            self.release(&line.remote, &called, &lease.id);
+        }
         self.forget(&machine)
     }
 

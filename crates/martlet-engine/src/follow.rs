@@ -7,6 +7,7 @@
 
 use crate::engine::Engine;
 use crate::foresee::{Acquired, foresee, looked_back};
+use crate::launch::now_unix_ms;
 use crate::problem::Told;
 use crate::remotes::host_name;
 use martlet_api::{FollowInfo, FollowRequest, ForeseenHost, Problem, ProblemCode, PullRequest};
@@ -16,7 +17,7 @@ use martlet_store::RefName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Setting in the state database: what is followed, by `REMOTE NAME:TAG`.
 const FOLLOWED: &str = "followed";
@@ -96,31 +97,40 @@ impl Engine {
     /// The lines that are followed, and who is likely to go on with them.
     pub fn follows(self: &Arc<Self>) -> Result<Vec<FollowInfo>, Problem> {
         let followed = self.followed()?.into_values();
-        followed
-            .map(|followed| {
-                let name = followed.reference.parse::<RefName>().told()?;
-                let (at, newest) = self.at_newest(&followed.remote, &name)?;
-                let history = acquisitions(at.history(&name).told()?);
-                let (right, of) = looked_back(&history);
-                Ok(FollowInfo {
-                    remote: followed.remote,
-                    reference: followed.reference,
-                    when_likely: followed.when_likely,
-                    version: newest.version,
-                    here: self.is_all_here(&newest.snapshot),
-                    moved_bytes: followed.moved_bytes,
-                    next: foresee(&history, now_unix_s())
-                        .into_iter()
-                        .map(|foreseen| ForeseenHost {
-                            host: foreseen.host,
-                            likely: foreseen.likely,
-                        })
-                        .collect(),
-                    right,
-                    foreseen: of,
+        Ok(followed.map(|followed| self.follow_info(followed)).collect())
+    }
+
+    /// One whose remote cannot be asked says so.
+    fn follow_info(self: &Arc<Self>, followed: Followed) -> FollowInfo {
+        let look = || {
+            let name = followed.reference.parse::<RefName>().told()?;
+            let (at, newest) = self.at_newest(&followed.remote, &name)?;
+            let history = acquisitions(at.history(&name).told()?);
+            Ok::<_, Problem>((newest, history))
+        };
+        let (newest, history, problem) = match look() {
+            Ok((newest, history)) => (Some(newest), history, None),
+            Err(problem) => (None, Vec::new(), Some(problem.to_string())),
+        };
+        let (right, foreseen) = looked_back(&history);
+        let next = foresee(&history, now_unix_ms() / 1000).into_iter();
+        FollowInfo {
+            version: newest.as_ref().map_or(followed.version, |newest| newest.version),
+            here: newest.is_some_and(|newest| self.is_all_here(&newest.snapshot)),
+            remote: followed.remote,
+            reference: followed.reference,
+            when_likely: followed.when_likely,
+            moved_bytes: followed.moved_bytes,
+            next: next
+                .map(|foreseen| ForeseenHost {
+                    host: foreseen.host,
+                    likely: foreseen.likely,
                 })
-            })
-            .collect()
+                .collect(),
+            right,
+            foreseen,
+            problem,
+        }
     }
 
     pub(crate) fn recover_follows(self: &Arc<Self>) -> Result<(), Problem> {
@@ -178,7 +188,7 @@ impl Engine {
         }
         if !self.is_all_here(&newest.snapshot) {
             if followed.when_likely {
-                let foreseen = foresee(&acquisitions(at.history(&name).told()?), now_unix_s());
+                let foreseen = foresee(&acquisitions(at.history(&name).told()?), now_unix_ms() / 1000);
                 let host = host_name();
                 if !foreseen
                     .iter()
@@ -230,9 +240,4 @@ fn acquisitions(history: Vec<Ref>) -> Vec<Acquired> {
         held = lease;
     }
     acquired
-}
-
-fn now_unix_s() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or_default().as_secs()
 }

@@ -1,13 +1,14 @@
 //! The heart of a line that is held: it gives signs of this host, hears who asks for the line, and publishes what waits.
 
 use crate::engine::{Engine, lock};
-use crate::line::{Hold, Line};
-use crate::lines::is_unpublished;
+use crate::line::Hold;
 use crate::machine::{BEHIND, Machine};
 use crate::phase::Phase;
 use crate::problem::Told;
 use martlet_api::{CheckpointRequest, Problem};
 use martlet_source::{Lease, LeaseId, SourceError, Stamp};
+use martlet_store::RefName;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -56,13 +57,52 @@ impl Engine {
         self.all().iter().any(held)
     }
 
+    /// Gives signs for a lease that no machine has a heart for yet, until what is returned is dropped.
+    pub(crate) fn give_signs(self: &Arc<Self>, remote: &str, name: &RefName, lease: &Lease) -> Signs {
+        let signs = Signs(Arc::default());
+        let (ended, engine, away) = (signs.0.clone(), Arc::downgrade(self), self.away.clone());
+        let called = name;
+        let (remote, name, lease) = (remote.to_owned(), name.clone(), lease.clone());
+        let give = move || {
+            while let Some(engine) = engine.upgrade().filter(|_| !ended.load(Relaxed)) {
+                match engine.sign(&remote, &name, &lease.id) {
+                    Ok(Err(SourceError::Lost { .. })) => return, // whoever waits finds that out
+                    Ok(_) => {}
+                    Err(problem) => tracing::warn!(%problem, line = %name, "there is no sign of it"),
+                }
+                drop(engine);
+                if away.pause(pause_between_signs(&lease)).is_err() {
+                    return;
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("signs".into()).spawn(give) {
+            tracing::warn!(%error, line = %called, "it counts as free after a while");
+        }
+        signs
+    }
+
     fn sign(
         self: &Arc<Self>,
-        line: &Line,
+        remote: &str,
+        name: &RefName,
         id: &LeaseId,
     ) -> Result<Result<Option<Stamp>, SourceError>, Problem> {
-        let (remote, name) = (self.newest(&line.remote, None)?, line.name().told()?);
-        Ok(remote.is_held(&name, id).and_then(|_| remote.beat(id)))
+        let remote = self.newest(remote, None)?;
+        Ok(remote.is_held(name, id).and_then(|_| remote.beat(id)))
+    }
+}
+
+fn pause_between_signs(lease: &Lease) -> Duration {
+    Duration::from_secs(lease.lasts_s.into()) / SIGNS
+}
+
+/// See [`Engine::give_signs`].
+pub(crate) struct Signs(Arc<AtomicBool>);
+
+impl Drop for Signs {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
     }
 }
 
@@ -83,11 +123,12 @@ impl Heart {
         if machine.writing().forgotten {
             return None;
         }
-        let pause = Duration::from_secs(self.lease.lasts_s.into()) / SIGNS;
+        let pause = pause_between_signs(&self.lease);
         let pause = line
             .every_s
             .map_or(pause, |every_s| pause.min(Duration::from_secs(every_s.into())));
-        let asked = match engine.sign(&line, &self.lease.id) {
+        let name = line.name().ok()?;
+        let asked = match engine.sign(&line.remote, &name, &self.lease.id) {
             Ok(Ok(asked)) => asked,
             Ok(Err(error @ SourceError::Lost { .. })) => {
                 // Unless it was let go of meanwhile.
@@ -119,7 +160,9 @@ impl Heart {
         let is_due = line
             .every_s
             .is_some_and(|every_s| published.elapsed() >= Duration::from_secs(every_s.into()));
-        if asked.is_none() && is_unpublished(&record).is_none() && !is_due {
+        // What was suspended and could not be published waits for that.
+        let waits = record.phase == Phase::Suspended;
+        if asked.is_none() && !waits && !is_due {
             return Some(pause);
         }
         let publishing = self.publishing.clone();
@@ -174,7 +217,14 @@ fn publish(engine: &Arc<Engine>, machine: &Arc<Machine>) -> Result<bool, Problem
         return Ok(false);
     };
     if runs {
-        engine.checkpoint_held(machine, &operation, CheckpointRequest::default(), &|_| ())?;
+        let saved = engine.checkpoint_held(machine, &operation, CheckpointRequest::default(), &|_| ())?;
+        let before = engine.line_of(&machine.record())?.behind;
+        // Those that went before have served their purpose; one that somebody uses by now goes another time.
+        let used = before
+            .into_iter()
+            .filter(|name| engine.snapshot_remove(name).is_err());
+        let behind: Vec<String> = used.chain([saved.reference]).collect();
+        engine.change_line(machine, |line| line.behind = behind)?;
     }
     drop(operation);
     let record = machine.record();

@@ -61,6 +61,11 @@ pub fn machine_id() -> String {
     random::<6>().map(|byte| format!("{byte:02x}")).concat()
 }
 
+/// Is it one? It is the name of a directory, and comes from others with a machine that was theirs.
+pub fn is_machine_id(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// A random UUID (RFC 9562, version 4), for the guest's machine id and VM generation id.
 pub fn uuid() -> String {
     let mut bytes = random::<16>();
@@ -73,6 +78,21 @@ pub fn uuid() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_of_others_is_no_path() {
+        assert!(is_machine_id(&machine_id()));
+        for bad in [
+            "",
+            "..",
+            "../../../etc",
+            "0123456789a/",
+            "0123456789AB",
+            "0123456789abc",
+        ] {
+            assert!(!is_machine_id(bad), "{bad:?}");
+        }
+    }
     use std::collections::BTreeSet;
 
     #[test]

@@ -37,6 +37,9 @@ pub struct Line {
     pub published: Option<SnapshotId>,
     /// While it runs it is published so often.
     pub every_s: Option<u32>,
+    /// Names of the checkpoints that were made for that and are still here: the newest stays until the next one.
+    #[serde(default)]
+    pub behind: Vec<String>,
 }
 
 /// See the module's documentation.
@@ -89,6 +92,19 @@ impl Hold {
 }
 
 impl Line {
+    /// One of which nothing is published from here, nor held.
+    pub fn new(remote: &str, reference: &RefName) -> Self {
+        Self {
+            remote: remote.to_owned(),
+            reference: reference.to_string(),
+            hold: Hold::Free,
+            version: 0,
+            published: None,
+            every_s: None,
+            behind: Vec::new(),
+        }
+    }
+
     /// What it is called at its remote.
     pub fn name(&self) -> Result<RefName, StoreError> {
         self.reference.parse()

@@ -78,7 +78,7 @@ impl Run {
 
     /// Keeps it. What cannot be kept is no loss to the machine.
     pub fn keep(&self) {
-        let kept = serde_json::to_vec(&*lock(&self.ledger))
+        let kept = serde_json::to_vec(&self.ledger()) // reads go on meanwhile
             .map_err(io::Error::from)
             .and_then(|text| replace(&self.file, &text));
         if let Err(error) = kept {

@@ -30,6 +30,7 @@
 //! **Nothing is left behind**: all that there is hangs on descriptors of this process, and goes with the last of the lab
 //! and its hosts, or with the process. Who starts programs ends them; in what is left of their host they reach nobody.
 
+mod chance;
 mod error;
 mod host;
 mod lab;
@@ -38,6 +39,7 @@ mod pipe;
 mod relay;
 mod syscalls;
 
+pub use chance::Chance;
 pub use error::LabError;
 pub use host::Host;
 pub use lab::Lab;

@@ -8,6 +8,7 @@
 //! It has no clock and no thread: when a frame arrives is known when it is put.
 
 use crate::Link;
+use crate::chance::Chance;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ impl Pipe {
     pub fn new(link: Link, seed: u64) -> Self {
         Self {
             link,
-            chance: Chance(seed),
+            chance: Chance::new(seed),
             wire_free_at: None,
             under_way: VecDeque::new(),
         }
@@ -39,10 +40,10 @@ impl Pipe {
             return;
         }
         self.wire_free_at = Some(end);
-        if self.chance.next() < self.link.loss {
+        if self.chance.draw() < self.link.loss {
             return;
         }
-        let way_ms = self.link.delay_ms + self.link.jitter_ms * self.chance.next();
+        let way_ms = self.link.delay_ms + self.link.jitter_ms * self.chance.draw();
         let mut at = end + Duration::from_secs_f64(way_ms / 1e3);
         if let Some((last, _)) = self.under_way.back() {
             at = at.max(*last);
@@ -64,19 +65,6 @@ impl Pipe {
     /// Loses all that is under way.
     pub fn spill(&mut self) {
         self.under_way.clear();
-    }
-}
-
-/// Numbers from 0 up to 1, the same for the same seed (SplitMix64).
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 

@@ -196,7 +196,7 @@ fn tidy(remote: &Remote) -> Result<()> {
             remote.objects.remove(&entry.key)?;
         }
     }
-    Ok(())
+    remote.forget_ended_leases()
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@
 use crate::unique::random;
 use crate::{Key, Ref, Remote, Result, Room, SourceError, Stamp};
 use martlet_store::RefName;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
@@ -249,6 +250,27 @@ impl Remote {
         stamp
             .map(Some)
             .ok_or_else(|| self.wrong(key, "it is of no lease of this realm"))
+    }
+
+    /// Removes what is left of leases that are over: of hosts that died, and signs that came too late.
+    pub(crate) fn forget_ended_leases(&self) -> Result<()> {
+        // Listed before names are looked at: a lease is there before its first sign is.
+        let signs = self.objects.list(Room::Leases)?;
+        if signs.is_empty() {
+            return Ok(());
+        }
+        let held = self.refs()?.into_values().filter_map(|found| found.lease);
+        let held: BTreeSet<String> = held.map(|lease| lease.id.to_string()).collect();
+        let is_of = |key: &Key| {
+            key.name()
+                .split(['-', '@'])
+                .next()
+                .is_some_and(|id| held.contains(id))
+        };
+        for sign in signs.iter().filter(|sign| !is_of(&sign.key)) {
+            self.objects.remove(&sign.key)?;
+        }
+        Ok(())
     }
 
     /// What is left of a lease that is over is in nobody's way.

@@ -157,3 +157,29 @@ fn what_is_no_lease_is_none() {
     }
     assert_eq!(Lease::decode(&[2; 40]), None);
 }
+
+#[test]
+fn garbage_collection_takes_what_ended_leases_left() {
+    let [home, office] = hosts(["home", "office"]);
+    put(&home, HERE, Under::Nothing).unwrap();
+    let lost = acquire(&home).unwrap();
+    office.release(&web(), &lost.id).unwrap();
+    home.beat(&lost.id).unwrap(); // too late
+    office.ask(&lost.id).unwrap();
+    let held = acquire(&office).unwrap();
+    office.beat(&held.id).unwrap();
+    home.ask(&held.id).unwrap();
+    crate::gc(
+        &home,
+        crate::GcOptions {
+            keep_versions: 1,
+            dry_run: false,
+        },
+        &mut |_, _| (),
+    )
+    .unwrap();
+    let left = home.objects.list(Room::Leases).unwrap();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert_eq!(home.last_beat(&held.id).unwrap().unwrap().number, 1);
+    assert_eq!(office.asked(&held.id).unwrap().unwrap().host, "home");
+}

@@ -32,8 +32,8 @@ pub struct PushReport {
     pub packs: u64,
 }
 
-/// Pushes a snapshot and has the remote call it `name`, which nobody else may hold. With `dry_run` it only says what would be sent. `progress` is told
-/// of bytes sent, and of bytes in all.
+/// Pushes a snapshot and has the remote call it `name`, which nobody else may hold. With `dry_run` it only says what would
+/// be sent. `progress` is told of bytes sent, and of bytes in all.
 pub fn push(
     store: &Store,
     remote: &Remote,

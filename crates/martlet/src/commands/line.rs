@@ -214,7 +214,11 @@ fn follows(follows: Vec<FollowInfo>) -> String {
                 line.reference,
                 line.remote,
                 line.version.to_string(),
-                if line.here { "yes" } else { "no" }.into(),
+                match (&line.problem, line.here) {
+                    (Some(problem), _) => format!("not known: {problem}"),
+                    (None, true) => "yes".into(),
+                    (None, false) => "no".into(),
+                },
                 show::size(line.moved_bytes),
                 show::or_none(&next.unwrap_or_default()),
                 format!("{} of {}", line.right, line.foreseen),

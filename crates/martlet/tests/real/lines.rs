@@ -204,7 +204,7 @@ fn of_two_hosts_one_goes_on() {
 
 #[test]
 fn what_is_followed_is_here_before_it_is_asked_for() {
-    let (_remote, here, there) = hosts();
+    let (remote, here, there) = hosts();
     here.ok(&["run", "tiny0:booted", "--name", "a"]);
     here.ok(&["publish", "a", "--to", "disk", "--every", "1"]);
     there.ok(&["follow", "add", "disk", "a"]);
@@ -222,6 +222,9 @@ fn what_is_followed_is_here_before_it_is_asked_for() {
     };
     let second = came(1)["version"].as_u64().unwrap();
     came(second);
+    // What was saved for that does not pile up.
+    let saved = here.json(&["images"]).to_string().matches("\"a:").count();
+    assert!((1..=4).contains(&saved), "{saved}");
     // A daemon that was killed follows on.
     there.kill_daemon();
     let published = here.json(&["suspend", "a"])["published"]["version"]
@@ -232,6 +235,11 @@ fn what_is_followed_is_here_before_it_is_asked_for() {
     there.ok(&["resume", "--from", "disk", "a"]);
     assert_eq!(there.json(&["away"]), serde_json::json!([]));
     assert_eq!(there.exec("a", "cat /work"), "published");
+    let [lines, hidden] = ["lines", "hidden"].map(|name| remote.path().join(name));
+    std::fs::rename(&lines, &hidden).unwrap();
+    let gone = there.json(&["follow", "ls"]);
+    assert!(gone[0]["problem"].is_string(), "{gone}");
+    std::fs::rename(&hidden, &lines).unwrap();
     there.ok(&["follow", "rm", "disk", "a"]);
     assert_eq!(
         there.fails_with_input(&["follow", "rm", "disk", "a"], ""),
@@ -261,4 +269,23 @@ fn what_cannot_be_published_now_is_published_later() {
     assert_eq!(line(&here)["published"], true);
     there.ok(&["resume", "--from", "disk", "a"]);
     assert_eq!(there.exec("a", "cat /work"), "offline\nmore");
+}
+
+#[test]
+fn a_daemon_that_dies_after_it_has_published_has_lost_nothing() {
+    let (_remote, mut here, there) = hosts();
+    here.ok(&["run", "tiny0:booted", "--name", "a"]);
+    here.ok(&["publish", "a", "--to", "disk"]);
+    here.exec("a", "echo last > /work; sync");
+    here.kill_daemon();
+    here.set_env("MARTLET_CRASH_AT", "publish:1");
+    assert!(!here.call(&["suspend", "a"]).status.success());
+    here.set_env("MARTLET_CRASH_AT", "");
+    assert_eq!(held_here(&there), None, "it was let go of");
+    // It is on its line, and so it does not go beside it.
+    here.ok(&["resume", "a"]);
+    assert_eq!(here.exec("a", "cat /work"), "last");
+    assert_eq!(held_here(&here), Some(true));
+    let lines = there.json(&["remote", "ls", "disk"]);
+    assert_eq!(lines.as_array().unwrap().len(), 1, "{lines}");
 }
