@@ -103,6 +103,10 @@ pub enum MachineState {
     Stopped,
     /// QEMU died or the guest failed; see `last_error`.
     Failed,
+    /// Another host was told to go on with it and has not answered yet; it stands still.
+    Given,
+    /// Another host goes on with it, and still gets what it left here.
+    Moved,
 }
 
 /// Four instants of a start, kept apart, each in milliseconds since the request.
@@ -149,6 +153,9 @@ pub struct MachineInfo {
     pub hostname: String,
     /// Port forwards in force.
     pub ports: Vec<PortForward>,
+    /// The host that goes on with it, or was told to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// The tap interface that its network leads to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,

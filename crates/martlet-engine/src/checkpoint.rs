@@ -32,6 +32,7 @@ use crate::pool::Launching;
 use crate::predecessor::InPlace;
 use crate::problem::{Told, of_guest};
 use crate::state::When;
+use crate::storing::PutAhead;
 use martlet_api::{
     CheckpointMethod, CheckpointReport, CheckpointRequest, Problem, ProblemCode, Progress, ProgressSink,
     ProgressUnit,
@@ -270,12 +271,24 @@ enum Room {
 }
 
 /// What happens to the machine after its state was taken.
-enum Afterwards {
+enum Afterwards<'a> {
     /// It goes on in its process.
     GoesOn,
     /// It goes on in this one.
     HandedOver(Box<Successor>),
     Ends,
+    /// What this says of its snapshot.
+    Given(&'a dyn Fn(SnapshotId) -> Fate),
+}
+
+/// What became of a machine that was given to another host.
+pub(crate) enum Fate {
+    /// It goes on there.
+    Taken,
+    /// It goes on here.
+    Back(Problem),
+    /// It stands still, until it is known.
+    Unknown(Problem),
 }
 
 /// One checkpoint or suspend, with all that it has gathered before the pause.
@@ -288,7 +301,9 @@ struct Saving<'a> {
     /// How long the guest was giving up what it can do without.
     give_up: Duration,
     room: Room,
-    afterwards: Afterwards,
+    /// What was put into the store before the pause.
+    ahead: Option<PutAhead>,
+    afterwards: Afterwards<'a>,
     requested: Instant,
 }
 
@@ -362,11 +377,6 @@ impl Engine {
             true => (self.in_place(&live, &mapping)?, Afterwards::Ends),
             false => self.room(&request, &record, &live, &mapping)?,
         };
-        live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
-        crash::step("checkpoint");
-        // From here on a daemon that finds this phase knows that the guest may stand still.
-        self.update_or_not(machine, |record| record.phase = Phase::Pausing)?;
-        crash::step("checkpoint");
         let saving = Saving {
             machine,
             live: &live,
@@ -375,9 +385,50 @@ impl Engine {
             note: request.note,
             give_up,
             room,
+            ahead: None,
             afterwards,
             requested,
         };
+        self.save_as(saving, launching, progress)
+    }
+
+    /// Takes what is left to be taken of a running machine and gives it away as `give` says of the snapshot.
+    pub(crate) fn save_given(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        live: &Arc<Live>,
+        (capture, ahead): (Capture, PutAhead),
+        give: &dyn Fn(SnapshotId) -> Fate,
+        progress: ProgressSink<'_>,
+    ) -> Result<CheckpointReport, Problem> {
+        let record = machine.record();
+        let saving = Saving {
+            machine,
+            live,
+            record: &record,
+            reference: self.new_reference(&record, None)?,
+            note: None,
+            give_up: Duration::ZERO,
+            room: Room::Copy(capture),
+            ahead: Some(ahead),
+            afterwards: Afterwards::Given(give),
+            requested: Instant::now(),
+        };
+        self.save_as(saving, self.pool.launching(), progress)
+    }
+
+    fn save_as(
+        self: &Arc<Self>,
+        saving: Saving<'_>,
+        launching: Launching<'_>,
+        progress: ProgressSink<'_>,
+    ) -> Result<CheckpointReport, Problem> {
+        let (machine, live) = (saving.machine, saving.live);
+        live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
+        crash::step("checkpoint");
+        // From here on a daemon that finds this phase knows that the guest may stand still.
+        self.update_or_not(machine, |record| record.phase = Phase::Pausing)?;
+        crash::step("checkpoint");
         self.save_pausing(saving, launching, progress).or_else(|problem| {
             self.update(machine, When::Now, goes_on)?;
             Err(of_guest(&live.vm, problem))
@@ -396,7 +447,7 @@ impl Engine {
         record: &Record,
         live: &Live,
         mapping: &Mapping,
-    ) -> Result<(Room, Afterwards), Problem> {
+    ) -> Result<(Room, Afterwards<'static>), Problem> {
         let handed_over = || {
             let successor = self.successor(record, live)?;
             Ok((
@@ -445,6 +496,7 @@ impl Engine {
             note,
             give_up,
             room,
+            ahead,
             afterwards,
             requested,
         } = saving;
@@ -466,6 +518,7 @@ impl Engine {
             true => CheckpointMethod::Handover,
             false => CheckpointMethod::Copy,
         };
+        let mut give = None;
         let (live, gone, still) = match afterwards {
             Afterwards::GoesOn => (live.clone(), Some(still.go()?), None),
             Afterwards::HandedOver(successor) => {
@@ -478,18 +531,23 @@ impl Engine {
                 (live, Some(still.gone(agent)?), None)
             }
             Afterwards::Ends => (live.clone(), None, Some(still)),
+            Afterwards::Given(to) => {
+                give = Some(to);
+                (live.clone(), None, Some(still))
+            }
         };
         drop(launching);
-        if let Own::Copied { memory, .. } = &mut captured.own {
-            memory.unwatch();
-        }
         if still.is_none() {
+            if let Own::Copied { memory, .. } = &mut captured.own {
+                memory.unwatch();
+            }
             // It can be used. That its record says so has time until there is something else to say.
             machine.change(goes_on);
         }
         crash::step("checkpoint");
         let has_unsaved = live.memory.image.unsaved().is_some();
-        let (committed, mut report) = self.put(&live, record, &captured, &reference, note, progress)?;
+        let (committed, mut report) =
+            self.put(&live, record, &captured, ahead, &reference, note, progress)?;
         // The pin lasts until the machine has its own.
         let id = committed.id();
         // A machine that does not go on stands still until there is nothing left of it that could.
@@ -501,6 +559,28 @@ impl Engine {
         report.pause_ms = ms(pause.pause);
         report.stop_ms = ms(pause.stop);
         report.method = method;
+        let mut is_back = None;
+        let still = match (still, give.map(|give| give(id))) {
+            (Some(still), Some(Fate::Back(problem))) => {
+                still.go()?;
+                machine.change(goes_on);
+                is_back = Some(problem);
+                None
+            }
+            (Some(still), Some(Fate::Unknown(problem))) => {
+                still.end(); // it stands, in its process
+                return Err(problem);
+            }
+            (Some(still), Some(Fate::Taken)) => {
+                live.expect_end();
+                still.end();
+                self.end_live(machine);
+                self.remove_disks(&machine.record(), None);
+                report.total_ms = ms(requested.elapsed());
+                return Ok(report);
+            }
+            (still, _) => still,
+        };
         let Captured { own, disk, .. } = captured;
         drop(own);
         match still {
@@ -539,7 +619,10 @@ impl Engine {
             }
         }
         report.total_ms = ms(requested.elapsed());
-        Ok(report)
+        match is_back {
+            None => Ok(report),
+            Some(problem) => Err(problem),
+        }
     }
 
     /// The layer is in the store now: the disk reads it from there, and its file goes.

@@ -84,7 +84,7 @@ impl Engine {
             machine.record().phase.allow(Verb::Remove, name)?;
         }
         self.stop_live(&machine);
-        if let Some(line) = machine.record().line
+        if let (Some(line), None) = (machine.record().line, machine.record().phase.host())
             && let (Some(lease), Ok(called)) = (line.hold.lease(), line.name())
         {
             self.release(&line.remote, &called, &lease.id);

@@ -1,5 +1,6 @@
 //! The engine: owner of the store, the mount, the keeper and every machine.
 
+use crate::arrivals::Arrivals;
 use crate::away::Away;
 use crate::dirs::Dirs;
 use crate::hosts::Fellowship;
@@ -51,6 +52,8 @@ pub struct Options {
     pub pool_size: usize,
     /// The holder of a machine's line may be silent for so long.
     pub lease_s: u32,
+    /// Machines of other hosts of the fleet may go on here.
+    pub takes_machines: bool,
 }
 
 /// See the crate's documentation.
@@ -61,6 +64,7 @@ pub struct Engine {
     pub(crate) away: Arc<Away>,
     pub(crate) fellowship: Fellowship,
     pub(crate) observed: Observed,
+    pub(crate) arrivals: Arrivals,
     pub(crate) stalls: Arc<Stalls>,
     pub(crate) pager: Arc<Pager>,
     pub(crate) registry: Arc<Registry>,
@@ -179,6 +183,7 @@ impl Engine {
             away,
             fellowship: Fellowship::default(),
             observed: Observed::default(),
+            arrivals: Arrivals::default(),
             stalls,
             pager,
             registry,
@@ -197,6 +202,7 @@ impl Engine {
         engine.recover_away()?;
         engine.recover()?;
         engine.recover_lines();
+        engine.recover_moved();
         engine.recover_follows()?;
         engine.pool.fill(Arc::downgrade(&engine));
         Ok(engine)

@@ -274,6 +274,13 @@ impl Engine {
         })
     }
 
+    /// Is this host called so?
+    pub(crate) fn is_this(&self, name: &str) -> Result<bool, Problem> {
+        Ok(self
+            .known_host()?
+            .is_some_and(|known| known.identity.name == name))
+    }
+
     /// The other hosts of the fleet.
     pub(crate) fn other_hosts(&self) -> Result<Vec<String>, Problem> {
         let Some(known) = self.known_host()? else {
@@ -316,8 +323,13 @@ impl Engine {
             let action = match access {
                 Access::Read => "read",
                 Access::Write => "write",
+                Access::Run => "run",
             };
-            let noted = audit.note(&AuditEntry::now(host, action, "snapshots", "allowed"));
+            let what = match access {
+                Access::Read | Access::Write => "snapshots",
+                Access::Run => "machines",
+            };
+            let noted = audit.note(&AuditEntry::now(host, action, what, "allowed"));
             if let Err(error) = &noted {
                 tracing::warn!(%error, "the audit log cannot be written");
             }
@@ -465,7 +477,7 @@ fn no_fleet() -> Problem {
     )
 }
 
-fn no_host(name: &str) -> Problem {
+pub(crate) fn no_host(name: &str) -> Problem {
     Problem::new(ProblemCode::NotFound, format!("there is no host {name}"))
         .remediation("`martlet host ls` lists those there are")
 }

@@ -10,6 +10,7 @@
 //! Each step consumes the one before; dropping any of them before the end takes everything back: QEMU is killed, the
 //! files are withdrawn, a disk made for this start is deleted. So a start fails closed, whatever fails.
 
+use crate::arrivals::Arrival;
 use crate::console::Consoles;
 use crate::crash;
 use crate::engine::Engine;
@@ -61,12 +62,14 @@ pub enum From {
 }
 
 /// Who the guest is afterwards.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Who {
     /// The machine it was: it goes on, or boots.
     Same,
     /// The machine it was, which was elsewhere: the network is another one.
     Arrived,
+    /// The same, and it goes on when its host says so.
+    Moved(Arc<Arrival>),
     /// Another one.
     Clone {
         /// Id of the machine it was cloned from.
@@ -202,6 +205,9 @@ impl Engine {
             ..Timeline::default()
         };
         crash::step("start");
+        if let Who::Moved(arrival) = &launch.who {
+            arrival.loaded()?;
+        }
         let running = spawned.vm().cont().told()?;
         crash::step("start");
         timeline.first_instruction_ms = Some(since_ms(running));
@@ -500,7 +506,7 @@ impl Engine {
         let booting = matches!(launch.from, From::Boot(_));
         let timeout = if booting { BOOT_TIMEOUT } else { CONFIRM_TIMEOUT };
         let start = match launch.who {
-            Who::Same | Who::Arrived => agent::Start::Same,
+            Who::Same | Who::Arrived | Who::Moved(_) => agent::Start::Same,
             Who::Clone { .. } => agent::Start::Clone,
         };
         let greeted = match booting {
@@ -525,11 +531,16 @@ impl Engine {
         let record = launch.record;
         let booting = matches!(launch.from, From::Boot(_));
         let (parent_id, index) = match &launch.who {
-            Who::Same | Who::Arrived => (None, 0),
+            Who::Same | Who::Arrived | Who::Moved(_) => (None, 0),
             Who::Clone { parent, index } => (Some(parent.clone()), *index),
         };
         let is_new = booting || parent_id.is_some();
-        let moves = is_new || launch.who == Who::Arrived;
+        let moves = match launch.who {
+            Who::Clone { .. } => true,
+            Who::Same => booting,
+            // A tap interface leads to a network that is not this host's: the guest is known there by its addresses.
+            Who::Arrived | Who::Moved(_) => record.config.tap.is_none(),
+        };
         agent::Identity {
             clone_id: record.id.clone(),
             generation: record.generation,

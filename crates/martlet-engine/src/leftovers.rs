@@ -35,7 +35,7 @@ impl Engine {
     fn remove_old_disks(&self, record: &Record) {
         let kept = match record.phase {
             // All that it had is in its snapshot.
-            Phase::Suspended => [None, None],
+            Phase::Suspended | Phase::Moved { .. } => [None, None],
             _ => [
                 Some(record.disk_number),
                 record.undo.as_ref().map(|before| before.disk_number),

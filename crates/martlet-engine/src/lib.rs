@@ -12,6 +12,7 @@
 //! those of the two ways through a pause.
 
 mod answer;
+mod arrivals;
 mod away;
 mod bases;
 mod belongs;
@@ -20,6 +21,7 @@ mod boot;
 mod carry;
 mod checkpoint;
 mod console;
+mod could;
 mod crash;
 mod dirs;
 mod end;
@@ -46,6 +48,7 @@ mod lines;
 mod live;
 mod machine;
 mod mapped;
+mod moving;
 mod nearest;
 mod phase;
 mod pool;
@@ -66,9 +69,11 @@ mod storing;
 mod transfer;
 mod watch;
 
+pub use arrivals::{Load, Offer, Settled};
 pub use console::Console;
 pub use engine::{Engine, Options};
 pub use facts::Facts;
 pub use hosts::{PeerService, Roll};
+pub use machine::HardwareRecord;
 pub use problem::Tell;
 pub use run_dir::LOG_CARRIED_BYTES;

@@ -6,6 +6,7 @@
 //! ```
 
 use crate::engine::{Engine, lock};
+use crate::heart::Signs;
 use crate::identity;
 use crate::launch::{Who, now_unix_ms};
 use crate::leases::is_held;
@@ -344,6 +345,44 @@ impl Engine {
             progress(stage(&waits));
             self.away.pause(LOOK_EVERY).map_err(|()| ending())?;
         }
+    }
+
+    /// Acquires the free line of a suspended machine, which is what the line is then. Nothing of it runs here: signs are given as
+    /// long as what is returned lives.
+    pub(crate) fn acquire_for(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        request: &ResumeFromRequest,
+        progress: ProgressSink<'_>,
+    ) -> Result<(LeaseId, Signs), Problem> {
+        let record = machine.record();
+        let line = self.line_of(&record)?;
+        let name = line.name().told()?;
+        let acquired = self.acquire(&line.remote, &name, request, progress)?;
+        let signs = self.give_signs(&line.remote, &name, &acquired.lease);
+        let fetched = self.fetch_line(&line.remote, &name, &record.name, request, &acquired, progress);
+        let held = fetched.and_then(|()| {
+            self.update_or_not(machine, |record| {
+                (record.snapshot, record.disk_base) = (Some(acquired.snapshot), acquired.snapshot);
+                if let Some(line) = &mut record.line {
+                    line.hold = Hold::of(&acquired.lease);
+                    (line.version, line.published) = (acquired.version, Some(acquired.snapshot));
+                }
+            })
+        });
+        held.inspect_err(|_| self.release(&line.remote, &name, &acquired.lease.id))?;
+        Ok((acquired.lease.id, signs))
+    }
+
+    /// Lets go of what [`Engine::acquire_for`] has acquired.
+    pub(crate) fn release_for(self: &Arc<Self>, machine: &Arc<Machine>, lease: &LeaseId) {
+        let Ok(line) = self.line_of(&machine.record()) else {
+            return;
+        };
+        if let Ok(name) = line.name() {
+            self.release(&line.remote, &name, lease);
+        }
+        let _ = self.change_line(machine, |line| line.hold = Hold::Free); // as true when it cannot be kept
     }
 
     /// Lets go of a line, as far as that can be done: else it is silent, and counts as free after a while.

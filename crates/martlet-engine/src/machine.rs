@@ -363,6 +363,7 @@ impl Machine {
             .join(".");
         MachineInfo {
             state: record.phase.state(),
+            host: record.phase.host().map(str::to_owned),
             last_error: match record.phase {
                 Phase::Failed { why } => Some(why),
                 _ => None,

@@ -11,6 +11,9 @@
 //!                             │   QEMU died       │
 //!                             │                   └ stop, kill ► Stopped ── start, rollback ──► Starting
 //!                             └── start, rollback ──► Starting
+//!
+//!   Pausing, Suspended ── move, resume --on ──► Given ── the other host has it ──► Moved ── and all of it ──► (forgotten)
+//!                                                 └── it does not ──► Running, Suspended
 //! ```
 //!
 //! A phase is persisted with the machine's record before the effect that it announces, so that after a crash the
@@ -39,6 +42,16 @@ pub enum Phase {
         /// Why, with QEMU's last words.
         why: String,
     },
+    /// Another host was told to go on with it and has not answered yet: it stands still, all of it in its newest snapshot.
+    Given {
+        /// That host.
+        to: String,
+    },
+    /// Another host goes on with it, and still gets what it left here.
+    Moved {
+        /// That host.
+        to: String,
+    },
 }
 
 /// What can be asked of a machine.
@@ -56,6 +69,8 @@ pub enum Verb {
     Resume,
     /// Go back to an earlier snapshot.
     Rollback,
+    /// Have another host go on with it.
+    Move,
     /// Forget it.
     Remove,
 }
@@ -70,6 +85,16 @@ impl Phase {
             Self::Suspended => MachineState::Suspended,
             Self::Stopped => MachineState::Stopped,
             Self::Failed { .. } => MachineState::Failed,
+            Self::Given { .. } => MachineState::Given,
+            Self::Moved { .. } => MachineState::Moved,
+        }
+    }
+
+    /// The host that goes on with it, or was told to.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Self::Given { to } | Self::Moved { to } => Some(to),
+            _ => None,
         }
     }
 
@@ -85,8 +110,12 @@ impl Phase {
             Verb::Stop => self.is_live(),
             Verb::Start => matches!(self, Self::Stopped | Self::Failed { .. }),
             Verb::Resume => matches!(self, Self::Suspended),
-            Verb::Rollback => !matches!(self, Self::Starting | Self::Pausing),
-            Verb::Remove => !self.is_live(),
+            Verb::Move => matches!(self, Self::Running | Self::Suspended),
+            Verb::Rollback => !matches!(
+                self,
+                Self::Starting | Self::Pausing | Self::Given { .. } | Self::Moved { .. }
+            ),
+            Verb::Remove => !self.is_live() && self.host().is_none(),
         };
         if allowed {
             return Ok(());
@@ -108,6 +137,16 @@ impl Phase {
                 format!(
                     "`martlet inspect {name}` says why; `martlet start {name}` boots it again, `martlet rollback {name}` goes back to a snapshot"
                 ),
+            ),
+            Self::Given { to } => (
+                "given to another host, which has not said yet whether it goes on with it",
+                format!(
+                    "it goes on there or here as soon as host {to} answers; `martlet rm --force {name}` forgets what is here"
+                ),
+            ),
+            Self::Moved { to } => (
+                "gone on with by another host",
+                format!("ask host {to}; what it still needs from here goes away when it has come there"),
             ),
         };
         let problem =
@@ -144,6 +183,8 @@ mod tests {
             Phase::Suspended,
             Phase::Stopped,
             Phase::Failed { why: String::new() },
+            Phase::Given { to: "b".into() },
+            Phase::Moved { to: "b".into() },
         ];
         let allowed = |verb| {
             phases
@@ -151,15 +192,37 @@ mod tests {
                 .map(|p| p.allow(verb, "m").is_ok())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(allowed(Verb::Exec), [false, true, false, false, false, false]);
+        assert_eq!(
+            allowed(Verb::Exec),
+            [false, true, false, false, false, false, false, false]
+        );
         assert_eq!(
             allowed(Verb::Checkpoint),
-            [false, true, false, false, false, false]
+            [false, true, false, false, false, false, false, false]
         );
-        assert_eq!(allowed(Verb::Stop), [true, true, true, false, false, false]);
-        assert_eq!(allowed(Verb::Start), [false, false, false, false, true, true]);
-        assert_eq!(allowed(Verb::Resume), [false, false, false, true, false, false]);
-        assert_eq!(allowed(Verb::Rollback), [false, true, false, true, true, true]);
-        assert_eq!(allowed(Verb::Remove), [false, false, false, true, true, true]);
+        assert_eq!(
+            allowed(Verb::Stop),
+            [true, true, true, false, false, false, false, false]
+        );
+        assert_eq!(
+            allowed(Verb::Start),
+            [false, false, false, false, true, true, false, false]
+        );
+        assert_eq!(
+            allowed(Verb::Resume),
+            [false, false, false, true, false, false, false, false]
+        );
+        assert_eq!(
+            allowed(Verb::Rollback),
+            [false, true, false, true, true, true, false, false]
+        );
+        assert_eq!(
+            allowed(Verb::Move),
+            [false, true, false, true, false, false, false, false]
+        );
+        assert_eq!(
+            allowed(Verb::Remove),
+            [false, false, false, true, true, true, false, false]
+        );
     }
 }

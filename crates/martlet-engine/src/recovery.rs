@@ -80,7 +80,8 @@ impl Engine {
             let machine = Machine::new(record.clone());
             self.repin(&machine, &record);
             lock(&self.machines).insert(record.name.clone(), machine.clone());
-            if !record.phase.is_live() {
+            let stands = matches!(record.phase, Phase::Given { .. }) && record.running.is_some();
+            if !record.phase.is_live() && !stands {
                 continue;
             }
             match self.find_again(&record, adopt) {
@@ -154,6 +155,10 @@ impl Engine {
         tracing::warn!(machine = record.name, why, "a machine is lost");
         let taken_back = match record.undo {
             Some(_) => self.undo(machine),
+            // All of it is in its newest snapshot, and another host says whose it is.
+            None if record.phase.host().is_some() => {
+                self.update(machine, When::Now, |record| record.running = None)
+            }
             None => self.update(machine, When::Now, |record| {
                 record.phase = Phase::Failed { why };
                 record.running = None;
@@ -314,9 +319,15 @@ impl Engine {
             }
             self.connect_again(&live.vm, &record);
         }
-        self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
+        let stands = record.phase.host().is_some();
+        if !stands {
+            self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
+        }
         self.watch(machine, &live);
         tracing::info!(machine = record.name, pid = live.vm.pid(), "found again");
+        if stands {
+            return Ok(()); // until it is known whose it is
+        }
         let hardware = record.hardware.to_compat();
         self.pool.want(Shape::new(&hardware, &record.config));
         while record.agent && live.vm.is_alive() {
@@ -338,7 +349,12 @@ impl Engine {
         let handle = VmHandle::in_dir(pid, &self.run_dir(record), Some(address));
         loop {
             let connected = RunningVm::adopt(handle.clone(), self.spawner.clone());
-            match connected.and_then(|vm| vm.cont().map(|_| vm)) {
+            let stands = record.phase.host().is_some();
+            let goes_on = |vm: RunningVm| match stands {
+                true => Ok(vm),
+                false => vm.cont().map(|_| vm),
+            };
+            match connected.and_then(goes_on) {
                 Err(error) if error.is_retryable() => {
                     tracing::warn!(%error, machine = record.name, pid, "QEMU does not answer yet");
                 }

@@ -12,9 +12,31 @@ use martlet_api::{
     ProgressSink, ProgressUnit,
 };
 use martlet_disk::{BlockChange, FrozenLayer};
-use martlet_image::{DiskRecord, Hardware, Manifest, MemoryRecord, PAGE_SIZE, PageLocation, SnapshotRecord};
+use martlet_image::{
+    DiskRecord, FrameId, Hardware, Manifest, MemoryRecord, PAGE_SIZE, PageLocation, PageSet, SnapshotRecord,
+};
 use martlet_pager::Layer;
 use martlet_store::{Batch, Pin, RefName};
+use martlet_vm::capture::CapturedMemory;
+use std::collections::BTreeSet;
+
+/// A memory image as far as its pages were put into the store ahead of the pause in which the rest is taken.
+pub(crate) struct PutAhead {
+    /// The image.
+    manifest: Manifest,
+    /// Those pages.
+    pages: PageSet,
+}
+
+impl PutAhead {
+    /// No page yet, over an image.
+    pub(crate) fn over(image: &Manifest) -> Self {
+        Self {
+            manifest: image.clone(),
+            pages: PageSet::new(),
+        }
+    }
+}
 
 /// Pages handed to the store at a time.
 const PAGES_AT_ONCE: usize = 4096;
@@ -26,6 +48,7 @@ impl Engine {
         live: &Live,
         record: &Record,
         captured: &Captured,
+        ahead: Option<PutAhead>,
         reference: &RefName,
         note: Option<String>,
         progress: ProgressSink<'_>,
@@ -36,7 +59,7 @@ impl Engine {
             None => None,
         };
         let mut batch = self.store.begin().told_as(full)?;
-        let memory = self.put_memory(&mut batch, live, captured, full, progress)?;
+        let memory = self.put_memory(&mut batch, live, captured, ahead, full, progress)?;
         crash::step("checkpoint");
         let disk = put_disk(&mut batch, &captured.disk)?;
         crash::step("checkpoint");
@@ -126,15 +149,44 @@ impl Engine {
         Ok((pin, report))
     }
 
+    /// Puts pages that were copied while their guest runs, and returns the frames that they are in.
+    pub(crate) fn put_ahead(
+        &self,
+        ahead: &mut PutAhead,
+        copied: &CapturedMemory,
+    ) -> Result<Vec<FrameId>, Problem> {
+        let full = "the machine's memory could not be written";
+        let mut batch = self.store.begin().told_as(full)?;
+        let mut frames = BTreeSet::new();
+        let mut pages = copied.iter().peekable();
+        while pages.peek().is_some() {
+            for (page, location) in batch
+                .put_pages(pages.by_ref().take(PAGES_AT_ONCE))
+                .told_as(full)?
+            {
+                ahead.manifest.set(page, location);
+                if let PageLocation::Frame { frame, .. } = location {
+                    frames.insert(frame);
+                }
+            }
+        }
+        ahead.pages.or(copied.pages());
+        batch.commit(&[]).told_as(full)?;
+        Ok(frames.into_iter().collect())
+    }
+
     fn put_memory(
         &self,
         batch: &mut Batch,
         live: &Live,
         captured: &Captured,
+        ahead: Option<PutAhead>,
         full: &'static str,
         progress: ProgressSink<'_>,
     ) -> Result<PutImage, Problem> {
-        let mut manifest = Manifest::clone(&live.memory.image.manifest());
+        let image = live.memory.image.manifest();
+        let ahead = ahead.unwrap_or_else(|| PutAhead::over(&image));
+        let (mut manifest, mut gone) = (ahead.manifest, ahead.pages);
         let total = Some(captured.own.size_bytes());
         let mut done = 0;
         let mut put = |batch: &mut Batch, manifest: &mut Manifest, some: &[(u64, &[u8; PAGE_SIZE])]| {
@@ -159,6 +211,10 @@ impl Engine {
                 unsaved.zeros().clone()
             }
             Own::Copied { memory, free } => {
+                // Of what was put ahead the guest has given up some since.
+                gone.and_not(memory.pages());
+                gone.iter()
+                    .for_each(|page| manifest.set(page, image.locate(page)));
                 let before = live.memory.image.unsaved().unwrap_or_default();
                 for layer in before.layers() {
                     let mut layer = layer.clone();

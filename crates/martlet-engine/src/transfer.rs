@@ -30,11 +30,11 @@ const RETRY_REST: Duration = Duration::from_secs(10);
 
 /// Where the frames of a snapshot are that is away.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Listed {
-    remote: String,
-    reference: String,
+pub(crate) struct Listed {
+    pub(crate) remote: String,
+    pub(crate) reference: String,
     /// Is the rest to come without being read?
-    rest: bool,
+    pub(crate) rest: bool,
 }
 
 impl Engine {
@@ -190,12 +190,7 @@ impl Engine {
             reference: name.to_string(),
             rest: request.rest,
         };
-        let leaves: Vec<Key> = self.store.leaves(&record).told()?.into_iter().collect();
-        if !self.store.lacks(&leaves).told()?.is_empty() {
-            // Known to be away before anybody can use it, also to a successor.
-            self.list(&id, Some(listed.clone()))?;
-            self.promise(id, &record, &listed)?;
-        }
+        self.promise_rest(id, &record, listed)?;
         let mut batch = self.store.begin().told()?;
         batch.put_snapshot(&record).told()?;
         batch.commit(&[(called.clone(), id)]).told()?;
@@ -296,6 +291,22 @@ impl Engine {
         self.list(id, None)
     }
 
+    /// Promises what is not here of a snapshot that is about to be.
+    pub(crate) fn promise_rest(
+        self: &Arc<Self>,
+        id: SnapshotId,
+        record: &SnapshotRecord,
+        listed: Listed,
+    ) -> Result<(), Problem> {
+        let leaves: Vec<Key> = self.store.leaves(record).told()?.into_iter().collect();
+        if self.store.lacks(&leaves).told()?.is_empty() {
+            return Ok(());
+        }
+        // Known to be away before anybody can use it, also to a successor.
+        self.list(&id, Some(listed.clone()))?;
+        self.promise(id, record, &listed)
+    }
+
     fn promise(
         self: &Arc<Self>,
         id: SnapshotId,
@@ -339,7 +350,7 @@ impl Engine {
     }
 
     /// Has the rest of a snapshot come, while nobody reads it.
-    fn bring_rest(self: &Arc<Self>, id: SnapshotId) {
+    pub(crate) fn bring_rest(self: &Arc<Self>, id: SnapshotId) {
         let (engine, away) = (Arc::downgrade(self), self.away.clone());
         let first = self.read_first(&id).unwrap_or_default(); // without, it comes all the same
         let bring = move || {

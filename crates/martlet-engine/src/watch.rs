@@ -140,6 +140,10 @@ impl Engine {
     /// QEMU has ended and nobody asked for it.
     fn ended_by_itself(self: &Arc<Self>, machine: &Arc<Machine>, live: Arc<Live>) {
         let record = machine.record();
+        if record.phase.host().is_some() {
+            // All of it is in its newest snapshot, and another host says whose it is.
+            return self.stop_live(machine);
+        }
         let reason = live.vm.end_reason();
         let status = match live.vm.wait(Duration::from_secs(5)) {
             Ok(ChildState::Ended { status, .. }) => status.to_string(),

@@ -47,6 +47,8 @@ pub enum Access {
     Read,
     /// Add objects and set names.
     Write,
+    /// Have machines go on here.
+    Run,
 }
 
 /// May this host?

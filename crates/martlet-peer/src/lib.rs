@@ -33,5 +33,5 @@ pub use invite::{BadInvitation, HostInvitation, Token, TokenBook};
 pub use join::{HostEntry, Inviter, Joined, Newcomer, Welcome, join, join_router, renew};
 pub use refusal::{Code, Refusal};
 pub use server::{Caller, Limits, Removed, serve};
-pub use transfer::{PullReport, PushReport, fetch_without_frames, pull, push};
+pub use transfer::{PullReport, PushReport, fetch_without_frames, pull, push, send};
 pub use wire::KEYS_MAX;

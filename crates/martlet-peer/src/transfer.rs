@@ -148,6 +148,22 @@ pub fn push(
     Ok(report)
 }
 
+/// Sends what the other host lacks of these objects, in this order. It keeps them for some minutes without a name. `progress` is
+/// told of bytes sent, and of bytes in all.
+pub fn send(
+    store: &Store,
+    client: &PeerClient,
+    needs: &[(Key, u32)],
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<PushReport> {
+    let mut report = PushReport {
+        objects: needs.len() as u64,
+        ..PushReport::default()
+    };
+    put_lacking(store, client, needs, &mut report, progress)?;
+    Ok(report)
+}
+
 /// Puts what the other host lacks of these, in this order.
 fn put_lacking(
     store: &Store,

@@ -45,8 +45,13 @@ impl Store {
     /// first what is promised from elsewhere, which takes none here.
     pub fn needs(&self, id: &SnapshotId) -> Result<Vec<(Key, u32)>> {
         let roots = HashSet::from([Key::new(Kind::Snapshot, id.0)]);
-        let mut keys: Vec<Key> = self.inner.closure(&roots, true)?.into_iter().collect();
+        self.located(self.inner.closure(&roots, true)?.into_iter().collect())
+    }
+
+    /// The same of these objects.
+    pub fn located(&self, mut keys: Vec<Key>) -> Result<Vec<(Key, u32)>> {
         keys.sort_unstable();
+        keys.dedup();
         let locations = self.inner.index.get_many(&keys)?;
         let mut needs = Vec::new();
         let mut located = Vec::new();

@@ -177,7 +177,7 @@ impl CapturedMemory {
         self.watch = None;
     }
 
-    /// Every page with its index, ascending.
+    /// Every page with its index, ascending; but for those that were taken ahead ([`Capture::take`]) and not written since.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &[u8; PAGE_SIZE])> {
         let mut wanted = self.pages.clone();
         let mut pages = Vec::with_capacity(wanted.len() as usize);

@@ -127,6 +127,18 @@ pub enum Command {
         #[arg(required = true, value_parser = name)]
         names: Vec<String>,
     },
+    /// Have another host of the fleet go on with a machine, while it runs
+    Move {
+        /// Interface of that host that the network of a machine at a tap interface leads to [default: of the same name]
+        #[arg(long, value_name = "INTERFACE")]
+        tap: Option<String>,
+        /// Machine
+        #[arg(value_parser = name)]
+        name: String,
+        /// Host
+        #[arg(value_parser = name)]
+        host: String,
+    },
     /// Give a machine another name
     Rename {
         /// Machine
@@ -162,6 +174,9 @@ pub enum Command {
     Resume {
         #[command(flatten)]
         from: FromLine,
+        /// Host of the fleet that is to go on with it instead of this one
+        #[arg(long, value_parser = name, value_name = "HOST", conflicts_with_all = ["from", "probe"])]
+        on: Option<String>,
         #[command(flatten)]
         probe: ProbeArg,
         /// Machine; with --from, what its line is called there

@@ -6,6 +6,7 @@ mod explain;
 mod host;
 mod line;
 mod machine;
+mod moves;
 mod realm;
 mod remote;
 mod service;
@@ -19,7 +20,9 @@ use crate::daemon::Daemon;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Reporter;
 use crate::{console, exec, files, show, terminal};
-use martlet_api::{CarryRequest, CheckpointMethod, ExecRequest, Problem, ProblemCode, PushRequest};
+use martlet_api::{
+    CarryRequest, CheckpointMethod, ExecRequest, MoveRequest, Problem, ProblemCode, PushRequest,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -81,7 +84,13 @@ pub fn run(cli: Cli) -> Outcome<u8> {
             line::begin(&context, &args.name, line)?;
             snapshot::checkpoint(&context, args, CheckpointMethod::Auto, "suspend")
         }
-        Command::Resume { from, probe, name } => line::resume(&context, from, &name, probe.probe),
+        Command::Resume {
+            on: Some(host), name, ..
+        } => moves::resume_on(&context, &name, host),
+        Command::Resume {
+            from, probe, name, ..
+        } => line::resume(&context, from, &name, probe.probe),
+        Command::Move { tap, name, host } => moves::move_to(&context, &name, MoveRequest { host, tap }),
         Command::Publish { every, line, name } => line::publish(&context, &name, line, every),
         Command::Lease(command) => line::lease(&context, command),
         Command::Follow(command) => line::follow(&context, command),

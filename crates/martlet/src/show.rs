@@ -96,6 +96,8 @@ pub fn state(state: MachineState) -> &'static str {
         MachineState::Suspended => "suspended",
         MachineState::Stopped => "stopped",
         MachineState::Failed => "failed",
+        MachineState::Given => "given",
+        MachineState::Moved => "moved",
     }
 }
 

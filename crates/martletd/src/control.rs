@@ -88,6 +88,8 @@ pub trait Control: Send + Sync + 'static {
         request: RollbackRequest,
         progress: ProgressSink<'_>,
     ) -> Answer<MachineInfo>;
+    /// Has another host go on with a machine.
+    fn move_to(&self, name: &str, request: MoveRequest, progress: ProgressSink<'_>) -> Answer<MoveReport>;
 
     /// All snapshots.
     fn snapshots(&self) -> Answer<Vec<SnapshotInfo>>;

@@ -160,6 +160,9 @@ impl Control for EngineControl {
     ) -> Answer<MachineInfo> {
         self.0.rollback(name, request, progress)
     }
+    fn move_to(&self, name: &str, request: MoveRequest, progress: ProgressSink<'_>) -> Answer<MoveReport> {
+        self.0.move_to(name, request, progress)
+    }
 
     fn snapshots(&self) -> Answer<Vec<SnapshotInfo>> {
         self.0.snapshots()

@@ -1,10 +1,14 @@
 //! The server for other hosts: there as soon as this host is in a fleet, and as long as the daemon.
 
 use anyhow::{Context, Result};
-use axum::routing::get;
+use axum::extract::State;
+use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use martlet_engine::{Engine, PeerService};
-use martlet_peer::{Caller, Code, Limits, Refusal, join_router, peer_router, serve};
+use martlet_api::Problem;
+use martlet_engine::{Engine, HardwareRecord, Load, Offer, PeerService};
+use martlet_peer::{Access, Caller, Code, Limits, Policy, Refusal, join_router, peer_router, serve};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +46,12 @@ pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>) -> Result<()> {
 }
 
 fn run(engine: &Arc<Engine>, service: PeerService, listen: Option<SocketAddr>) -> Result<()> {
-    let mut router = peer_router(service.store, service.policy).merge(roll_router(engine.clone()));
+    let mut router = peer_router(service.store, service.policy.clone())
+        .merge(roll_router(engine.clone()))
+        .merge(moves_router(Movers {
+            engine: engine.clone(),
+            policy: service.policy,
+        }));
     if let Some(inviter) = service.inviter {
         router = router.merge(join_router(inviter));
     }
@@ -93,4 +102,64 @@ fn roll_router(engine: Arc<Engine>) -> Router {
             .map_err(|_| Refusal::new(Code::Failed, "the fleet cannot be looked up"))
     };
     Router::new().route("/peer/roll", get(roll))
+}
+
+/// Who answers hosts that want machines to go on here.
+#[derive(Clone)]
+struct Movers {
+    engine: Arc<Engine>,
+    policy: Policy,
+}
+
+/// Machines of other hosts that are to go on here. An answer is a result, or a problem of this host's.
+fn moves_router(movers: Movers) -> Router {
+    Router::new()
+        .route(
+            "/peer/moves/could",
+            asked(|engine, _, hardware: HardwareRecord| engine.could(&hardware)),
+        )
+        .route(
+            "/peer/moves/offer",
+            asked(|engine, from, offer: Offer| engine.offered(from, offer)),
+        )
+        .route(
+            "/peer/moves/load",
+            asked(|engine, from, load: Load| engine.load(from, load)),
+        )
+        .route(
+            "/peer/moves/go",
+            asked(|engine, from, machine: String| engine.go(from, &machine)),
+        )
+        .route(
+            "/peer/moves/settle",
+            asked(|engine, from, machine: String| Ok(engine.settle_move(from, &machine))),
+        )
+        .route(
+            "/peer/moves/lacks",
+            asked(|engine, _, snapshot: String| engine.still_lacks(&snapshot)),
+        )
+        .with_state(movers)
+}
+
+/// A question of a host that may have machines go on here.
+fn asked<Q, A>(answer: fn(&Arc<Engine>, &str, Q) -> Result<A, Problem>) -> axum::routing::MethodRouter<Movers>
+where
+    Q: DeserializeOwned + Send + 'static,
+    A: Serialize + Send + 'static,
+{
+    post(
+        move |State(movers): State<Movers>, Extension(caller): Extension<Caller>, Json(question): Json<Q>| async move {
+            let work = move || match caller {
+                Caller::Host(name) if (movers.policy)(&name, Access::Run) => {
+                    Ok(Json(answer(&movers.engine, &name, question)))
+                }
+                _ => Err(Refusal::new(
+                    Code::Forbidden,
+                    "only hosts of the fleet have machines go on here",
+                )),
+            };
+            let done = tokio::task::spawn_blocking(work).await;
+            done.unwrap_or_else(|_| Err(Refusal::new(Code::Failed, "this host has failed to answer")))
+        },
+    )
 }

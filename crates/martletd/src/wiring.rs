@@ -20,7 +20,7 @@ const LEASE_S: RangeInclusive<u32> = 2..=86_400;
 ///
 /// The agent lies beside this program, or where `MARTLET_AGENT` says; `MARTLET_QEMU` names a QEMU that is not the
 /// distribution's, `MARTLET_POOL` how many of it are started ahead, `MARTLET_LEASE` for how many seconds the holder of a
-/// machine's line may be silent.
+/// machine's line may be silent, `MARTLET_TAKE=no` that machines of other hosts may not go on here.
 pub fn control(state_dir: &Path, listen: Option<SocketAddr>) -> Result<Arc<dyn Control>> {
     let program = std::env::current_exe().context("cannot find out where this program lies")?;
     let beside = program.with_file_name("martlet-agent");
@@ -31,6 +31,7 @@ pub fn control(state_dir: &Path, listen: Option<SocketAddr>) -> Result<Arc<dyn C
         qemu: std::env::var_os("MARTLET_QEMU").map(PathBuf::from),
         pool_size: pool_size()?,
         lease_s: lease_s()?,
+        takes_machines: takes_machines()?,
     };
     let engine = Engine::open(options).map_err(|problem| {
         let because = problem
@@ -57,6 +58,15 @@ fn pool_size() -> Result<usize> {
             _ => anyhow::bail!("MARTLET_POOL is {text:?}; a number from 0 to {POOL_MAX} is possible"),
         },
         Err(_) => Ok(std::thread::available_parallelism().map_or(2, |n| n.get()).min(4)),
+    }
+}
+
+/// Whether machines of other hosts of the fleet may go on here: `MARTLET_TAKE`, `yes` if it is absent.
+fn takes_machines() -> Result<bool> {
+    match std::env::var("MARTLET_TAKE").as_deref() {
+        Ok("yes") | Err(_) => Ok(true),
+        Ok("no") => Ok(false),
+        Ok(text) => anyhow::bail!("MARTLET_TAKE is {text:?}; yes and no are possible"),
     }
 }
 

@@ -51,7 +51,7 @@ impl Capture {
         Ok(capture)
     }
 
-    /// What would have to be copied in a pause that began now.
+    /// What would have to be copied in a pause that began when it was looked at.
     pub fn rest_bytes(&self) -> u64 {
         self.rest_bytes
     }
@@ -64,29 +64,66 @@ impl Capture {
             .map_err(VmError::io("make room for guest memory"))
     }
 
+    /// Can it be told what is written?
+    pub fn is_watching(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// Copies what was written since, while the guest runs, if that can be told.
+    pub fn again(&mut self) -> Result<(), VmError> {
+        let Some(watch) = self.watch.take() else {
+            return Ok(());
+        };
+        self.copy(&watch)?;
+        self.watch = Some(watch);
+        Ok(())
+    }
+
+    /// What would have to be copied in a pause that began now; looked at anew, if that can be told.
+    pub fn look(&mut self) -> Result<u64, VmError> {
+        if let Some(watch) = &self.watch {
+            self.rest_bytes = watch.look(false)?.written.len() * PAGE_SIZE as u64;
+        }
+        Ok(self.rest_bytes)
+    }
+
+    /// What was copied since this was asked last. It is the caller's to keep: [`Capture::finish`] has of these pages only those
+    /// that were written again.
+    pub fn take(&mut self) -> CapturedMemory {
+        let copies = std::mem::take(&mut self.copies);
+        let mut pages = PageSet::new();
+        copies.iter().for_each(|copied| pages.or(&copied.pages));
+        CapturedMemory {
+            pages,
+            copies,
+            watch: None,
+        }
+    }
+
     /// Returns how many pages it would have to copy again now.
     fn copy_ahead(&mut self, watch: WriteWatch) -> Result<u64, VmError> {
-        let pid = self.pid;
-        let mut copy = || -> Result<u64, VmError> {
-            // First watched, then copied: what is written in between is copied again.
-            let pages = watch.look(true)?.written;
-            let mut buffer = CaptureBuffer::new();
-            read_pages(pid, &self.mapping, &pages, &mut buffer)?;
-            let count = pages.len();
-            self.copies.push(Copied { pages, buffer });
-            Ok(count)
-        };
-        let mut count = copy()?;
+        let mut count = self.copy(&watch)?;
         for _ in 0..ROUNDS_MAX {
             let written = watch.look(false)?.written.len();
             if written * PAGE_SIZE as u64 <= SMALL_BYTES || written > count / 2 {
                 break;
             }
-            count = copy()?;
+            count = self.copy(&watch)?;
         }
         let written = watch.look(false)?.written.len();
         self.watch = Some(watch);
         Ok(written)
+    }
+
+    /// Copies what was written since the last copy, and returns how many pages that were.
+    fn copy(&mut self, watch: &WriteWatch) -> Result<u64, VmError> {
+        // First watched, then copied: what is written in between is copied again.
+        let pages = watch.look(true)?.written;
+        let mut buffer = CaptureBuffer::new();
+        read_pages(self.pid, &self.mapping, &pages, &mut buffer)?;
+        let count = pages.len();
+        self.copies.push(Copied { pages, buffer });
+        Ok(count)
     }
 
     /// The guest stands still: copies the rest.
@@ -155,6 +192,40 @@ mod tests {
                 let last = memory.copies.last().unwrap();
                 assert!((1..=700).contains(&last.pages.len()), "{}", last.pages.len());
             }
+        }
+    }
+
+    /// What was taken ahead, less what was written after that, and the rest at the end, are all that was there at the end.
+    #[test]
+    fn what_was_taken_ahead_is_not_copied_again() {
+        const PAGES: usize = 2000;
+        let writer = Writer::start(PAGES);
+        let mapping = Mapping::find(writer.pid(), writer.file()).unwrap();
+        (0..1000).for_each(|page| writer.write(page, 1));
+        let mut capture = Capture::prepare(writer.pid(), &mapping).unwrap();
+        if !capture.is_watching() {
+            return; // this kernel cannot tell
+        }
+        let mut known = std::collections::BTreeMap::new();
+        let mut keep = |memory: CapturedMemory| {
+            memory
+                .iter()
+                .for_each(|(page, bytes)| drop(known.insert(page, bytes.to_vec())));
+        };
+        keep(capture.take());
+        (900..1100).for_each(|page| writer.write(page, 2));
+        assert_eq!(capture.take().pages().len(), 0, "nothing was copied since");
+        capture.again().unwrap();
+        keep(capture.take());
+        (1090..1150).for_each(|page| writer.write(page, 3));
+        let memory = capture.finish().unwrap();
+        assert_eq!(memory.pages().len(), 1150, "all of its own pages");
+        assert_eq!(memory.iter().count(), 60, "of which so many were written since");
+        let all = memory.pages().clone();
+        keep(memory);
+        assert!(all.iter().eq(known.keys().copied()));
+        for (page, bytes) in known {
+            assert_eq!(bytes[..], writer.read(page as usize)[..], "page {page}");
         }
     }
 

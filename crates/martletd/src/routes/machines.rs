@@ -96,6 +96,15 @@ pub fn routes(routes: Routes) -> Routes {
         )
         .route(
             Post,
+            "/v1/machines/{name}/move",
+            Spec::new("Have another host of the fleet go on with it")
+                .takes::<MoveRequest>()
+                .gives::<MoveReport>()
+                .with_events(),
+            move_to,
+        )
+        .route(
+            Post,
             "/v1/machines/{name}/fork",
             fork_spec
                 .takes::<ForkRequest>()
@@ -220,6 +229,20 @@ async fn rollback(
     server
         .operation(events, move |control, progress| {
             control.rollback(&name, request, progress)
+        })
+        .await
+}
+
+async fn move_to(
+    State(server): State<Server>,
+    Named(name): Named,
+    WantsEvents(events): WantsEvents,
+    Body(request): Body<MoveRequest>,
+) -> Reply {
+    martlet_api::names::check_name(&request.host)?;
+    server
+        .operation(events, move |control, progress| {
+            control.move_to(&name, request, progress)
         })
         .await
 }

@@ -423,6 +423,19 @@ impl Control for Fake {
     fn rollback(&self, name: &str, _: RollbackRequest, _: ProgressSink<'_>) -> Answer<MachineInfo> {
         self.machine(name)
     }
+    fn move_to(&self, name: &str, request: MoveRequest, _: ProgressSink<'_>) -> Answer<MoveReport> {
+        Ok(MoveReport {
+            machine: self.machine(name)?.name,
+            host: request.host,
+            rounds: Vec::new(),
+            pause_ms: 40.0,
+            saved_ms: 10.0,
+            first_exec_ms: None,
+            sent_bytes: 4096,
+            left_objects: 0,
+            total_ms: 100.0,
+        })
+    }
     fn snapshots(&self) -> Answer<Vec<SnapshotInfo>> {
         Ok(vec![snapshot("web:1")])
     }
