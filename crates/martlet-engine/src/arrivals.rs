@@ -29,7 +29,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// A host that has had its machine loaded says go within this time.
-const GO_TIMEOUT: Duration = Duration::from_secs(30);
+const GO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Machines that arrive at the same time.
 const ARRIVALS_MAX: usize = 16;
 /// What was offered is loaded within this time, or makes room for others.

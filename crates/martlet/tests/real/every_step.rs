@@ -19,7 +19,7 @@ const STEPS_LEAST: u64 = 3;
 
 /// The first step to be cut short at and the distance to the next: `script/faults` takes every one, a test run some,
 /// others each time.
-fn steps() -> (u64, usize) {
+pub fn steps() -> (u64, usize) {
     const STRIDE: usize = 5;
     match std::env::var("MARTLET_TEST_STEPS").as_deref() {
         Ok("all") => (1, 1),

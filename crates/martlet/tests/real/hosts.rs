@@ -10,6 +10,27 @@ fn free_address() -> String {
     listener.local_addr().unwrap().to_string()
 }
 
+/// Makes these hosts a fleet, the first one letting the others in.
+pub fn fleet(hosts: &[(&Daemon, &str)]) {
+    let [(first, name), others @ ..] = hosts else {
+        return;
+    };
+    first.ok(&["host", "init", name, &free_address()]);
+    for (other, name) in others {
+        let line = first.ok(&["host", "invite"]);
+        let address = free_address();
+        wait_for("the first host to listen", || {
+            let joined = other.call_with_input(&["host", "join", name, &address], line.as_bytes());
+            joined.status.success() || !other.names_of_hosts().is_empty()
+        });
+    }
+    wait_for("all to answer", || {
+        hosts
+            .iter()
+            .all(|(host, _)| hosts.iter().all(|(_, name)| host.answers(name)))
+    });
+}
+
 impl Daemon {
     fn names_of_hosts(&self) -> Vec<String> {
         let hosts = self.json(&["host", "ls"]);
@@ -19,7 +40,7 @@ impl Daemon {
             .collect()
     }
 
-    fn answers(&self, name: &str) -> bool {
+    pub fn answers(&self, name: &str) -> bool {
         let hosts = self.json(&["host", "ls"]);
         let found = hosts
             .as_array()

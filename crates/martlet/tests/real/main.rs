@@ -20,6 +20,7 @@ mod hosts;
 mod imports;
 mod life;
 mod lines;
+mod moves;
 mod no_byte;
 mod pool;
 mod pressure;
