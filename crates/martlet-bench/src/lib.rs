@@ -20,4 +20,4 @@ pub use error::BenchError;
 pub use figure::{Figure, Figures, Samples};
 pub use image_file::ImageFile;
 pub use martlet_vm::usage;
-pub use stock::{Change, Recipe, Restored, Stock};
+pub use stock::{Change, Migration, Recipe, Restored, Stock};

@@ -8,10 +8,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 mod bare;
+mod bridge;
 mod disturb;
+mod pings;
 mod small_disk;
 
 pub use bare::Bare;
+pub use bridge::TAP;
+pub use pings::Pings;
 pub use small_disk::{Ballast, SmallDisk};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -64,6 +68,11 @@ impl Site {
         let mut site = Self::new(lab, name, program)?;
         site.disk = Some(SmallDisk::mount(site.state.path(), size_mib)?);
         Ok(site)
+    }
+
+    /// What it is called, also among the hosts of its fleet.
+    pub fn name(&self) -> &str {
+        self.host.name()
     }
 
     /// The disk of its own that its state is on, if it has one.

@@ -16,6 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+mod migrate;
+
+pub use migrate::Migration;
+
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// A whole memory goes to a file, or comes from one, within this time.
@@ -134,6 +138,16 @@ impl Recipe {
     }
 
     fn start(&self, argv: &[String], overlay: &Path, incoming: bool) -> Result<Stock, BenchError> {
+        self.start_by(|program| Command::new(program), argv, overlay, incoming)
+    }
+
+    fn start_by(
+        &self,
+        command: impl FnOnce(&str) -> Command,
+        argv: &[String],
+        overlay: &Path,
+        incoming: bool,
+    ) -> Result<Stock, BenchError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let run = self.dir.path().join(format!("run-{number}"));
         std::fs::DirBuilder::new()
@@ -143,7 +157,7 @@ impl Recipe {
         let argv = stock_argv(argv, overlay, &run, incoming);
         let log = std::fs::File::create(run.join("qemu.log")).map_err(BenchError::io("make QEMU's log"))?;
         let started = Instant::now();
-        let mut child = Command::new(&argv[0])
+        let mut child = command(&argv[0])
             .args(&argv[1..])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

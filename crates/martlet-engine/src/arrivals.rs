@@ -24,7 +24,6 @@ use martlet_image::{SnapshotId, SnapshotRecord};
 use martlet_store::{Part, RefName};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -472,14 +471,14 @@ impl Engine {
 }
 
 fn check_tap(tap: &str) -> Result<(), Problem> {
-    match martlet_vm::tap::is_name(tap) && Path::new("/sys/class/net").join(tap).exists() {
-        true => Ok(()),
-        false => Err(Problem::new(
+    martlet_vm::tap::check(tap).map_err(|error| {
+        Problem::new(
             ProblemCode::NotFound,
-            format!("that host has no interface {tap:?}"),
+            format!("this host has no interface {tap:?} that is free"),
         )
-        .remediation("make one there, or name another one: `martlet move MACHINE HOST --tap NAME`")),
-    }
+        .cause(error)
+        .remediation("make one there, or name another one: `martlet move MACHINE HOST --tap NAME`")
+    })
 }
 
 fn not_offered() -> Problem {

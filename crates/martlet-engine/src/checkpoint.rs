@@ -200,8 +200,12 @@ impl Drop for Still<'_> {
 
 /// The guest's own pages, at one instant.
 pub(crate) enum Own {
-    /// A copy, and the pages that hold nothing any more.
-    Copied { memory: CapturedMemory, free: PageSet },
+    /// A copy, the pages that hold nothing any more, and what was put into the store before the pause.
+    Copied {
+        memory: CapturedMemory,
+        free: PageSet,
+        ahead: Option<PutAhead>,
+    },
     /// Where they are, with what was in no store before.
     InPlace { unsaved: Arc<Unsaved>, size_bytes: u64 },
 }
@@ -237,10 +241,10 @@ impl Captured {
             free
         };
         let own = match room {
-            Room::Copy(capture) => {
+            Room::Copy(capture, ahead) => {
                 let memory = capture.finish().told()?;
                 let free = free(memory.pages());
-                Own::Copied { memory, free }
+                Own::Copied { memory, free, ahead }
             }
             Room::InPlace(mut memory) => {
                 memory.find_pages(live.vm.pid()).told()?;
@@ -264,8 +268,8 @@ impl Captured {
 
 /// Where the guest's own pages will be while they are written.
 enum Room {
-    /// In a copy, most of which is made before the pause.
-    Copy(Capture),
+    /// In a copy, most of which is made before the pause, and may be in the store by then.
+    Copy(Capture, Option<PutAhead>),
     /// In its process.
     InPlace(PausedMemory),
 }
@@ -301,8 +305,6 @@ struct Saving<'a> {
     /// How long the guest was giving up what it can do without.
     give_up: Duration,
     room: Room,
-    /// What was put into the store before the pause.
-    ahead: Option<PutAhead>,
     afterwards: Afterwards<'a>,
     requested: Instant,
 }
@@ -385,7 +387,6 @@ impl Engine {
             note: request.note,
             give_up,
             room,
-            ahead: None,
             afterwards,
             requested,
         };
@@ -409,8 +410,7 @@ impl Engine {
             reference: self.new_reference(&record, None)?,
             note: None,
             give_up: Duration::ZERO,
-            room: Room::Copy(capture),
-            ahead: Some(ahead),
+            room: Room::Copy(capture, Some(ahead)),
             afterwards: Afterwards::Given(give),
             requested: Instant::now(),
         };
@@ -479,7 +479,7 @@ impl Engine {
             }
         }
         capture.make_room().told()?;
-        Ok((Room::Copy(capture), Afterwards::GoesOn))
+        Ok((Room::Copy(capture, None), Afterwards::GoesOn))
     }
 
     fn save_pausing(
@@ -496,7 +496,6 @@ impl Engine {
             note,
             give_up,
             room,
-            ahead,
             afterwards,
             requested,
         } = saving;
@@ -546,8 +545,7 @@ impl Engine {
         }
         crash::step("checkpoint");
         let has_unsaved = live.memory.image.unsaved().is_some();
-        let (committed, mut report) =
-            self.put(&live, record, &captured, ahead, &reference, note, progress)?;
+        let (committed, mut report) = self.put(&live, record, &mut captured, &reference, note, progress)?;
         // The pin lasts until the machine has its own.
         let id = committed.id();
         // A machine that does not go on stands still until there is nothing left of it that could.

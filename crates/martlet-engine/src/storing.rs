@@ -47,8 +47,7 @@ impl Engine {
         &self,
         live: &Live,
         record: &Record,
-        captured: &Captured,
-        ahead: Option<PutAhead>,
+        captured: &mut Captured,
         reference: &RefName,
         note: Option<String>,
         progress: ProgressSink<'_>,
@@ -59,7 +58,7 @@ impl Engine {
             None => None,
         };
         let mut batch = self.store.begin().told_as(full)?;
-        let memory = self.put_memory(&mut batch, live, captured, ahead, full, progress)?;
+        let memory = self.put_memory(&mut batch, live, captured, full, progress)?;
         crash::step("checkpoint");
         let disk = put_disk(&mut batch, &captured.disk)?;
         crash::step("checkpoint");
@@ -179,15 +178,18 @@ impl Engine {
         &self,
         batch: &mut Batch,
         live: &Live,
-        captured: &Captured,
-        ahead: Option<PutAhead>,
+        captured: &mut Captured,
         full: &'static str,
         progress: ProgressSink<'_>,
     ) -> Result<PutImage, Problem> {
         let image = live.memory.image.manifest();
+        let total = Some(captured.own.size_bytes());
+        let ahead = match &mut captured.own {
+            Own::Copied { ahead, .. } => ahead.take(),
+            Own::InPlace { .. } => None,
+        };
         let ahead = ahead.unwrap_or_else(|| PutAhead::over(&image));
         let (mut manifest, mut gone) = (ahead.manifest, ahead.pages);
-        let total = Some(captured.own.size_bytes());
         let mut done = 0;
         let mut put = |batch: &mut Batch, manifest: &mut Manifest, some: &[(u64, &[u8; PAGE_SIZE])]| {
             put_pages(batch, some, manifest)?;
@@ -210,7 +212,7 @@ impl Engine {
                 }
                 unsaved.zeros().clone()
             }
-            Own::Copied { memory, free } => {
+            Own::Copied { memory, free, .. } => {
                 // Of what was put ahead the guest has given up some since.
                 gone.and_not(memory.pages());
                 gone.iter()

@@ -55,6 +55,11 @@ pub(crate) fn attach(name: &str) -> io::Result<OwnedFd> {
     Ok(tun.into())
 }
 
+/// Is there a tap interface of this name, which nobody is attached to?
+pub fn check(name: &str) -> io::Result<()> {
+    attach(name).map(drop)
+}
+
 fn interface_request(tun: &File, name: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
     // SAFETY: the kernel reads and writes one `ifreq`, which outlives the call.
     match unsafe { libc::ioctl(tun.as_raw_fd(), name, &raw mut *request) } {

@@ -677,8 +677,8 @@ pub struct BenchInterruptedArgs {
 /// How roaming is measured.
 #[derive(Debug, Args)]
 pub struct BenchRoamArgs {
-    /// Links to measure, in Mb/s: single pages at 1000, sessions at the others
-    #[arg(long, value_delimiter = ',', default_value = "1000,100,20,5", value_name = "LINK,...", value_parser = ["1000", "100", "20", "5"])]
+    /// Links to measure, in Mb/s: single pages at 1000, sessions at the others; move: moves of a busy machine
+    #[arg(long, value_delimiter = ',', default_value = "1000,move,100,20,5", value_name = "LINK,...", value_parser = ["1000", "move", "100", "20", "5"])]
     pub links: Vec<String>,
     /// Rounds of each figure; the median is shown
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]

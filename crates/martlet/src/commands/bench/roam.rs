@@ -6,13 +6,14 @@ use crate::commands::Context;
 use crate::failure::{Failure, Outcome};
 use martlet_api::{MachineInfo, Problem, ProblemCode};
 use martlet_bench::roam::{Bucket, Site, missing};
-use martlet_bench::{BenchError, Samples};
+use martlet_bench::{BenchError, Recipe, Samples};
 use martlet_lab::{Lab, Link};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 mod behind;
 mod fault;
+mod moves;
 
 /// The links of sessions, as they are called in the figures, by rate and round-trip time.
 const LINKS: [(&str, f64, f64); 3] = [("100", 100.0, 0.0), ("20", 20.0, 20.0), ("5", 5.0, 50.0)];
@@ -83,12 +84,27 @@ impl Bench<'_> {
         let [home, away] = sites;
         let (home, away) = (home.map_err(failed)?, away.map_err(failed)?);
         let bucket = Bucket::start(&lab).map_err(failed)?;
+        let moves = links.iter().any(|link| link == moves::LINK);
+        let recipe = moves.then(|| Recipe::of(machine.pid.unwrap_or_default()));
+        let recipe = recipe.transpose().map_err(failed)?;
         self.step("bringing the machine to its first site");
         self.prepare(&machine, &home, &away, &bucket)?;
+        if links
+            .iter()
+            .any(|link| [fault::LINK, moves::LINK].contains(&&**link))
+        {
+            home.join(&away).map_err(failed)?;
+        }
         if links.iter().any(|link| link == fault::LINK) {
             self.faults(&home, &away)?;
         }
-        if links.iter().all(|link| link == fault::LINK) {
+        if let Some(recipe) = recipe {
+            self.moves(&lab, &home, &away, &recipe)?;
+        }
+        if links
+            .iter()
+            .all(|link| [fault::LINK, moves::LINK].contains(&&**link))
+        {
             return Ok(());
         }
         let local = self.local_sessions(&home)?;

@@ -29,7 +29,6 @@ impl Bench<'_> {
                 ..Link::local()
             };
             away.set_link(link)?;
-            home.join(away)?;
             let machine = home.run(&["run", SNAPSHOT, "--name", "known"])?;
             let (pid, id) = mapping(&machine)?;
             let known = ImageFile::open(pid, &id, &scratch.path().join("image"))?;
