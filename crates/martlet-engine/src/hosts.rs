@@ -196,19 +196,51 @@ impl Engine {
         self.hosts()
     }
 
-    /// The hosts of the fleet; each is asked whether it answers.
-    pub fn hosts(self: &Arc<Self>) -> Result<Vec<HostInfo>, Problem> {
+    /// Asks all other hosts of the fleet something, at the same time, with little patience. Every host is in the answer, in their
+    /// order; this one was not asked.
+    pub(crate) fn ask_hosts<T: Send>(
+        &self,
+        ask: impl Fn(PeerClient) -> Result<T, String> + Sync,
+    ) -> Result<Vec<(HostEntry, Option<Result<T, String>>)>, Problem> {
         let Some(known) = self.known_host()? else {
             return Ok(Vec::new());
         };
+        let asked = |host: &HostEntry| {
+            let client = PeerClient::new(&known.identity, &host.name, &host.address, HEARING);
+            client.map_err(|error| error.to_string()).and_then(&ask)
+        };
+        std::thread::scope(|scope| {
+            let asking = known.hosts.iter().map(|host| {
+                let is_this = host.name == known.identity.name;
+                (host, (!is_this).then(|| scope.spawn(|| asked(host))))
+            });
+            let asking: Vec<_> = asking.collect();
+            let answers = asking.into_iter().map(|(host, thread)| {
+                let answer = thread.map(|thread| {
+                    let answer = thread.join();
+                    answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                });
+                (host.clone(), answer)
+            });
+            Ok(answers.collect())
+        })
+    }
+
+    /// The hosts of the fleet; each is asked whether it answers.
+    pub fn hosts(self: &Arc<Self>) -> Result<Vec<HostInfo>, Problem> {
+        let asked = self.ask_hosts(|client| client.get("/peer/roll").map_err(|error| error.to_string()))?;
         let mut problems = std::collections::BTreeMap::new();
-        for host in known.hosts.iter().filter(|host| host.name != known.identity.name) {
-            match self.hear(&known, host) {
-                Ok(()) => {}
-                Err(error) => drop(problems.insert(host.name.clone(), error.to_string())),
+        // The first host lets others in: only what it says of the fleet is believed.
+        for (at, (host, answer)) in asked.into_iter().enumerate() {
+            match answer {
+                Some(Ok(roll)) if at == 0 => self.believe(roll),
+                Some(Err(problem)) => drop(problems.insert(host.name, problem)),
+                Some(Ok(_)) | None => {}
             }
         }
-        let known = self.this_host()?;
+        let Some(known) = self.known_host()? else {
+            return Ok(Vec::new());
+        };
         let info = |host: HostEntry| HostInfo {
             is_this: host.name == known.identity.name,
             answers: !problems.contains_key(&host.name),
@@ -219,13 +251,8 @@ impl Engine {
         Ok(known.hosts.into_iter().map(info).collect())
     }
 
-    /// Asks a host who is in the fleet. Only the first one is believed: it lets hosts in.
-    fn hear(&self, known: &Known, host: &HostEntry) -> Result<(), PeerError> {
-        let client = PeerClient::new(&known.identity, &host.name, &host.address, HEARING)?;
-        let roll: Roll = client.get("/peer/roll")?;
-        if known.hosts.first() != Some(host) {
-            return Ok(());
-        }
+    /// Takes over what the first host says of the fleet.
+    fn believe(&self, roll: Roll) {
         let changed = self.change_host(|known| {
             known.removed.extend(roll.removed);
             for host in roll.hosts {
@@ -242,7 +269,6 @@ impl Engine {
         if let Err(problem) = changed {
             tracing::warn!(%problem, "what another host said of the fleet is not remembered");
         }
-        Ok(())
     }
 
     /// Has a host be none of the fleet any more.

@@ -166,6 +166,8 @@ pub trait Control: Send + Sync + 'static {
     fn host_join(&self, request: HostJoinRequest) -> Answer<Vec<HostInfo>>;
     /// The hosts of the fleet.
     fn hosts(&self) -> Answer<Vec<HostInfo>>;
+    /// How each host of the fleet is.
+    fn host_top(&self) -> Answer<Vec<HostTop>>;
     /// Has a host be none of the fleet any more.
     fn host_remove(&self, name: &str) -> Answer<()>;
     /// Makes a realm.

@@ -269,6 +269,9 @@ impl Control for EngineControl {
     fn hosts(&self) -> Answer<Vec<HostInfo>> {
         self.0.hosts()
     }
+    fn host_top(&self) -> Answer<Vec<HostTop>> {
+        self.0.host_top()
+    }
     fn host_remove(&self, name: &str) -> Answer<()> {
         self.0.host_remove(name)
     }

@@ -3,8 +3,10 @@
 use anyhow::{Context, Result};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
+use martlet_api::Problem;
 use martlet_engine::{Engine, PeerService};
 use martlet_peer::{Caller, Code, Limits, Refusal, join_router, peer_router, serve};
+use serde::Serialize;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +44,7 @@ pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>) -> Result<()> {
 }
 
 fn run(engine: &Arc<Engine>, service: PeerService, listen: Option<SocketAddr>) -> Result<()> {
-    let mut router = peer_router(service.store, service.policy).merge(roll_router(engine.clone()));
+    let mut router = peer_router(service.store, service.policy).merge(fleet_router(engine.clone()));
     if let Some(inviter) = service.inviter {
         router = router.merge(join_router(inviter));
     }
@@ -78,19 +80,33 @@ fn run(engine: &Arc<Engine>, service: PeerService, listen: Option<SocketAddr>) -
     })
 }
 
-/// Who is in the fleet, for hosts of it.
-fn roll_router(engine: Arc<Engine>) -> Router {
-    let roll = move |Extension(caller): Extension<Caller>| async move {
-        let Caller::Host(_) = caller else {
-            return Err(Refusal::new(
-                Code::Forbidden,
-                "only hosts of the fleet are told who is in it",
-            ));
-        };
-        let asked = tokio::task::spawn_blocking(move || engine.roll()).await;
-        asked
-            .map(Json)
-            .map_err(|_| Refusal::new(Code::Failed, "the fleet cannot be looked up"))
+/// What hosts of the fleet ask each other about themselves: who is in it, and how this one is.
+fn fleet_router(engine: Arc<Engine>) -> Router {
+    let asked = engine.clone();
+    let roll = move |caller| {
+        let engine = asked.clone();
+        answer(caller, move || Ok(engine.roll()))
     };
-    Router::new().route("/peer/roll", get(roll))
+    let top = move |caller| {
+        let engine = engine.clone();
+        answer(caller, move || engine.host_usage())
+    };
+    Router::new()
+        .route("/peer/roll", get(roll))
+        .route("/peer/top", get(top))
+}
+
+async fn answer<T: Serialize + Send + 'static>(
+    Extension(caller): Extension<Caller>,
+    ask: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<Json<T>, Refusal> {
+    let Caller::Host(_) = caller else {
+        let words = "only hosts of the fleet are told of it";
+        return Err(Refusal::new(Code::Forbidden, words));
+    };
+    let asked = tokio::task::spawn_blocking(ask).await;
+    let asked = asked.map_err(|_| Refusal::new(Code::Failed, "the daemon hit a bug"))?;
+    asked
+        .map(Json)
+        .map_err(|problem| Refusal::new(Code::Failed, problem.message))
 }

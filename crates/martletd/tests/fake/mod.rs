@@ -602,6 +602,30 @@ impl Control for Fake {
     fn hosts(&self) -> Answer<Vec<HostInfo>> {
         Ok(Vec::new())
     }
+    fn host_top(&self) -> Answer<Vec<HostTop>> {
+        let usage = HostUsage {
+            memory_total_bytes: 8 << 30,
+            memory_available_bytes: 3 << 30,
+            cpus: 4,
+            load: 0.52,
+            store_bytes: 5 << 30,
+            machines: self.usage()?,
+        };
+        let top = |name: &str, usage, problem: Option<&str>| HostTop {
+            name: name.into(),
+            is_this: name == "desk",
+            usage,
+            problem: problem.map(Into::into),
+        };
+        Ok(vec![
+            top("desk", Some(usage), None),
+            top(
+                "couch",
+                None,
+                Some("couch (192.0.2.8:7077) cannot be reached: not within 3000 ms"),
+            ),
+        ])
+    }
     fn host_remove(&self, _: &str) -> Answer<()> {
         Ok(())
     }
