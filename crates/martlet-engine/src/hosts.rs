@@ -20,7 +20,7 @@ use martlet_source::SourceError;
 use martlet_store::{Key, Store, Stored};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 /// Setting in the state database.
@@ -62,6 +62,8 @@ pub struct Fellowship {
     /// Is this host in a fleet?
     joined: Mutex<bool>,
     changed: Condvar,
+    /// Opened when it is first needed.
+    audit: OnceLock<Arc<Audit>>,
 }
 
 impl Default for Fellowship {
@@ -70,6 +72,7 @@ impl Default for Fellowship {
             removed: Removed::new([]),
             joined: Mutex::default(),
             changed: Condvar::new(),
+            audit: OnceLock::new(),
         }
     }
 }
@@ -335,9 +338,7 @@ impl Engine {
             .removed
             .iter()
             .for_each(|name| self.fellowship.removed.add(name));
-        let path = self.dirs.state.join("audit.log");
-        let audit = Audit::open(&path, AUDIT_BYTES);
-        let audit = audit.map_err(|error| crate::problem::io("write", &path, &error))?;
+        let audit = self.audit()?;
         let policy = move |host: &str, access: Access| {
             let action = match access {
                 Access::Read => "read",
@@ -364,6 +365,29 @@ impl Engine {
             policy: Arc::new(policy),
             inviter,
         }))
+    }
+
+    /// Where it is noted what others do here.
+    pub(crate) fn audit(&self) -> Result<Arc<Audit>, Problem> {
+        if let Some(audit) = self.fellowship.audit.get() {
+            return Ok(audit.clone());
+        }
+        let path = self.dirs.state.join("audit.log");
+        let opened = Audit::open(&path, AUDIT_BYTES);
+        let opened = opened.map_err(|error| crate::problem::io("write", &path, &error))?;
+        Ok(self.fellowship.audit.get_or_init(|| opened.into()).clone())
+    }
+
+    /// What leads a person to this host: its name, address, port, and the fleet's certificate.
+    pub(crate) fn way_here(&self) -> Result<(String, String, u16, String), Problem> {
+        let known = self.this_host()?;
+        let (address, port) = check_address(&known.address)?;
+        Ok((
+            known.identity.name,
+            address.to_owned(),
+            port,
+            known.identity.ca_pem,
+        ))
     }
 
     /// Is the daemon to end?

@@ -63,6 +63,7 @@ mod snapshots;
 mod stalls;
 mod state;
 mod storing;
+mod tokens;
 mod top;
 mod transfer;
 mod watch;

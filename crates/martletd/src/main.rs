@@ -98,7 +98,11 @@ fn serve(args: Args) -> Result<()> {
         .idle_exit
         .filter(|seconds| *seconds > 0)
         .map(Duration::from_secs);
-    daemon::run(&state_dir, &socket, idle_exit, |dir| {
-        wiring::control(dir, args.listen)
-    })
+    daemon::run(
+        &state_dir,
+        &socket,
+        idle_exit,
+        wiring::control,
+        |control, people| peers::start(control.0.clone(), args.listen, people),
+    )
 }

@@ -1,4 +1,4 @@
-//! The server for other hosts: there as soon as this host is in a fleet, and as long as the daemon.
+//! The server for other hosts, and for people with tokens: there as soon as this host is in a fleet, and as long as the daemon.
 
 use anyhow::{Context, Result};
 use axum::routing::get;
@@ -6,6 +6,7 @@ use axum::{Extension, Json, Router};
 use martlet_api::Problem;
 use martlet_engine::{Engine, PeerService};
 use martlet_peer::{Caller, Code, Limits, Refusal, join_router, peer_router, serve};
+use martletd::people::People;
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Starts the thread that waits until there is something to serve, and serves it. `listen` says where, if not where the other
 /// hosts reach this one.
-pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>) -> Result<()> {
+pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>, people: People) -> Result<()> {
     let run = move || {
         loop {
             let service = match engine.wait_for_fleet() {
@@ -29,7 +30,7 @@ pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>) -> Result<()> {
                     return;
                 }
             };
-            match run(&engine, service, listen) {
+            match run(&engine, service, listen, people.clone()) {
                 Ok(()) => return,
                 Err(error) => tracing::error!("other hosts are not served: {error:#}; this is tried again"),
             }
@@ -43,8 +44,10 @@ pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>) -> Result<()> {
     Ok(())
 }
 
-fn run(engine: &Arc<Engine>, service: PeerService, listen: Option<SocketAddr>) -> Result<()> {
-    let mut router = peer_router(service.store, service.policy).merge(fleet_router(engine.clone()));
+fn run(engine: &Arc<Engine>, service: PeerService, listen: Option<SocketAddr>, people: People) -> Result<()> {
+    let mut router = peer_router(service.store, service.policy)
+        .merge(fleet_router(engine.clone()))
+        .merge(people.router());
     if let Some(inviter) = service.inviter {
         router = router.merge(join_router(inviter));
     }

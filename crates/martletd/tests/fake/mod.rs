@@ -46,6 +46,10 @@ pub struct Fake {
     /// Told when a gated checkpoint has begun.
     pub begun: Mutex<Option<Sender<()>>>,
     pub log: Mutex<PathBuf>,
+    /// Tokens, by secret.
+    pub tokens: Mutex<BTreeMap<String, TokenInfo>>,
+    /// What was noted: caller, action, object, outcome.
+    pub notes: Mutex<Vec<[String; 4]>>,
     /// The guest's end of the last console.
     pub console: Mutex<Option<UnixStream>>,
 }
@@ -627,6 +631,38 @@ impl Control for Fake {
         ])
     }
     fn host_remove(&self, _: &str) -> Answer<()> {
+        Ok(())
+    }
+    fn token_create(&self, request: &TokenCreateRequest) -> Answer<TokenLine> {
+        self.tokens.lock().unwrap().insert(
+            format!("secret-of-{}", request.name),
+            TokenInfo {
+                name: request.name.clone(),
+                role: request.role,
+                created_unix_ms: 0,
+                expires_unix_ms: u64::from(request.days) * 86_400_000,
+                used_unix_ms: None,
+            },
+        );
+        Ok(TokenLine {
+            token: "martlet-token:…".into(),
+        })
+    }
+    fn tokens(&self) -> Answer<Vec<TokenInfo>> {
+        Ok(self.tokens.lock().unwrap().values().cloned().collect())
+    }
+    fn token_remove(&self, name: &str) -> Answer<()> {
+        self.tokens.lock().unwrap().retain(|_, token| token.name != name);
+        Ok(())
+    }
+    fn token(&self, secret: &str) -> Answer<TokenInfo> {
+        let tokens = self.tokens.lock().unwrap();
+        let denied = || Problem::new(ProblemCode::PermissionDenied, "no such token").remediation("log in");
+        tokens.get(secret).cloned().ok_or_else(denied)
+    }
+    fn note(&self, caller: &str, action: &str, object: &str, outcome: &str) -> Answer<()> {
+        let note = [caller, action, object, outcome].map(String::from);
+        self.notes.lock().unwrap().push(note);
         Ok(())
     }
     fn realm_create(&self, name: &str) -> Answer<RealmInfo> {
