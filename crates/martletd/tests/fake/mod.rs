@@ -658,7 +658,9 @@ impl Control for Fake {
     fn token(&self, secret: &str) -> Answer<TokenInfo> {
         let tokens = self.tokens.lock().unwrap();
         let denied = || Problem::new(ProblemCode::PermissionDenied, "no such token").remediation("log in");
-        tokens.get(secret).cloned().ok_or_else(denied)
+        let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+        let is_good = |token: &&TokenInfo| u128::from(token.expires_unix_ms) > now.unwrap().as_millis();
+        tokens.get(secret).filter(is_good).cloned().ok_or_else(denied)
     }
     fn note(&self, caller: &str, action: &str, object: &str, outcome: &str) -> Answer<()> {
         let note = [caller, action, object, outcome].map(String::from);
