@@ -13,8 +13,8 @@ use martlet_api::{
     HostInfo, HostInitRequest, HostInvitationInfo, HostJoinRequest, Problem, ProblemCode, RealmJoinRequest,
 };
 use martlet_peer::{
-    Access, Audit, AuditEntry, Code, Fleet, HostEntry, HostIdentity, HostInvitation, Inviter, Newcomer,
-    Patience, PeerClient, PeerError, Refusal, Removed, TokenBook, Validity, Welcome,
+    Access, AccessLine, Audit, AuditEntry, Code, Fleet, HostEntry, HostIdentity, HostInvitation, Inviter,
+    Newcomer, Patience, PeerClient, PeerError, Refusal, Removed, Secret, TokenBook, Validity, Welcome,
 };
 use martlet_source::SourceError;
 use martlet_store::{Key, Store, Stored};
@@ -378,16 +378,12 @@ impl Engine {
         Ok(self.fellowship.audit.get_or_init(|| opened.into()).clone())
     }
 
-    /// What leads a person to this host: its name, address, port, and the fleet's certificate.
-    pub(crate) fn way_here(&self) -> Result<(String, String, u16, String), Problem> {
+    /// What leads a person with this secret to this host.
+    pub(crate) fn access(&self, secret: Secret) -> Result<AccessLine, Problem> {
         let known = self.this_host()?;
         let (address, port) = check_address(&known.address)?;
-        Ok((
-            known.identity.name,
-            address.to_owned(),
-            port,
-            known.identity.ca_pem,
-        ))
+        let identity = &known.identity;
+        AccessLine::new(&identity.name, address, port, secret, &identity.ca_pem).told()
     }
 
     /// Is the daemon to end?

@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::problem::Told;
 use martlet_api::{Problem, ProblemCode, Role, TokenCreateRequest, TokenInfo, TokenLine};
-use martlet_peer::{AccessLine, AuditEntry, Secret};
+use martlet_peer::{AuditEntry, Secret};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -48,14 +48,20 @@ impl Kept {
 
 impl Tokens {
     /// A new token. One of the same name that is over makes room for it.
-    fn add(&mut self, name: &str, role: Role, lasts: Duration, now_unix_ms: u64) -> Result<Secret, Problem> {
+    fn add(
+        &mut self,
+        name: &str,
+        role: Role,
+        secret: &Secret,
+        lasts: Duration,
+        now_unix_ms: u64,
+    ) -> Result<(), Problem> {
         if self.0.get(name).is_some_and(|there| there.is_good(now_unix_ms)) {
             return Err(
                 Problem::new(ProblemCode::AlreadyExists, format!("there is a token {name}"))
                     .remediation(format!("choose another name, or `martlet token rm {name}`")),
             );
         }
-        let secret = Secret::random();
         let kept = Kept {
             hash: secret.hash(),
             role,
@@ -64,7 +70,7 @@ impl Tokens {
             used_unix_ms: None,
         };
         self.0.insert(name.to_owned(), kept);
-        Ok(secret)
+        Ok(())
     }
 
     /// The token of this secret, if it is good. Hashes are looked for, so how long that takes says nothing of a secret.
@@ -86,14 +92,15 @@ const WAY_IN: &str = "have `martlet token create` make another on that host, and
 impl Engine {
     /// Makes a token.
     pub fn token_create(&self, request: &TokenCreateRequest) -> Result<TokenLine, Problem> {
-        let (host, address, port, ca_pem) = self.way_here()?;
+        let secret = Secret::random();
+        let access = self.access(secret.clone())?;
         let lasts = DAY * request.days;
-        let made = self.state.edit_setting(TOKENS, |tokens: &mut Tokens| {
-            tokens.add(&request.name, request.role, lasts, now_unix_ms())
+        let added = self.state.edit_setting(TOKENS, |tokens: &mut Tokens| {
+            tokens.add(&request.name, request.role, &secret, lasts, now_unix_ms())
         });
-        let line = AccessLine::new(&host, &address, port, made.told()??, &ca_pem).told()?;
+        added.told()??;
         Ok(TokenLine {
-            token: line.to_string(),
+            token: access.to_string(),
         })
     }
 
@@ -173,10 +180,16 @@ mod tests {
     const NOW: u64 = 1_800_000_000_000;
     const HOUR_MS: u64 = 60 * 60 * 1000;
 
+    /// Somebody's token for a day.
+    fn add(tokens: &mut Tokens, name: &str, role: Role, now_unix_ms: u64) -> Result<Secret, Problem> {
+        let secret = Secret::random();
+        tokens.add(name, role, &secret, DAY, now_unix_ms).map(|()| secret)
+    }
+
     #[test]
     fn only_the_hash_of_a_secret_is_kept() {
         let mut tokens = Tokens::default();
-        let secret = tokens.add("ann", Role::Run, DAY, NOW).unwrap();
+        let secret = add(&mut tokens, "ann", Role::Run, NOW).unwrap();
         let kept = serde_json::to_string(&tokens).unwrap();
         assert!(!kept.contains(&secret.to_string()) && kept.contains(&secret.hash()));
         let tokens: Tokens = serde_json::from_str(&kept).unwrap();
@@ -188,8 +201,8 @@ mod tests {
     #[test]
     fn a_token_is_good_for_its_time_and_until_it_is_removed() {
         let mut tokens = Tokens::default();
-        let ann = tokens.add("ann", Role::Read, DAY, NOW).unwrap();
-        let ben = tokens.add("ben", Role::Admin, DAY, NOW).unwrap();
+        let ann = add(&mut tokens, "ann", Role::Read, NOW).unwrap();
+        let ben = add(&mut tokens, "ben", Role::Admin, NOW).unwrap();
         let refused = |tokens: &Tokens, secret: &Secret, at| {
             let problem = tokens.find(secret, at).unwrap_err();
             assert_eq!(problem.code, ProblemCode::PermissionDenied);
@@ -213,10 +226,10 @@ mod tests {
     #[test]
     fn a_name_is_free_again_when_its_token_is_over() {
         let mut tokens = Tokens::default();
-        let first = tokens.add("ann", Role::Admin, DAY, NOW).unwrap();
-        let taken = tokens.add("ann", Role::Read, DAY, NOW).unwrap_err();
+        let first = add(&mut tokens, "ann", Role::Admin, NOW).unwrap();
+        let taken = add(&mut tokens, "ann", Role::Read, NOW).unwrap_err();
         assert_eq!(taken.code, ProblemCode::AlreadyExists);
-        let second = tokens.add("ann", Role::Read, DAY, NOW + 48 * HOUR_MS).unwrap();
+        let second = add(&mut tokens, "ann", Role::Read, NOW + 48 * HOUR_MS).unwrap();
         tokens.find(&first, NOW + 48 * HOUR_MS).unwrap_err();
         assert_eq!(tokens.find(&second, NOW + 48 * HOUR_MS).unwrap().role, Role::Read);
     }

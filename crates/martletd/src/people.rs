@@ -157,7 +157,10 @@ impl Door {
             match connection.admit(&token.name) {
                 Ok(true) => drop(tokio::spawn(door.watch(secret, connection))),
                 Ok(false) => {}
-                Err(refusal) => return refusal.into_response(),
+                Err(refusal) => {
+                    let problem = Problem::new(ProblemCode::Busy, refusal.message);
+                    return Failure(problem.remediation("try again in a while")).into_response();
+                }
             }
         }
         next.run(request).await

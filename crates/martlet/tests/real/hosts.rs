@@ -248,7 +248,7 @@ fn a_person_uses_a_host_from_afar_as_far_as_a_token_goes() {
     let mut command = there.command(&["--host", "run", "exec", "a", "--", "sleep", "600"]);
     let mut sleeping = command.spawn().unwrap();
     wait_for("the command to run", || {
-        here.call(&["exec", "a", "--", "pgrep", "-f", "sleep 600"])
+        here.call(&["exec", "a", "--", "sh", "-c", "ps | grep -q 'sleep 60[0]'"])
             .status
             .success()
     });
