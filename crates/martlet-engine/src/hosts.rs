@@ -46,6 +46,9 @@ struct Known {
     removed: BTreeSet<String>,
 }
 
+/// A host, and what it answered or why it did not. This one is not asked.
+pub(crate) type Asked<T> = (HostEntry, Option<Result<T, String>>);
+
 /// What hosts tell each other of the fleet.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Roll {
@@ -200,11 +203,11 @@ impl Engine {
     }
 
     /// Asks all other hosts of the fleet something, at the same time, with little patience. Every host is in the answer, in their
-    /// order; this one was not asked.
+    /// order.
     pub(crate) fn ask_hosts<T: Send>(
         &self,
         ask: impl Fn(PeerClient) -> Result<T, String> + Sync,
-    ) -> Result<Vec<(HostEntry, Option<Result<T, String>>)>, Problem> {
+    ) -> Result<Vec<Asked<T>>, Problem> {
         let Some(known) = self.known_host()? else {
             return Ok(Vec::new());
         };

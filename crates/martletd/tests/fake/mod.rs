@@ -1,15 +1,16 @@
 //! An engine in memory, for tests of the server and of the command line: machines are entries of a map, commands a
 //! few lines of code. Some names ask for trouble, as the constants say.
 
-#![allow(dead_code)] // each test binary uses a part of it
+#![allow(dead_code, unused_imports)] // each test binary uses a part of it
 
 mod programs;
+mod served;
 
 use martlet_api::*;
 use martletd::control::*;
 use martletd::metrics::Metric;
-use martletd::server::Service;
 use programs::{Input, command};
+pub use served::Served;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -745,67 +746,6 @@ impl Control for Fake {
             "Machines.",
             self.machines.lock().unwrap().len() as f64,
         )])
-    }
-}
-
-/// A server in front of a fake, on a socket of its own, until it is dropped.
-pub struct Served {
-    pub fake: Arc<Fake>,
-    pub dir: tempfile::TempDir,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Served {
-    pub fn new(fake: Arc<Fake>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let listener = std::os::unix::net::UnixListener::bind(dir.path().join("d.sock")).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let control = fake.clone();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                let version = VersionInfo {
-                    version: env!("CARGO_PKG_VERSION").into(),
-                    api: "v1".into(),
-                    pid: std::process::id(),
-                    state_dir: "/nowhere".into(),
-                };
-                let shutdown = async {
-                    let _ = stopped.await;
-                };
-                Service::new(control, version)
-                    .serve(listener, shutdown)
-                    .await
-                    .unwrap();
-            });
-            runtime.shutdown_background();
-        });
-        Self {
-            fake,
-            dir,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
-    }
-
-    pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("d.sock")
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.stop.take().unwrap().send(());
-        if !std::thread::panicking() {
-            self.thread.take().unwrap().join().unwrap();
-        }
     }
 }
 
