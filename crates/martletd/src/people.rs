@@ -120,7 +120,7 @@ struct Asked {
 enum Refused {
     /// Nobody knows who it is.
     Unknown(Problem),
-    /// It is known, and may not.
+    /// It is known, and may not; or it cannot be said.
     Known(Problem),
 }
 
@@ -183,17 +183,21 @@ impl Door {
     async fn watch(self, secret: String, connection: Connection) {
         while connection.is_open() {
             tokio::time::sleep(LOOK).await;
-            let secret = secret.clone();
-            if self
-                .server
-                .call(move |control| control.token(&secret))
-                .await
-                .is_err()
+            // Not by the server: that a connection is looked at is no activity.
+            let (control, secret) = (self.server.control.clone(), secret.clone());
+            let looked = tokio::task::spawn_blocking(move || control.token(&secret)).await;
+            if let Ok(Err(problem)) = looked
+                && is_no_token(&problem)
             {
                 connection.cut();
             }
         }
     }
+}
+
+/// Does this say that a token is not good? Anything else says nothing of it.
+fn is_no_token(problem: &Problem) -> bool {
+    problem.code == ProblemCode::PermissionDenied
 }
 
 /// What follows `Bearer` in the request's headers.
@@ -211,20 +215,22 @@ fn decide(control: &dyn Control, asked: &Asked, unknown: &Mutex<Unknown>) -> Res
             .remediation("`martlet token create` on that host makes one, `martlet login` takes it here")
     };
     let found = asked.secret.as_ref().ok_or_else(nothing);
-    let token = found
-        .and_then(|secret| control.token(secret))
-        .map_err(|problem| {
+    let token = match found.and_then(|secret| control.token(secret)) {
+        Ok(token) => token,
+        Err(problem) if is_no_token(&problem) => {
             let count = unknown
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .count(Instant::now());
             if let Some(count) = count {
                 let outcome = format!("refused: no good token ({count} since the last note)");
-                let noted = note(control, &format!("address {}", asked.from), asked, &outcome);
-                drop(noted); // it is refused whether or not that is noted
+                // It is refused whether or not that is noted.
+                let _ = note(control, &format!("address {}", asked.from), asked, &outcome);
             }
-            Refused::Unknown(problem)
-        })?;
+            return Err(Refused::Unknown(problem));
+        }
+        Err(problem) => return Err(Refused::Known(problem)),
+    };
     let caller = format!("token {}", token.name);
     if token.role < asked.needs {
         let needs = asked.needs;
