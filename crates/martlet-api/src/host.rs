@@ -1,5 +1,6 @@
 //! Hosts that know each other.
 
+use crate::MachineUsage;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -44,4 +45,36 @@ pub struct HostInfo {
     /// Why it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// How a host of the fleet is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostTop {
+    /// Its name.
+    pub name: String,
+    /// Is it this one?
+    pub is_this: bool,
+    /// What it uses, if it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<HostUsage>,
+    /// Why it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What a host uses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostUsage {
+    /// Its memory, or what its control group may have of it.
+    pub memory_total_bytes: u64,
+    /// Of it, what can be had without ending anything, with free swap.
+    pub memory_available_bytes: u64,
+    /// Its processors.
+    pub cpus: u32,
+    /// One-minute load average.
+    pub load: f64,
+    /// Size of the store's packs.
+    pub store_bytes: u64,
+    /// Its machines. Their guests were not asked.
+    pub machines: Vec<MachineUsage>,
 }

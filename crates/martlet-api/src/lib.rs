@@ -20,6 +20,7 @@ mod progress;
 mod realm;
 mod remote;
 mod store;
+mod token;
 mod version;
 
 pub use base::*;
@@ -37,4 +38,5 @@ pub use progress::*;
 pub use realm::*;
 pub use remote::*;
 pub use store::*;
+pub use token::*;
 pub use version::*;

@@ -2,7 +2,7 @@
 
 use crate::engine::{Engine, lock};
 use crate::live::Live;
-use crate::machine::Record;
+use crate::machine::{Machine, Record};
 use crate::phase::Verb;
 use crate::predecessor::Predecessor;
 use crate::problem::{Tell, Told};
@@ -123,47 +123,50 @@ impl Engine {
 
     /// What machines use.
     pub fn usage(&self) -> Result<Vec<MachineUsage>, Problem> {
-        Ok(self
-            .all()
-            .iter()
-            .map(|machine| {
-                let record = machine.record();
-                let mut usage = MachineUsage {
-                    name: record.name,
-                    state: record.phase.state(),
-                    cpu_percent: 0.0,
-                    memory_bytes: record.config.memory_bytes,
-                    private_bytes: 0,
-                    faulted_bytes: 0,
-                    disk_written_bytes: 0,
-                    guest: None,
-                };
-                if let Some(live) = machine.live() {
-                    usage.cpu_percent = cpu_percent(&live);
-                    let held: Vec<_> = lock(&live.predecessors)
-                        .iter()
-                        .map(Predecessor::to_record)
-                        .collect();
-                    usage.private_bytes = own_bytes(live.vm.pid(), &live.memory_path)
-                        + held
-                            .iter()
-                            .map(|before| own_bytes(before.pid, &self.dirs.memory_file(&before.memory_name)))
-                            .sum::<u64>();
-                    usage.faulted_bytes = live.memory.image.stats().demand_pages * PAGE_SIZE as u64;
-                    usage.disk_written_bytes = live.disk.usage().data_bytes;
-                    usage.guest = live
-                        .agent()
-                        .and_then(|agent| agent.metrics().ok())
-                        .map(|metrics| GuestUsage {
-                            load: metrics.load,
-                            memory_available_bytes: metrics.memory_available_bytes,
-                            disk_free_bytes: metrics.disk_free_bytes,
-                            processes: metrics.processes,
-                        });
-                }
-                usage
+        let told = |machine: &Arc<Machine>| {
+            let metrics = machine.live()?.agent()?.metrics().ok()?;
+            Some(GuestUsage {
+                load: metrics.load,
+                memory_available_bytes: metrics.memory_available_bytes,
+                disk_free_bytes: metrics.disk_free_bytes,
+                processes: metrics.processes,
             })
-            .collect())
+        };
+        let usage = |machine: &Arc<Machine>| MachineUsage {
+            guest: told(machine),
+            ..self.usage_of(machine)
+        };
+        Ok(self.all().iter().map(usage).collect())
+    }
+
+    /// What a machine uses, as its host sees it: its guest is not asked.
+    pub(crate) fn usage_of(&self, machine: &Machine) -> MachineUsage {
+        let record = machine.record();
+        let mut usage = MachineUsage {
+            name: record.name,
+            state: record.phase.state(),
+            cpu_percent: 0.0,
+            memory_bytes: record.config.memory_bytes,
+            private_bytes: 0,
+            faulted_bytes: 0,
+            disk_written_bytes: 0,
+            guest: None,
+        };
+        if let Some(live) = machine.live() {
+            usage.cpu_percent = cpu_percent(&live);
+            let held: Vec<_> = lock(&live.predecessors)
+                .iter()
+                .map(Predecessor::to_record)
+                .collect();
+            usage.private_bytes = own_bytes(live.vm.pid(), &live.memory_path)
+                + held
+                    .iter()
+                    .map(|before| own_bytes(before.pid, &self.dirs.memory_file(&before.memory_name)))
+                    .sum::<u64>();
+            usage.faulted_bytes = live.memory.image.stats().demand_pages * PAGE_SIZE as u64;
+            usage.disk_written_bytes = live.disk.usage().data_bytes;
+        }
+        usage
     }
 }
 

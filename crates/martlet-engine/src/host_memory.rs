@@ -20,9 +20,9 @@ const KEPT_MIN_BYTES: u64 = 64 << 20;
 
 /// Memory of the host, or of the control group that limits us most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Room {
-    total_bytes: u64,
-    available_bytes: u64,
+pub(crate) struct Room {
+    pub total_bytes: u64,
+    pub available_bytes: u64,
 }
 
 impl Room {
@@ -76,7 +76,7 @@ fn no_room(room: Room, needed_bytes: u64) -> Problem {
 }
 
 /// The least of the host's room and of each control group's that we are in; none if nothing can be read.
-fn room() -> Option<Room> {
+pub(crate) fn room() -> Option<Room> {
     let host = std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| of_host(&text));

@@ -13,14 +13,14 @@ use martlet_api::{
     HostInfo, HostInitRequest, HostInvitationInfo, HostJoinRequest, Problem, ProblemCode, RealmJoinRequest,
 };
 use martlet_peer::{
-    Access, Audit, AuditEntry, Code, Fleet, HostEntry, HostIdentity, HostInvitation, Inviter, Newcomer,
-    Patience, PeerClient, PeerError, Refusal, Removed, TokenBook, Validity, Welcome,
+    Access, AccessLine, Audit, AuditEntry, Code, Fleet, HostEntry, HostIdentity, HostInvitation, Inviter,
+    Newcomer, Patience, PeerClient, PeerError, Refusal, Removed, Secret, TokenBook, Validity, Welcome,
 };
 use martlet_source::SourceError;
 use martlet_store::{Key, Store, Stored};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 /// Setting in the state database.
@@ -46,6 +46,9 @@ struct Known {
     removed: BTreeSet<String>,
 }
 
+/// A host, and what it answered or why it did not. This one is not asked.
+pub(crate) type Asked<T> = (HostEntry, Option<Result<T, String>>);
+
 /// What hosts tell each other of the fleet.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Roll {
@@ -62,6 +65,8 @@ pub struct Fellowship {
     /// Is this host in a fleet?
     joined: Mutex<bool>,
     changed: Condvar,
+    /// Opened when it is first needed.
+    audit: OnceLock<Arc<Audit>>,
 }
 
 impl Default for Fellowship {
@@ -70,6 +75,7 @@ impl Default for Fellowship {
             removed: Removed::new([]),
             joined: Mutex::default(),
             changed: Condvar::new(),
+            audit: OnceLock::new(),
         }
     }
 }
@@ -196,19 +202,51 @@ impl Engine {
         self.hosts()
     }
 
-    /// The hosts of the fleet; each is asked whether it answers.
-    pub fn hosts(self: &Arc<Self>) -> Result<Vec<HostInfo>, Problem> {
+    /// Asks all other hosts of the fleet something, at the same time, with little patience. Every host is in the answer, in their
+    /// order.
+    pub(crate) fn ask_hosts<T: Send>(
+        &self,
+        ask: impl Fn(PeerClient) -> Result<T, String> + Sync,
+    ) -> Result<Vec<Asked<T>>, Problem> {
         let Some(known) = self.known_host()? else {
             return Ok(Vec::new());
         };
+        let asked = |host: &HostEntry| {
+            let client = PeerClient::new(&known.identity, &host.name, &host.address, HEARING);
+            client.map_err(|error| error.to_string()).and_then(&ask)
+        };
+        std::thread::scope(|scope| {
+            let asking = known.hosts.iter().map(|host| {
+                let is_this = host.name == known.identity.name;
+                (host, (!is_this).then(|| scope.spawn(|| asked(host))))
+            });
+            let asking: Vec<_> = asking.collect();
+            let answers = asking.into_iter().map(|(host, thread)| {
+                let answer = thread.map(|thread| {
+                    let answer = thread.join();
+                    answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                });
+                (host.clone(), answer)
+            });
+            Ok(answers.collect())
+        })
+    }
+
+    /// The hosts of the fleet; each is asked whether it answers.
+    pub fn hosts(self: &Arc<Self>) -> Result<Vec<HostInfo>, Problem> {
+        let asked = self.ask_hosts(|client| client.get("/peer/roll").map_err(|error| error.to_string()))?;
         let mut problems = std::collections::BTreeMap::new();
-        for host in known.hosts.iter().filter(|host| host.name != known.identity.name) {
-            match self.hear(&known, host) {
-                Ok(()) => {}
-                Err(error) => drop(problems.insert(host.name.clone(), error.to_string())),
+        // The first host lets others in: only what it says of the fleet is believed.
+        for (at, (host, answer)) in asked.into_iter().enumerate() {
+            match answer {
+                Some(Ok(roll)) if at == 0 => self.believe(roll),
+                Some(Err(problem)) => drop(problems.insert(host.name, problem)),
+                Some(Ok(_)) | None => {}
             }
         }
-        let known = self.this_host()?;
+        let Some(known) = self.known_host()? else {
+            return Ok(Vec::new());
+        };
         let info = |host: HostEntry| HostInfo {
             is_this: host.name == known.identity.name,
             answers: !problems.contains_key(&host.name),
@@ -219,13 +257,8 @@ impl Engine {
         Ok(known.hosts.into_iter().map(info).collect())
     }
 
-    /// Asks a host who is in the fleet. Only the first one is believed: it lets hosts in.
-    fn hear(&self, known: &Known, host: &HostEntry) -> Result<(), PeerError> {
-        let client = PeerClient::new(&known.identity, &host.name, &host.address, HEARING)?;
-        let roll: Roll = client.get("/peer/roll")?;
-        if known.hosts.first() != Some(host) {
-            return Ok(());
-        }
+    /// Takes over what the first host says of the fleet.
+    fn believe(&self, roll: Roll) {
         let changed = self.change_host(|known| {
             known.removed.extend(roll.removed);
             for host in roll.hosts {
@@ -242,7 +275,6 @@ impl Engine {
         if let Err(problem) = changed {
             tracing::warn!(%problem, "what another host said of the fleet is not remembered");
         }
-        Ok(())
     }
 
     /// Has a host be none of the fleet any more.
@@ -316,9 +348,7 @@ impl Engine {
             .removed
             .iter()
             .for_each(|name| self.fellowship.removed.add(name));
-        let path = self.dirs.state.join("audit.log");
-        let audit = Audit::open(&path, AUDIT_BYTES);
-        let audit = audit.map_err(|error| crate::problem::io("write", &path, &error))?;
+        let audit = self.audit()?;
         let policy = move |host: &str, access: Access| {
             let action = match access {
                 Access::Read => "read",
@@ -350,6 +380,25 @@ impl Engine {
             policy: Arc::new(policy),
             inviter,
         }))
+    }
+
+    /// Where it is noted what others do here.
+    pub(crate) fn audit(&self) -> Result<Arc<Audit>, Problem> {
+        if let Some(audit) = self.fellowship.audit.get() {
+            return Ok(audit.clone());
+        }
+        let path = self.dirs.state.join("audit.log");
+        let opened = Audit::open(&path, AUDIT_BYTES);
+        let opened = opened.map_err(|error| crate::problem::io("write", &path, &error))?;
+        Ok(self.fellowship.audit.get_or_init(|| opened.into()).clone())
+    }
+
+    /// What leads a person with this secret to this host.
+    pub(crate) fn access(&self, secret: Secret) -> Result<AccessLine, Problem> {
+        let known = self.this_host()?;
+        let (address, port) = check_address(&known.address)?;
+        let identity = &known.identity;
+        AccessLine::new(&identity.name, address, port, secret, &identity.ca_pem).told()
     }
 
     /// Is the daemon to end?

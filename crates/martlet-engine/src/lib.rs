@@ -66,6 +66,8 @@ mod snapshots;
 mod stalls;
 mod state;
 mod storing;
+mod tokens;
+mod top;
 mod transfer;
 mod watch;
 

@@ -252,7 +252,7 @@ impl PeerClient {
         let connector = TlsConnector::from(self.config.clone());
         let tls = connector.connect(self.server_name.clone(), socket).await;
         let tls = tls.map_err(|error| handshake_error(&self.named(), error))?;
-        let io = TokioIo::new(Writes::new(tls, self.patience.stall, ()));
+        let io = TokioIo::new(Writes::new(tls, self.patience.stall));
         let (sender, work) = http1::handshake(io)
             .await
             .map_err(|error| self.unreachable(error))?;

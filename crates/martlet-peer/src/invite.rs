@@ -81,10 +81,7 @@ impl HostInvitation {
     /// An invitation to the host at this name or address, of the fleet with this certificate.
     pub fn new(address: &str, port: u16, token: Token, ca_pem: &str) -> crate::Result<Self> {
         Ok(Self {
-            address: match address.parse::<Ipv6Addr>() {
-                Ok(address) => format!("[{address}]"),
-                Err(_) => address.to_owned(),
-            },
+            address: written(address),
             port,
             token,
             ca_fingerprint: crate::identity::fingerprint(&crate::identity::certificate(ca_pem)?),
@@ -127,8 +124,7 @@ impl FromStr for HostInvitation {
         let mut parts = rest.rsplitn(4, ':');
         let mut part = || parts.next().ok_or(shape);
         let (fingerprint, token, port, address) = (part()?, part()?, part()?, part()?);
-        let in_brackets = address.starts_with('[') && address.ends_with(']');
-        if address.is_empty() || address.contains(':') && !in_brackets {
+        if !is_written(address) {
             return Err(BadInvitation("an IPv6 address stands in brackets"));
         }
         let fingerprint = blake3::Hash::from_hex(fingerprint)
@@ -144,7 +140,22 @@ impl FromStr for HostInvitation {
     }
 }
 
-fn check(body: &str) -> String {
+/// An address as it stands before a port.
+pub(crate) fn written(address: &str) -> String {
+    match address.parse::<Ipv6Addr>() {
+        Ok(address) => format!("[{address}]"),
+        Err(_) => address.to_owned(),
+    }
+}
+
+/// Is this an address that stands before a port?
+pub(crate) fn is_written(address: &str) -> bool {
+    let in_brackets = address.starts_with('[') && address.ends_with(']');
+    !address.is_empty() && (in_brackets || !address.contains(':'))
+}
+
+/// Tells a line that is whole from one that is not.
+pub(crate) fn check(body: &str) -> String {
     blake3::derive_key("martlet 2026 host invitation: check", body.as_bytes())[..4]
         .iter()
         .map(|byte| format!("{byte:02x}"))

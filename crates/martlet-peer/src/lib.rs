@@ -8,10 +8,14 @@
 //!   peer_router ◄──────── refs, objects, lacks, put, ref ────────► push, pull, PeerClient::frames
 //! ```
 //!
-//! All calls but [`serve`] block. What a host may do is said by the caller's router and its [`Policy`].
+//! A person has an [`AccessLine`], and is served as [`Caller::Anonymous`] with its secret.
+//!
+//! All calls but [`serve`] and [`AccessLine::connect`] block. What a host may do is said by the caller's router and its [`Policy`].
 
+mod access;
 mod audit;
 mod client;
+mod connection;
 mod error;
 mod exchange;
 mod identity;
@@ -24,8 +28,10 @@ mod tls;
 mod transfer;
 mod wire;
 
+pub use access::{AccessLine, BadAccess, Secret};
 pub use audit::{Audit, Entry as AuditEntry};
 pub use client::{Patience, PeerClient};
+pub use connection::Connection;
 pub use error::{PeerError, Result};
 pub use exchange::{Access, PUT_BYTES_MAX, Policy, peer_router};
 pub use identity::{Fleet, HostIdentity, Validity, check_host_name};

@@ -9,7 +9,10 @@
 //! There are so many places for handshakes, for hosts and for anybody else, so that strangers do not take those of hosts;
 //! where there is none left a connection is closed. What is slow ends: handshakes, headers, bodies that stall, answers that nobody
 //! takes. A host that is removed is cut off in the same moment.
+//!
+//! Anybody else may turn out to be a person who may be here ([`Connection::admit`]), and is no stranger from then on.
 
+use crate::connection::{Bounds, Open};
 use crate::stall::{Coming, Writes};
 use crate::tls::{Judge, server_config};
 use crate::{Code, HostIdentity, Refusal};
@@ -17,7 +20,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::{IntoResponse, Response};
-use http_body_util::Limited;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -52,6 +54,8 @@ pub struct Limits {
     pub hosts: usize,
     /// Connections of anybody else.
     pub strangers: usize,
+    /// Connections of people who were admitted.
+    pub people: usize,
     /// Connections of which it is not known yet.
     pub handshakes: usize,
     /// A handshake is over after this time.
@@ -62,6 +66,8 @@ pub struct Limits {
     pub idle: Duration,
     /// A request that does not go on for so long, or an answer that is not taken, ends.
     pub stall: Duration,
+    /// The same for people who were admitted: a person may pause.
+    pub people_stall: Duration,
     /// The longest request of a host.
     pub host_body_bytes: usize,
     /// The longest request of a stranger.
@@ -75,11 +81,13 @@ impl Default for Limits {
         Self {
             hosts: 256,
             strangers: 64,
+            people: 256,
             handshakes: 64,
             handshake: Duration::from_secs(10),
             header: Duration::from_secs(10),
             idle: Duration::from_secs(120),
             stall: Duration::from_secs(30),
+            people_stall: Duration::from_secs(60 * 60),
             host_body_bytes: crate::PUT_BYTES_MAX,
             stranger_body_bytes: 1 << 20,
             grace: Duration::from_secs(5),
@@ -127,10 +135,11 @@ struct Shared {
     limits: Limits,
     hosts: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
+    people: Arc<Semaphore>,
 }
 
-/// Serves a router to the fleet until `shutdown` resolves. Each request has a [`Caller`] and the address it comes from
-/// ([`ConnectInfo`]) as extensions; what each may do is the router's to say.
+/// Serves a router to the fleet until `shutdown` resolves. Each request has a [`Caller`], its [`Connection`] and the address it
+/// comes from ([`ConnectInfo`]) as extensions; what each may do is the router's to say.
 pub async fn serve(
     listener: TcpListener,
     identity: &HostIdentity,
@@ -147,6 +156,7 @@ pub async fn serve(
         limits,
         hosts: Arc::new(Semaphore::new(limits.hosts)),
         strangers: Arc::new(Semaphore::new(limits.strangers)),
+        people: Arc::new(Semaphore::new(limits.people)),
     });
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
     let (close, closing) = watch::channel(());
@@ -205,13 +215,23 @@ async fn connection(
         return tracing::debug!(%from, ?verdict, "too many connections");
     };
     drop(handshaking);
-    let io = TokioIo::new(Writes::new(tls, limits.stall, place));
+    let bounds = Bounds {
+        body_bytes: body_bytes as u64,
+        stall: limits.stall,
+    };
+    let open = match Open::new(tls.get_ref().0, place, bounds, shared.people.clone(), &limits) {
+        Ok(open) => open,
+        Err(error) => return tracing::warn!(%from, %error, "a connection is not served"),
+    };
+    let weak = open.handle();
+    let io = TokioIo::new(Writes::new(tls, open));
     let service = service_fn(|request: Request<Incoming>| {
-        let mut request = request.map(|body| {
-            let coming = Coming::new(body, limits.stall);
-            Body::new(Limited::new(coming, body_bytes))
+        let mut request = request.map(|body| match weak.open() {
+            Some(open) => Body::new(Coming::new(body, open)),
+            None => Body::empty(), // there is nobody to answer
         });
         request.extensions_mut().insert(ConnectInfo(from));
+        request.extensions_mut().insert(weak.clone());
         answer(shared.clone(), verdict.clone(), request)
     });
     let served = http1::Builder::new()

@@ -1,26 +1,45 @@
-//! Connections of which the other side takes nothing, and bodies of which nothing comes, end after a while.
+//! Connections of which the other side takes nothing, and bodies of which nothing comes, or too much, end.
 
+use crate::connection::Open;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
+/// For how long something is waited for.
+pub(crate) trait Patient {
+    fn patience(&self) -> Duration;
+}
+
+impl Patient for Duration {
+    fn patience(&self) -> Duration {
+        *self
+    }
+}
+
+impl Patient for Arc<Open> {
+    fn patience(&self) -> Duration {
+        self.bounds().stall
+    }
+}
+
 /// Runs while something is waited for.
-struct Clock {
-    patience: Duration,
+struct Clock<P> {
+    patient: P,
     sleep: Pin<Box<Sleep>>,
     is_running: bool,
 }
 
-impl Clock {
-    fn new(patience: Duration) -> Self {
+impl<P: Patient> Clock<P> {
+    fn new(patient: P) -> Self {
         Self {
-            patience,
-            sleep: Box::pin(sleep(patience)),
+            sleep: Box::pin(sleep(patient.patience())),
+            patient,
             is_running: false,
         }
     }
@@ -35,7 +54,9 @@ impl Clock {
             Poll::Pending => {
                 if !self.is_running {
                     self.is_running = true;
-                    self.sleep.as_mut().reset(Instant::now() + self.patience);
+                    self.sleep
+                        .as_mut()
+                        .reset(Instant::now() + self.patient.patience());
                 }
                 ready!(self.sleep.as_mut().poll(context));
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -44,24 +65,22 @@ impl Clock {
     }
 }
 
-/// A connection whose writes end, and what is held while it is open.
-pub(crate) struct Writes<T, H> {
+/// A connection whose writes end. Who is patient is held while it is open.
+pub(crate) struct Writes<T, P> {
     inner: T,
-    clock: Clock,
-    _held: H,
+    clock: Clock<P>,
 }
 
-impl<T, H> Writes<T, H> {
-    pub(crate) fn new(inner: T, patience: Duration, held: H) -> Self {
+impl<T, P: Patient> Writes<T, P> {
+    pub(crate) fn new(inner: T, patient: P) -> Self {
         Self {
             inner,
-            clock: Clock::new(patience),
-            _held: held,
+            clock: Clock::new(patient),
         }
     }
 }
 
-impl<T: AsyncRead + Unpin, H: Unpin> AsyncRead for Writes<T, H> {
+impl<T: AsyncRead + Unpin, P: Unpin> AsyncRead for Writes<T, P> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -71,7 +90,7 @@ impl<T: AsyncRead + Unpin, H: Unpin> AsyncRead for Writes<T, H> {
     }
 }
 
-impl<T: AsyncWrite + Unpin, H: Unpin> AsyncWrite for Writes<T, H> {
+impl<T: AsyncWrite + Unpin, P: Patient + Unpin> AsyncWrite for Writes<T, P> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -90,17 +109,28 @@ impl<T: AsyncWrite + Unpin, H: Unpin> AsyncWrite for Writes<T, H> {
     }
 }
 
-/// A body that ends with an error if nothing comes.
+/// A body that ends with an error if nothing comes, or more than its connection may bring.
 pub(crate) struct Coming<B> {
     inner: B,
-    clock: Clock,
+    clock: Clock<Arc<Open>>,
+    came_bytes: u64,
 }
 
 impl<B> Coming<B> {
-    pub(crate) fn new(inner: B, patience: Duration) -> Self {
+    pub(crate) fn new(inner: B, connection: Arc<Open>) -> Self {
         Self {
             inner,
-            clock: Clock::new(patience),
+            clock: Clock::new(connection),
+            came_bytes: 0,
+        }
+    }
+
+    /// The frame, unless it is too much.
+    fn count(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, Cause> {
+        self.came_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        match self.came_bytes <= self.clock.patient.bounds().body_bytes {
+            true => Ok(frame),
+            false => Err(io::Error::from(io::ErrorKind::FileTooLarge).into()),
         }
     }
 }
@@ -117,7 +147,7 @@ impl<B: Body<Data = Bytes, Error: Into<Cause>> + Unpin> Body for Coming<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, Cause>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(context);
         Poll::Ready(match ready!(self.clock.watch(context, polled)) {
-            Ok(frame) => frame.map(|frame| frame.map_err(Into::into)),
+            Ok(frame) => frame.map(|frame| self.count(frame.map_err(Into::into)?)),
             Err(late) => Some(Err(late.into())),
         })
     }

@@ -81,9 +81,10 @@ pub(crate) fn pinned_config(pinned: Arc<Pinned>) -> Result<(Arc<ClientConfig>, S
         .with_protocol_versions(&[&TLS13])
         .map_err(unusable)?
         .dangerous()
-        .with_custom_certificate_verifier(pinned)
+        .with_custom_certificate_verifier(pinned.clone())
         .with_no_client_auth();
-    Ok((config.into(), server_name("fleet")?))
+    let name = pinned.host.as_deref().unwrap_or("fleet").to_owned();
+    Ok((config.into(), server_name(&name)?))
 }
 
 fn server_name(host: &str) -> Result<ServerName<'static>> {
@@ -164,10 +165,11 @@ impl Judge {
     }
 }
 
-/// Believes the fleet with a fingerprint, which shows its certificate, and any of its hosts.
+/// Believes the fleet with a fingerprint, which shows its certificate, and any of its hosts, or one of them.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     ca_fingerprint: [u8; 32],
+    host: Option<String>,
     seen: OnceLock<CertificateDer<'static>>,
 }
 
@@ -175,7 +177,16 @@ impl Pinned {
     pub(crate) fn new(ca_fingerprint: [u8; 32]) -> Self {
         Self {
             ca_fingerprint,
+            host: None,
             seen: OnceLock::new(),
+        }
+    }
+
+    /// Of the fleet's hosts, only this one.
+    pub(crate) fn to_host(ca_fingerprint: [u8; 32], host: &str) -> Self {
+        Self {
+            host: Some(host.to_owned()),
+            ..Self::new(ca_fingerprint)
         }
     }
 
@@ -206,7 +217,10 @@ impl ServerCertVerifier for Pinned {
             now,
             algorithms,
         )?;
-        host_of(leaf).ok_or(CertificateError::NotValidForName)?;
+        let host = host_of(leaf).ok_or(CertificateError::NotValidForName)?;
+        if self.host.as_ref().is_some_and(|meant| *meant != host) {
+            return Err(CertificateError::NotValidForName.into());
+        }
         self.seen.get_or_init(|| leaf.clone().into_owned());
         Ok(ServerCertVerified::assertion())
     }

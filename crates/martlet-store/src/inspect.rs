@@ -121,6 +121,11 @@ impl Store {
         Ok(unique)
     }
 
+    /// Size of the packs. Told at once, however much is in them.
+    pub fn pack_bytes(&self) -> Result<u64> {
+        Ok(self.inner.pack_bytes()?.1)
+    }
+
     /// Where the space goes.
     pub fn usage(&self) -> Result<Usage> {
         let (packs, pack_bytes) = self.inner.pack_bytes()?;

@@ -1,8 +1,10 @@
 //! The command line: each option is defined once, here, and feeds help, man pages and completions.
 
+mod access;
 mod elsewhere;
 mod line;
 
+pub use access::*;
 pub use elsewhere::*;
 pub use line::*;
 
@@ -51,6 +53,9 @@ pub struct Global {
     /// The daemon's socket [default: the user's own daemon, else the system-wide one if it may be used]
     #[arg(long, global = true, env = "MARTLET_SOCKET", value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub socket: Option<PathBuf>,
+    /// Ask another host, where you are logged in, and no daemon here
+    #[arg(long, global = true, env = "MARTLET_HOST", value_name = "NAME", value_parser = name)]
+    pub host: Option<String>,
 }
 
 /// What to do.
@@ -273,6 +278,24 @@ pub enum Command {
     /// Know realms: who can read what leaves this host
     #[command(subcommand)]
     Realm(RealmCommand),
+    /// Let people use this host from afar, as far as a role goes
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Be able to ask another host (`--host`) by a token of it
+    Login {
+        /// What it is to be called here [default: as in its fleet]
+        #[arg(long, value_parser = self::name, value_name = "NAME")]
+        name: Option<String>,
+        /// The line that `martlet token create` printed there; - is standard input, which other users do not see
+        #[arg(default_value = "-")]
+        line: String,
+    },
+    /// Forget the tokens of hosts. They stay good there, until `martlet token rm`
+    Logout {
+        /// Hosts
+        #[arg(required = true, value_parser = name)]
+        names: Vec<String>,
+    },
     /// Send a snapshot to a remote: what that lacks of it
     Push {
         /// Only say what would be sent

@@ -1,21 +1,24 @@
-//! The daemon's API over its socket: one connection for each request.
+//! The daemon's API over its socket, or that of another host over TLS: one connection for each request.
 
 use crate::failure::{Failure, Outcome};
 use crate::progress::Reporter;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming};
-use hyper::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use martlet_api::{Problem, ProblemCode, Progress};
+use martlet_peer::{AccessLine, PeerError};
 use serde::Serialize;
 use serde_json::Value;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::Receiver;
@@ -25,9 +28,53 @@ type RequestBody = UnsyncBoxBody<Bytes, io::Error>;
 /// Longest event of an operation: a fork's report with a thousand clones fits many times.
 const EVENT_MAX_BYTES: usize = 16 << 20;
 
+/// Another host answers within this time, or it cannot be reached.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where a daemon is asked.
+enum Way {
+    Socket(PathBuf),
+    Host(AccessLine),
+}
+
+/// A connection.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+impl Way {
+    async fn connect(&self) -> Outcome<Box<dyn Stream>> {
+        match self {
+            Self::Socket(path) => match UnixStream::connect(path).await {
+                Ok(stream) => Ok(Box::new(stream)),
+                Err(error) => {
+                    let words = format!("cannot reach the daemon on {}", path.display());
+                    Err(Failure::io(words, error).exit_with(1))
+                }
+            },
+            Self::Host(access) => match access.connect(CONNECT_TIMEOUT).await {
+                Ok(stream) => Ok(Box::new(stream)),
+                Err(error) => Err(unreachable(&error)),
+            },
+        }
+    }
+}
+
+fn unreachable(error: &PeerError) -> Failure {
+    let problem = match error {
+        PeerError::WrongCertificate { .. } | PeerError::Expired { .. } | PeerError::NotAPeer { .. } => {
+            Problem::new(ProblemCode::PermissionDenied, "what answers is not the host that the token is for")
+                .remediation("find out who answers there; a token for what the host is now comes from `martlet token create`")
+        }
+        _ => Problem::new(ProblemCode::Internal, "the host cannot be reached")
+            .remediation("see whether its daemon runs, and whether this network leads there"),
+    };
+    problem.cause(error).into()
+}
+
 /// A daemon.
 pub struct Client {
-    socket: PathBuf,
+    way: Way,
     /// Where its calls run; what is asynchronous elsewhere runs here too.
     pub runtime: Runtime,
 }
@@ -35,12 +82,18 @@ pub struct Client {
 impl Client {
     /// Calls go to this socket.
     pub fn new(socket: &Path) -> Outcome<Self> {
+        Self::by(Way::Socket(socket.to_path_buf()))
+    }
+
+    /// Calls go to another host, with a token.
+    pub fn to_host(access: AccessLine) -> Outcome<Self> {
+        Self::by(Way::Host(access))
+    }
+
+    fn by(way: Way) -> Outcome<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::io("cannot set up input and output", error))?;
-        Ok(Self {
-            socket: socket.to_path_buf(),
-            runtime,
-        })
+        Ok(Self { way, runtime })
     }
 
     /// Reads.
@@ -151,11 +204,15 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> hyper::http::request::Builder {
-        Request::builder()
+        let request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, "martlet")
-            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_TYPE, "application/json");
+        match &self.way {
+            Way::Socket(_) => request,
+            Way::Host(access) => request.header(AUTHORIZATION, format!("Bearer {}", access.secret)),
+        }
     }
 
     /// Sends a request; an answer that tells of a problem is a failure.
@@ -165,13 +222,7 @@ impl Client {
         body: RequestBody,
     ) -> Outcome<Response<Incoming>> {
         let request = request.body(body).expect("paths are made of checked names");
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
-            Failure::io(
-                format!("cannot reach the daemon on {}", self.socket.display()),
-                error,
-            )
-            .exit_with(1)
-        })?;
+        let stream = self.way.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| lost(&error))?;

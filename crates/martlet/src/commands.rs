@@ -1,5 +1,6 @@
 //! One function for each command: what it asks of the daemon, and how the answer is shown.
 
+mod access;
 mod base;
 mod bench;
 mod explain;
@@ -18,6 +19,7 @@ use crate::cli::{BenchCommand, Cli, Command, Global, ImagesCommand};
 use crate::client::Client;
 use crate::daemon::Daemon;
 use crate::failure::{Failure, Outcome};
+use crate::logins::Logins;
 use crate::progress::Reporter;
 use crate::{console, exec, files, show, terminal};
 use martlet_api::{
@@ -34,14 +36,28 @@ const AT_ONCE: usize = 8;
 /// Runs a command; answers with its exit status.
 pub fn run(cli: Cli) -> Outcome<u8> {
     let Cli {
-        global: Global { json, quiet, socket },
+        global: Global {
+            json,
+            quiet,
+            socket,
+            host,
+        },
         command,
     } = cli;
     let context = Context {
         json,
         quiet,
         daemon: Daemon::find(socket),
+        host,
     };
+    if context.host.is_some() && matches!(command, Command::Doctor | Command::Daemon(_) | Command::Bench(_)) {
+        return Err(Problem::new(
+            ProblemCode::InvalidArgument,
+            "this command is about the host that it runs on",
+        )
+        .remediation("leave out --host (MARTLET_HOST), or run it there")
+        .into());
+    }
     match command {
         Command::Exec(args) => return execute(&context, args),
         Command::Doctor => return service::doctor(&context),
@@ -108,6 +124,9 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Remote(command) => remote::run(&context, command),
         Command::Host(command) => host::run(&context, command),
         Command::Realm(command) => realm::run(&context, command),
+        Command::Token(command) => access::token(&context, command),
+        Command::Login { name, line } => access::login(&context, &line, name),
+        Command::Logout { names } => access::logout(&context, &names),
         Command::Push {
             dry_run,
             bandwidth,
@@ -164,11 +183,16 @@ struct Context {
     json: bool,
     quiet: bool,
     daemon: Daemon,
+    /// Another host that is asked instead.
+    host: Option<String>,
 }
 
 impl Context {
     fn client(&self) -> Outcome<Client> {
-        self.daemon.client()
+        match &self.host {
+            Some(host) => Client::to_host(Logins::of_this_user().get(host)?),
+            None => self.daemon.client(),
+        }
     }
 
     /// Reads something and shows it.

@@ -42,6 +42,7 @@ async fn join(connection: impl AsyncRead + AsyncWrite) -> io::Result<()> {
         while let Some(bytes) = typed.recv().await {
             let end = bytes.iter().position(|byte| *byte == ESCAPE);
             writer.write_all(&bytes[..end.unwrap_or(bytes.len())]).await?;
+            writer.flush().await?; // what TLS could not send at once it keeps until it is asked
             if end.is_some() {
                 return Ok(());
             }

@@ -159,7 +159,8 @@ async fn write_frames(
             },
             else => return,
         };
-        if writer.write_all(&kind.encode(&payload)).await.is_err() {
+        // What TLS could not send at once it keeps until it is asked.
+        if writer.write_all(&kind.encode(&payload)).await.is_err() || writer.flush().await.is_err() {
             return;
         }
     }

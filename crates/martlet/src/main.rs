@@ -3,7 +3,8 @@
 //! ```text
 //!   cli (what may be said) ─► commands (what is asked) ─► client (HTTP) ─► martletd
 //!                                  └─► show, progress (what people see)     ▲
-//!                                        daemon (found, started, waited for)┘
+//!                                        daemon (found, started, waited for)┤
+//!                                        logins (another host, by a token) ─┘
 //! ```
 
 mod cli;
@@ -15,6 +16,7 @@ mod doctor;
 mod exec;
 mod failure;
 mod files;
+mod logins;
 mod place;
 mod process;
 mod progress;

@@ -194,6 +194,15 @@ fn finish(mut table: Table) -> String {
         .collect()
 }
 
+/// Shows a text that is shown again and again in the place of the one before, as much of it as the terminal has rows for.
+pub fn redraw(text: &str) {
+    let rows = crate::terminal::size().map_or(24, |size| size.rows as usize);
+    let lines = text.lines().take(rows.saturating_sub(2));
+    let text: String = lines.map(|line| format!("{line}\x1b[K\n")).collect();
+    // Home, the text over the old one, and the rest of the screen cleared.
+    print(&format!("\x1b[H{text}\x1b[J\nCtrl-C ends"));
+}
+
 /// Writes to standard output. A reader that has seen enough (`| head`) ends the program in peace.
 pub fn print(text: &str) {
     let mut out = io::stdout().lock();

@@ -164,6 +164,69 @@ fn json_is_the_answer_unchanged() {
 }
 
 #[test]
+fn the_hosts_of_a_fleet_are_seen_together() {
+    let served = Served::new(Fake::with(&["web"]));
+    let top = out(&martlet(&served, &["host", "top"]));
+    let lines: Vec<_> = top.lines().collect();
+    assert_eq!(
+        lines[..3],
+        [
+            "HOST   MEMORY   AVAILABLE  LOAD       RUNNING  STORE",
+            "desk   8.0 GiB  3.0 GiB    0.52 of 4  1 of 1   5.0 GiB",
+            "couch  -        -          -          -        -",
+        ]
+    );
+    assert!(
+        lines[5].starts_with("web      desk  running  12 %  512 MiB"),
+        "{top}"
+    );
+    assert!(
+        top.ends_with("\n\ncouch (192.0.2.8:7077) cannot be reached: not within 3000 ms\n"),
+        "{top}"
+    );
+    assert!(lines.iter().all(|line| line.len() <= 80), "{top}");
+    let json: Value = serde_json::from_slice(&martlet(&served, &["host", "top", "--json"]).stdout).unwrap();
+    assert!(
+        json[0]["usage"]["machines"][0]["name"] == "web" && json[1]["problem"].is_string(),
+        "{json}"
+    );
+}
+
+#[test]
+fn another_host_is_asked_only_by_who_is_logged_in() {
+    let served = Served::new(Fake::with(&["web"]));
+    let at_home = |args: &[&str]| {
+        let mut command = program(&served);
+        command.env("XDG_CONFIG_HOME", served.dir.path()).args(args);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let nobody = at_home(&["--host", "desk", "ps"]);
+    assert_eq!(
+        code(&nobody),
+        3,
+        "the daemon here is not asked instead: {nobody:?}"
+    );
+    assert!(err(&nobody).contains("try: `martlet token create`"), "{nobody:?}");
+    for about_here in [["doctor"].as_slice(), &["daemon", "stop"], &["daemon", "status"]] {
+        assert_eq!(code(&at_home(&[&["--host", "desk"], about_here].concat())), 2);
+    }
+    assert_eq!(code(&at_home(&["login", "martlet-token:cut"])), 2);
+    assert_eq!(code(&at_home(&["logout", "desk"])), 3);
+    assert!(!served.dir.path().join("martlet").exists(), "nothing is kept");
+    let tokens = at_home(&["token", "create", "ann", "--role", "run"]);
+    assert_eq!(out(&tokens), "martlet-token:…\n");
+    assert!(err(&tokens).contains("as role run, for 30 days"), "{tokens:?}");
+    assert!(out(&at_home(&["token", "ls"])).contains("\nann   run"));
+    assert_eq!(code(&at_home(&["token", "create", "ann", "--role", "owner"])), 2);
+    assert_eq!(
+        code(&at_home(&[
+            "token", "create", "ann", "--role", "run", "--days", "0"
+        ])),
+        2
+    );
+}
+
+#[test]
 fn people_see_stages_tables_and_timelines() {
     let served = Served::new(Fake::with(&["web"]));
     let run = martlet(&served, &["run", "debian", "--name", "db", "-p", "0:6379"]);
@@ -556,7 +619,7 @@ fn daemon_in_memory() {
         wait_for(|| dir.join("open").exists());
         open.send(()).unwrap();
     });
-    martletd::daemon::run(&state_dir, Path::new(&socket), None, |_| Ok(fake)).unwrap();
+    martletd::daemon::run(&state_dir, Path::new(&socket), None, |_| Ok(fake), |_, _| Ok(())).unwrap();
     fs::write(state_dir.join("ended"), "").unwrap();
 }
 

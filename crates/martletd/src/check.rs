@@ -12,6 +12,7 @@ const MEMORY_BYTES: RangeInclusive<u64> = 16 * MIB..=4 << 40;
 const DISK_BYTES: RangeInclusive<u64> = MIB..=64 << 40;
 const CPUS: RangeInclusive<u64> = 1..=255;
 const CLONES: RangeInclusive<u64> = 1..=1000;
+const TOKEN_DAYS: RangeInclusive<u64> = 1..=3650;
 const TIMEOUT_MS: RangeInclusive<u64> = 0..=24 * 3600 * 1000;
 const NOTE_MAX_BYTES: usize = 4096;
 
@@ -124,6 +125,12 @@ pub fn absolute_path(path: &str) -> Checked {
         return Err(invalid(format!("{path:.80?} is not an absolute path")).remediation("begin it with /"));
     }
     Ok(())
+}
+
+/// Checks a request to make a token.
+pub fn token(request: &TokenCreateRequest) -> Checked {
+    check_name(&request.name)?;
+    bounds("number of days", Some(request.days.into()), TOKEN_DAYS)
 }
 
 /// Checks what is asked of a service until it answers.

@@ -47,7 +47,10 @@ pub async fn serve<Next: Future<Output = Option<ConsoleSession>>>(
                 },
                 read = reader.read(&mut said) => match read {
                     Ok(0) | Err(_) => break,
-                    Ok(length) => client_writer.write_all(&said[..length]).await?,
+                    Ok(length) => {
+                        client_writer.write_all(&said[..length]).await?;
+                        client_writer.flush().await?; // what TLS could not send at once it keeps until it is asked
+                    }
                 },
             }
         }

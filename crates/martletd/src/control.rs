@@ -168,8 +168,20 @@ pub trait Control: Send + Sync + 'static {
     fn host_join(&self, request: HostJoinRequest) -> Answer<Vec<HostInfo>>;
     /// The hosts of the fleet.
     fn hosts(&self) -> Answer<Vec<HostInfo>>;
+    /// How each host of the fleet is.
+    fn host_top(&self) -> Answer<Vec<HostTop>>;
     /// Has a host be none of the fleet any more.
     fn host_remove(&self, name: &str) -> Answer<()>;
+    /// Makes a token by which a person uses this host.
+    fn token_create(&self, request: &TokenCreateRequest) -> Answer<TokenLine>;
+    /// All tokens.
+    fn tokens(&self) -> Answer<Vec<TokenInfo>>;
+    /// Has a token be good for nothing any more.
+    fn token_remove(&self, name: &str) -> Answer<()>;
+    /// Whose token this is, if it is good.
+    fn token(&self, secret: &str) -> Answer<TokenInfo>;
+    /// Notes in the audit log what somebody did, or wanted to do.
+    fn note(&self, caller: &str, action: &str, object: &str, outcome: &str) -> Answer<()>;
     /// Makes a realm.
     fn realm_create(&self, name: &str) -> Answer<RealmInfo>;
     /// All realms.

@@ -10,6 +10,7 @@
 
 use crate::control::Control;
 use crate::instance::Instance;
+use crate::people::People;
 use crate::server::Service;
 use crate::systemd;
 use anyhow::{Context, Result};
@@ -23,12 +24,14 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How long requests that have begun may take to end once the daemon is told to stop.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// Serves the engine of a state directory until SIGTERM or SIGINT, or until there was nothing to do for `idle_exit`.
-pub fn run(
+/// Serves the engine of a state directory until SIGTERM or SIGINT, or until there was nothing to do for `idle_exit`. `afar` is to
+/// serve the API to people who are not on this host, and does not block.
+pub fn run<C: Control>(
     state_dir: &Path,
     socket: &Path,
     idle_exit: Option<Duration>,
-    open: impl FnOnce(&Path) -> Result<Arc<dyn Control>>,
+    open: impl FnOnce(&Path) -> Result<Arc<C>>,
+    afar: impl FnOnce(&C, People) -> Result<()>,
 ) -> Result<()> {
     let inherited = systemd::inherited_listener();
     let instance = Instance::acquire(state_dir, socket)?;
@@ -49,7 +52,10 @@ pub fn run(
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let served = runtime.block_on(until_told(Service::new(control, version), listener, idle_exit));
+    let service = Service::new(control.clone(), version);
+    afar(&control, service.people(runtime.handle().clone()))?;
+    drop(control);
+    let served = runtime.block_on(until_told(service, listener, idle_exit));
     if made_here {
         // The next daemon would remove it too; gone, it says at once that nobody is there.
         let _ = std::fs::remove_file(socket);

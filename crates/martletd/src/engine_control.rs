@@ -272,8 +272,26 @@ impl Control for EngineControl {
     fn hosts(&self) -> Answer<Vec<HostInfo>> {
         self.0.hosts()
     }
+    fn host_top(&self) -> Answer<Vec<HostTop>> {
+        self.0.host_top()
+    }
     fn host_remove(&self, name: &str) -> Answer<()> {
         self.0.host_remove(name)
+    }
+    fn token_create(&self, request: &TokenCreateRequest) -> Answer<TokenLine> {
+        self.0.token_create(request)
+    }
+    fn tokens(&self) -> Answer<Vec<TokenInfo>> {
+        self.0.tokens()
+    }
+    fn token_remove(&self, name: &str) -> Answer<()> {
+        self.0.token_remove(name)
+    }
+    fn token(&self, secret: &str) -> Answer<TokenInfo> {
+        self.0.token(secret)
+    }
+    fn note(&self, caller: &str, action: &str, object: &str, outcome: &str) -> Answer<()> {
+        self.0.note_in_audit(caller, action, object, outcome)
     }
     fn realm_create(&self, name: &str) -> Answer<RealmInfo> {
         self.0.realm_create(name)

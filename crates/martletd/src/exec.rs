@@ -108,6 +108,10 @@ async fn write_frames(mut writer: impl AsyncWriteExt + Unpin, mut frames: Receiv
         if ended {
             break;
         }
+        // What TLS could not send at once it keeps until it is asked.
+        if writer.flush().await.is_err() {
+            return Ending::ClientGone;
+        }
     }
     if !ended {
         let lost = Problem::new(ProblemCode::GuestFailed, "the connection to the command was lost")

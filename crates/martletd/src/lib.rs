@@ -22,6 +22,7 @@ pub mod instance;
 pub mod metrics;
 mod openapi;
 mod operation;
+pub mod people;
 mod routes;
 pub mod server;
 mod stream;

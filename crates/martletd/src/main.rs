@@ -1,5 +1,6 @@
 //! `martletd`: serves the API until it is told to stop. Machines go on without it.
 
+mod arrivals;
 mod engine_control;
 mod peers;
 mod wiring;
@@ -98,7 +99,11 @@ fn serve(args: Args) -> Result<()> {
         .idle_exit
         .filter(|seconds| *seconds > 0)
         .map(Duration::from_secs);
-    daemon::run(&state_dir, &socket, idle_exit, |dir| {
-        wiring::control(dir, args.listen)
-    })
+    daemon::run(
+        &state_dir,
+        &socket,
+        idle_exit,
+        wiring::control,
+        |control, people| peers::start(control.0.clone(), args.listen, people),
+    )
 }

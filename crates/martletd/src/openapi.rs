@@ -1,14 +1,16 @@
 //! The routes and their description, made together so that they cannot part.
 //!
 //! [`Routes`] takes each route once: to the router goes the handler, to the OpenAPI document its [`Spec`]. Schemas come
-//! from the API types themselves.
+//! from the API types themselves. So is it said once which role of a token a route needs: unless its [`Spec`] says another, reading
+//! needs the least and everything else the most, so that a route about which nobody thought is open to few.
 
 use crate::server::Server;
 use axum::Router;
 use axum::handler::Handler;
 use axum::routing::{MethodFilter, on};
-use martlet_api::{Problem, Progress};
+use martlet_api::{Problem, Progress, Role};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// Methods the API uses.
@@ -32,6 +34,7 @@ pub struct Spec {
     gives: Option<Payload>,
     events: bool,
     upgrade: Option<&'static str>,
+    role: Option<Role>,
 }
 
 /// Content of a body.
@@ -80,7 +83,13 @@ impl Spec {
             gives: None,
             events: false,
             upgrade: None,
+            role: None,
         }
+    }
+    /// Takes a token of this role, or of a higher one.
+    pub fn needs(mut self, role: Role) -> Self {
+        self.role = Some(role);
+        self
     }
     /// Takes this as JSON.
     pub fn takes<T: ToSchema>(mut self) -> Self {
@@ -129,11 +138,32 @@ impl Spec {
     }
 }
 
+/// The role that each route needs.
+#[derive(Debug, Clone, Default)]
+pub struct Roles(BTreeMap<(&'static str, String), Role>);
+
+impl Roles {
+    /// What a request to a route needs. Of what is unknown it is the most.
+    pub fn needed(&self, method: &axum::http::Method, route: &str) -> Role {
+        let known = self.0.iter().find(|((word, path), _)| {
+            // HEAD is answered by what answers GET.
+            let word = if *method == axum::http::Method::HEAD && *word == "get" {
+                "head"
+            } else {
+                word
+            };
+            path == route && method.as_str().eq_ignore_ascii_case(word)
+        });
+        known.map_or(Role::Admin, |(_, role)| *role)
+    }
+}
+
 /// Router and document under construction.
 pub struct Routes {
     router: Router<Server>,
     paths: Map<String, Value>,
     schemas: Map<String, Value>,
+    roles: Roles,
 }
 
 impl Routes {
@@ -143,6 +173,7 @@ impl Routes {
             router: Router::new(),
             paths: Map::new(),
             schemas: Map::new(),
+            roles: Roles::default(),
         };
         this.learn(Payload::json::<Problem>());
         this.learn(Payload::json::<Progress>());
@@ -161,7 +192,13 @@ impl Routes {
             Method::Put => (MethodFilter::PUT, "put"),
             Method::Delete => (MethodFilter::DELETE, "delete"),
         };
-        let operation = self.operation(path, spec);
+        let role = spec.role.unwrap_or(match method {
+            Method::Get => Role::Read,
+            Method::Post | Method::Put | Method::Delete => Role::Admin,
+        });
+        let mut operation = self.operation(path, spec);
+        operation["x-role"] = role.to_string().into();
+        self.roles.0.insert((word, path.to_owned()), role);
         if let Some(methods) = self
             .paths
             .entry(path)
@@ -213,20 +250,22 @@ impl Routes {
         self.schemas.extend(payload.schemas);
     }
 
-    /// The router, and the document it serves.
-    pub fn finish(self) -> (Router<Server>, Value) {
+    /// The router, the document it serves, and what its routes need.
+    pub fn finish(self) -> (Router<Server>, Value, Roles) {
         let document = json!({
             "openapi": "3.1.0",
             "info": {
                 "title": "Martlet",
                 "version": "1",
-                "description": "Checkpoint, suspend, resume and fork running virtual machines. HTTP/1.1 over a unix socket.",
+                "description": "Checkpoint, suspend, resume and fork running virtual machines. HTTP/1.1 over a unix socket; \
+                    for who has a token, over TLS where the host is in a fleet (`Authorization: Bearer SECRET`), \
+                    as far as its role goes (`x-role`: read, run or admin).",
                 "license": { "name": "Apache-2.0 OR MIT" },
             },
             "paths": self.paths,
             "components": { "schemas": self.schemas },
         });
-        (self.router, document)
+        (self.router, document, self.roles)
     }
 }
 

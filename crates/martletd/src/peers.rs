@@ -1,14 +1,14 @@
-//! The server for other hosts: there as soon as this host is in a fleet, and as long as the daemon.
+//! The server for other hosts, and for people with tokens: there as soon as this host is in a fleet, and as long as the daemon.
 
+use crate::arrivals;
 use anyhow::{Context, Result};
-use axum::extract::State;
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Extension, Json, Router};
 use martlet_api::Problem;
-use martlet_engine::{Engine, HardwareRecord, Load, Offer, PeerService};
-use martlet_peer::{Access, Caller, Code, Limits, Policy, Refusal, join_router, peer_router, serve};
+use martlet_engine::{Engine, PeerService};
+use martlet_peer::{Caller, Code, Limits, Refusal, join_router, peer_router, serve};
+use martletd::people::People;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Starts the thread that waits until there is something to serve, and serves it. `listen` says where, if not where the other
 /// hosts reach this one.
-pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>) -> Result<()> {
+pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>, people: People) -> Result<()> {
     let run = move || {
         loop {
             let service = match engine.wait_for_fleet() {
@@ -31,7 +31,7 @@ pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>) -> Result<()> {
                     return;
                 }
             };
-            match run(&engine, service, listen) {
+            match run(&engine, service, listen, people.clone()) {
                 Ok(()) => return,
                 Err(error) => tracing::error!("other hosts are not served: {error:#}; this is tried again"),
             }
@@ -45,13 +45,11 @@ pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>) -> Result<()> {
     Ok(())
 }
 
-fn run(engine: &Arc<Engine>, service: PeerService, listen: Option<SocketAddr>) -> Result<()> {
+fn run(engine: &Arc<Engine>, service: PeerService, listen: Option<SocketAddr>, people: People) -> Result<()> {
     let mut router = peer_router(service.store, service.policy.clone())
-        .merge(roll_router(engine.clone()))
-        .merge(moves_router(Movers {
-            engine: engine.clone(),
-            policy: service.policy,
-        }));
+        .merge(fleet_router(engine.clone()))
+        .merge(arrivals::router(engine.clone(), service.policy))
+        .merge(people.router());
     if let Some(inviter) = service.inviter {
         router = router.merge(join_router(inviter));
     }
@@ -87,79 +85,33 @@ fn run(engine: &Arc<Engine>, service: PeerService, listen: Option<SocketAddr>) -
     })
 }
 
-/// Who is in the fleet, for hosts of it.
-fn roll_router(engine: Arc<Engine>) -> Router {
-    let roll = move |Extension(caller): Extension<Caller>| async move {
-        let Caller::Host(_) = caller else {
-            return Err(Refusal::new(
-                Code::Forbidden,
-                "only hosts of the fleet are told who is in it",
-            ));
-        };
-        let asked = tokio::task::spawn_blocking(move || engine.roll()).await;
-        asked
-            .map(Json)
-            .map_err(|_| Refusal::new(Code::Failed, "the fleet cannot be looked up"))
+/// What hosts of the fleet ask each other about themselves: who is in it, and how this one is.
+fn fleet_router(engine: Arc<Engine>) -> Router {
+    let asked = engine.clone();
+    let roll = move |caller| {
+        let engine = asked.clone();
+        answer(caller, move || Ok(engine.roll()))
     };
-    Router::new().route("/peer/roll", get(roll))
-}
-
-/// Who answers hosts that want machines to go on here.
-#[derive(Clone)]
-struct Movers {
-    engine: Arc<Engine>,
-    policy: Policy,
-}
-
-/// Machines of other hosts that are to go on here. An answer is a result, or a problem of this host's.
-fn moves_router(movers: Movers) -> Router {
+    let top = move |caller| {
+        let engine = engine.clone();
+        answer(caller, move || engine.host_usage())
+    };
     Router::new()
-        .route(
-            "/peer/moves/could",
-            asked(|engine, _, hardware: HardwareRecord| engine.could(&hardware)),
-        )
-        .route(
-            "/peer/moves/offer",
-            asked(|engine, from, offer: Offer| engine.offered(from, offer)),
-        )
-        .route(
-            "/peer/moves/load",
-            asked(|engine, from, load: Load| engine.load(from, load)),
-        )
-        .route(
-            "/peer/moves/go",
-            asked(|engine, from, machine: String| engine.go(from, &machine)),
-        )
-        .route(
-            "/peer/moves/settle",
-            asked(|engine, from, machine: String| Ok(engine.settle_move(from, &machine))),
-        )
-        .route(
-            "/peer/moves/lacks",
-            asked(|engine, _, snapshot: String| engine.still_lacks(&snapshot)),
-        )
-        .with_state(movers)
+        .route("/peer/roll", get(roll))
+        .route("/peer/top", get(top))
 }
 
-/// A question of a host that may have machines go on here.
-fn asked<Q, A>(answer: fn(&Arc<Engine>, &str, Q) -> Result<A, Problem>) -> axum::routing::MethodRouter<Movers>
-where
-    Q: DeserializeOwned + Send + 'static,
-    A: Serialize + Send + 'static,
-{
-    post(
-        move |State(movers): State<Movers>, Extension(caller): Extension<Caller>, Json(question): Json<Q>| async move {
-            let work = move || match caller {
-                Caller::Host(name) if (movers.policy)(&name, Access::Run) => {
-                    Ok(Json(answer(&movers.engine, &name, question)))
-                }
-                _ => Err(Refusal::new(
-                    Code::Forbidden,
-                    "only hosts of the fleet have machines go on here",
-                )),
-            };
-            let done = tokio::task::spawn_blocking(work).await;
-            done.unwrap_or_else(|_| Err(Refusal::new(Code::Failed, "this host has failed to answer")))
-        },
-    )
+async fn answer<T: Serialize + Send + 'static>(
+    Extension(caller): Extension<Caller>,
+    ask: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<Json<T>, Refusal> {
+    let Caller::Host(_) = caller else {
+        let words = "only hosts of the fleet are told of it";
+        return Err(Refusal::new(Code::Forbidden, words));
+    };
+    let asked = tokio::task::spawn_blocking(ask).await;
+    let asked = asked.map_err(|_| Refusal::new(Code::Failed, "the daemon hit a bug"))?;
+    asked
+        .map(Json)
+        .map_err(|problem| Refusal::new(Code::Failed, problem.message))
 }

@@ -11,6 +11,7 @@ mod remotes;
 mod service;
 mod snapshots;
 mod store;
+mod tokens;
 
 use crate::openapi::Routes;
 
@@ -23,6 +24,7 @@ pub fn all() -> Routes {
     let routes = snapshots::routes(routes);
     let routes = explain::routes(routes);
     let routes = hosts::routes(routes);
+    let routes = tokens::routes(routes);
     let routes = realms::routes(routes);
     let routes = remotes::routes(routes);
     let routes = lines::routes(routes);

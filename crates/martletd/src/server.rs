@@ -4,6 +4,8 @@ use crate::control::Control;
 use crate::failure::Failure;
 use crate::idle::{Activity, Idle};
 use crate::metrics::Metric;
+use crate::openapi::Roles;
+use crate::people::{Door, People};
 use crate::routes;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -31,6 +33,7 @@ pub struct Server {
     pub activity: Activity,
     closing: Arc<AtomicBool>,
     document: Arc<Value>,
+    roles: Arc<Roles>,
     counts: Arc<Mutex<Counts>>,
 }
 
@@ -43,6 +46,11 @@ impl Server {
     /// The OpenAPI document.
     pub fn document(&self) -> &Value {
         &self.document
+    }
+
+    /// What the routes need of a token.
+    pub fn roles(&self) -> &Roles {
+        &self.roles
     }
 
     /// The server's own metrics.
@@ -61,6 +69,8 @@ impl Server {
 /// The whole API in front of an engine, ready to be served.
 pub struct Service {
     router: Router,
+    /// The same for people who come over the network.
+    people: Arc<Router>,
     control: Arc<dyn Control>,
     activity: Activity,
     closing: Arc<AtomicBool>,
@@ -69,28 +79,42 @@ pub struct Service {
 impl Service {
     /// The API of this engine.
     pub fn new(control: Arc<dyn Control>, version: VersionInfo) -> Self {
-        let (router, document) = routes::all().finish();
+        let (router, document, roles) = routes::all().finish();
         let server = Server {
             control,
             version: version.into(),
             activity: Activity::new(),
             closing: Arc::default(),
             document: document.into(),
+            roles: roles.into(),
             counts: Arc::default(),
         };
         let (closing, activity) = (server.closing.clone(), server.activity.clone());
         let control = server.control.clone();
         let router = router
             .fallback(nothing_there)
-            .method_not_allowed_fallback(wrong_method)
+            .method_not_allowed_fallback(wrong_method);
+        let door = Door::new(server.clone());
+        let people = router
+            .clone()
+            .layer(from_fn_with_state(door, Door::guard))
+            .layer(from_fn_with_state(server.clone(), observe))
+            .with_state(server.clone());
+        let router = router
             .layer(from_fn_with_state(server.clone(), observe))
             .with_state(server);
         Self {
             router,
+            people: people.into(),
             control,
             activity,
             closing,
         }
+    }
+
+    /// The API for people with tokens, for as long as this is served. What they ask for is done in this runtime.
+    pub fn people(&self, runtime: tokio::runtime::Handle) -> People {
+        People::new(&self.people, runtime)
     }
 
     /// For the time when there is nothing to do.

@@ -1,11 +1,8 @@
 //! Where the rooms are wired together: which engine stands behind the API, and what the keeper is.
 
 use crate::engine_control::EngineControl;
-use crate::peers;
 use anyhow::{Context, Result};
 use martlet_engine::{Engine, Options};
-use martletd::control::Control;
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +18,7 @@ const LEASE_S: RangeInclusive<u32> = 2..=86_400;
 /// The agent lies beside this program, or where `MARTLET_AGENT` says; `MARTLET_QEMU` names a QEMU that is not the
 /// distribution's, `MARTLET_POOL` how many of it are started ahead, `MARTLET_LEASE` for how many seconds the holder of a
 /// machine's line may be silent, `MARTLET_TAKE=no` that machines of other hosts may not go on here.
-pub fn control(state_dir: &Path, listen: Option<SocketAddr>) -> Result<Arc<dyn Control>> {
+pub fn control(state_dir: &Path) -> Result<Arc<EngineControl>> {
     let program = std::env::current_exe().context("cannot find out where this program lies")?;
     let beside = program.with_file_name("martlet-agent");
     let options = Options {
@@ -46,7 +43,6 @@ pub fn control(state_dir: &Path, listen: Option<SocketAddr>) -> Result<Arc<dyn C
             .unwrap_or_default();
         anyhow::anyhow!("{}{because}{remedy}", problem.message)
     })?;
-    peers::start(engine.clone(), listen)?;
     Ok(Arc::new(EngineControl(engine)))
 }
 

@@ -56,6 +56,12 @@ pub enum HostCommand {
     },
     /// List the hosts of the fleet, and whether they answer
     Ls,
+    /// Show how the hosts of the fleet are: memory, load, store and machines
+    Top {
+        /// Again every so many seconds, until Ctrl-C
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+        watch: Option<u64>,
+    },
     /// Have hosts be none of the fleet any more
     Rm {
         /// Hosts

@@ -5,7 +5,7 @@ use super::{Context, line, snapshot, timeline, understood};
 use crate::cli::RunArgs;
 use crate::failure::{Failure, Outcome};
 use crate::progress::Reporter;
-use crate::{show, terminal};
+use crate::show;
 use martlet_api::*;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -311,16 +311,7 @@ pub fn top(context: &Context, once: bool) -> Outcome {
         }
         let ahead: PoolUsage = understood(client.get("/v1/pool")?)?;
         let text = usage(understood(answer)?) + &format!("started ahead: {}\n", show::pool(&ahead));
-        let rows = terminal::size()
-            .map_or(24, |size| size.rows as usize)
-            .saturating_sub(2);
-        let text: String = text
-            .lines()
-            .take(rows)
-            .map(|line| format!("{line}\x1b[K\n"))
-            .collect();
-        // Home, the table over the old one, and the rest of the screen cleared.
-        show::print(&format!("\x1b[H{text}\x1b[J\nCtrl-C ends"));
+        show::redraw(&text);
         std::thread::sleep(TOP_INTERVAL);
     }
 }

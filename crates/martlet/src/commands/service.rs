@@ -7,7 +7,7 @@ use crate::failure::{Failure, Outcome};
 use crate::{doctor, show};
 use clap::CommandFactory;
 use clap_complete::Shell;
-use martlet_api::{Check, CheckStatus};
+use martlet_api::{Check, CheckStatus, VersionInfo};
 use serde_json::json;
 use std::path::Path;
 
@@ -117,7 +117,11 @@ fn say(context: &Context, text: &str) {
 }
 
 pub fn version(context: &Context) -> Outcome {
-    let (ours, theirs) = (env!("CARGO_PKG_VERSION"), context.daemon.version()?);
+    let ours = env!("CARGO_PKG_VERSION");
+    let theirs: Option<VersionInfo> = match context.host {
+        Some(_) => Some(understood(context.client()?.get("/version")?)?),
+        None => context.daemon.version()?,
+    };
     if context.json {
         show::print(&format!("{:#}\n", json!({ "martlet": ours, "daemon": theirs })));
         return Ok(());

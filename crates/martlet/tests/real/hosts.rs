@@ -177,3 +177,126 @@ fn a_machine_goes_from_host_to_host() {
     let audit = std::fs::read_to_string(here.state_dir().join("audit.log")).unwrap();
     assert!(audit.lines().count() > 3 && audit.contains("couch"), "{audit}");
 }
+
+#[test]
+fn a_person_uses_a_host_from_afar_as_far_as_a_token_goes() {
+    let here = Daemon::new(Fixture::Tiny);
+    let [first, second] = [(); 2].map(|()| free_address());
+    here.ok(&["host", "init", "desk", &first]);
+    let mut there = here.another();
+    let line = here.ok(&["host", "invite"]);
+    wait_for("the first host to listen", || {
+        let joined = there.call_with_input(&["host", "join", "couch", &second], line.as_bytes());
+        joined.status.success() || !there.names_of_hosts().is_empty()
+    });
+    wait_for("both to answer", || {
+        here.answers("couch") && there.answers("desk")
+    });
+    here.ok(&["run", "tiny0:booted", "--name", "a"]);
+
+    // Each host tells how it is; one that is gone shows why not.
+    let tops = there.json(&["host", "top"]);
+    let of = |name: &str| {
+        let found = tops.as_array().unwrap().iter().find(|host| host["name"] == name);
+        found.unwrap_or_else(|| panic!("{tops}"))["usage"].clone()
+    };
+    assert_eq!(of("desk")["machines"][0]["name"], "a", "{tops}");
+    assert!(of("desk")["store_bytes"].as_u64() > Some(1 << 20), "{tops}");
+    assert!(
+        of("couch")["memory_total_bytes"].as_u64() > Some(64 << 20),
+        "{tops}"
+    );
+    let watched = there.ok(&["host", "top"]);
+    assert!(watched.lines().all(|line| line.len() <= 80), "{watched}");
+    there.ok(&["daemon", "stop"]);
+    let tops = here.json(&["host", "top"]);
+    assert!(
+        tops[1]["problem"]
+            .as_str()
+            .is_some_and(|why| why.contains("cannot be reached")),
+        "{tops}"
+    );
+
+    // A person elsewhere, whose own daemon is not asked.
+    let config = tempfile::tempdir().unwrap();
+    there.set_env("XDG_CONFIG_HOME", &config.path().to_string_lossy());
+    for role in ["read", "run", "admin"] {
+        let line = here.ok(&["token", "create", role, "--role", role]);
+        assert!(line.starts_with("martlet-token:desk:"), "{line}");
+        there.ok_with_input(&["login", "--name", role], &line);
+    }
+    let asked = |role: &str, args: &[&str]| there.call(&[&["--host", role, "--json"], args].concat());
+    let denied = |role: &str, args: &[&str]| {
+        let output = asked(role, args);
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && words.contains("permission_denied"),
+            "{args:?}: {words}"
+        );
+    };
+    assert!(there.ok(&["--host", "read", "ps"]).contains("running"));
+    denied("read", &["kill", "a"]);
+    denied("read", &["cp", "a:/etc/passwd", "-"]);
+    denied("run", &["token", "ls"]);
+    denied("run", &["host", "invite"]);
+    assert_eq!(
+        there.ok(&["--host", "run", "exec", "a", "--", "echo", "from afar"]),
+        "from afar"
+    );
+    let noise: Vec<u8> = (0..3_000_000u32)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    let (sent, back) = (config.path().join("noise"), config.path().join("back"));
+    std::fs::write(&sent, &noise).unwrap();
+    there.ok(&["--host", "run", "cp", &sent.to_string_lossy(), "a:/noise"]);
+    there.ok(&["--host", "run", "cp", "a:/noise", &back.to_string_lossy()]);
+    assert!(
+        std::fs::read(&back).unwrap() == noise,
+        "more than strangers may send, and whole"
+    );
+    let counted = there.call_with_input(&["--host", "run", "exec", "-i", "a", "--", "wc", "-c"], &noise);
+    assert_eq!(
+        String::from_utf8_lossy(&counted.stdout).trim(),
+        "3000000",
+        "{counted:?}"
+    );
+    there.ok(&["--host", "run", "checkpoint", "a", "--tag", "afar"]);
+    assert!(here.ok(&["images"]).contains("a:afar"));
+    assert!(there.pid().is_none(), "no daemon was started for it");
+
+    // What goes on ends with its token.
+    let begun = std::time::Instant::now();
+    let mut command = there.command(&["--host", "run", "exec", "a", "--", "sleep", "600"]);
+    let mut sleeping = command.spawn().unwrap();
+    wait_for("the command to run", || {
+        here.call(&["exec", "a", "--", "sh", "-c", "ps | grep -q 'sleep 60[0]'"])
+            .status
+            .success()
+    });
+    there.ok(&["--host", "admin", "token", "rm", "run"]);
+    assert!(!sleeping.wait().unwrap().success());
+    assert!(begun.elapsed().as_secs() < 300);
+    denied("run", &["ps"]);
+    let tokens = here.json(&["token", "ls"]);
+    assert!(
+        tokens[0]["name"] == "admin" && tokens[0]["used_unix_ms"].is_u64(),
+        "{tokens}"
+    );
+    there.ok(&["logout", "run"]);
+    let audit = std::fs::read_to_string(here.state_dir().join("audit.log")).unwrap();
+    for noted in [
+        "token run",
+        "/v1/machines/{name}/exec",
+        "refused: needs admin",
+        "no good token",
+    ] {
+        assert!(audit.contains(noted), "{noted}: {audit}");
+    }
+    let database = std::fs::read(here.state_dir().join("engine.redb")).unwrap();
+    let kept = std::fs::read_to_string(config.path().join("martlet/hosts.json")).unwrap();
+    let secret = kept.split(':').find(|part| part.len() == 64).unwrap().as_bytes();
+    assert!(
+        !database.windows(64).any(|window| window == secret),
+        "only its hash is kept"
+    );
+}

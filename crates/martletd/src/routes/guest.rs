@@ -17,7 +17,7 @@ use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
-use martlet_api::{ExecRequest, MachineState, Problem, ProblemCode};
+use martlet_api::{ExecRequest, MachineState, Problem, ProblemCode, Role};
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -33,7 +33,7 @@ const MOVE_TIMEOUT: Duration = Duration::from_secs(60);
 const MOVE_INTERVAL: Duration = Duration::from_millis(10);
 
 pub fn routes(routes: Routes) -> Routes {
-    let path = |spec: Spec, what| spec.query("path", "string", true, what);
+    let path = |spec: Spec, what| spec.query("path", "string", true, what).needs(Role::Run);
     let exec_spec = Spec::new("Execute a command; frames both ways").takes::<ExecRequest>();
     let get_spec = Spec::new("A file or directory as a tar stream").gives_bytes("application/x-tar");
     let put_spec = Spec::new("Unpack a tar stream into a directory").takes_bytes("application/x-tar");
@@ -43,7 +43,7 @@ pub fn routes(routes: Routes) -> Routes {
         .route(
             Post,
             "/v1/machines/{name}/exec",
-            exec_spec.upgrades_to("martlet-exec"),
+            exec_spec.upgrades_to("martlet-exec").needs(Role::Run),
             execute,
         )
         .route(
@@ -67,7 +67,9 @@ pub fn routes(routes: Routes) -> Routes {
         .route(
             Post,
             "/v1/machines/{name}/console",
-            Spec::new("The serial console, as raw bytes").upgrades_to("martlet-console"),
+            Spec::new("The serial console, as raw bytes")
+                .upgrades_to("martlet-console")
+                .needs(Role::Run),
             attach,
         )
 }

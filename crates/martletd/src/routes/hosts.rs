@@ -6,7 +6,7 @@ use crate::openapi::{Routes, Spec};
 use crate::operation::Reply;
 use crate::server::Server;
 use axum::extract::State;
-use martlet_api::{HostInfo, HostInitRequest, HostInvitationInfo, HostJoinRequest};
+use martlet_api::{HostInfo, HostInitRequest, HostInvitationInfo, HostJoinRequest, HostTop};
 
 pub fn routes(routes: Routes) -> Routes {
     let init_spec = Spec::new("Make a fleet of which this is the first host")
@@ -17,9 +17,11 @@ pub fn routes(routes: Routes) -> Routes {
         .lists::<HostInfo>();
     let invite_spec = Spec::new("What lets one more host join: a secret").gives::<HostInvitationInfo>();
     let list_spec = Spec::new("The hosts of the fleet; each is asked whether it answers").lists::<HostInfo>();
+    let top_spec = Spec::new("How each host of the fleet is, or why it does not say").lists::<HostTop>();
     let remove_spec = Spec::new("Have a host be none of the fleet any more");
     routes
         .route(Get, "/v1/hosts", list_spec, list)
+        .route(Get, "/v1/hosts/top", top_spec, top)
         .route(Post, "/v1/hosts/init", init_spec, init)
         .route(Post, "/v1/hosts/invite", invite_spec, invite)
         .route(Post, "/v1/hosts/join", join_spec, join)
@@ -28,6 +30,10 @@ pub fn routes(routes: Routes) -> Routes {
 
 async fn list(State(server): State<Server>) -> Reply {
     server.answer(|control| control.hosts()).await
+}
+
+async fn top(State(server): State<Server>) -> Reply {
+    server.answer(|control| control.host_top()).await
 }
 
 async fn init(State(server): State<Server>, Body(request): Body<HostInitRequest>) -> Reply {

@@ -8,7 +8,7 @@ use crate::server::Server;
 use axum::extract::{Path, State};
 use martlet_api::{
     FollowInfo, FollowRequest, LeaseInfo, LineRequest, MachineInfo, PointRequest, PublishReport,
-    PublishRequest, ResumeFromRequest,
+    PublishRequest, ResumeFromRequest, Role,
 };
 
 pub fn routes(routes: Routes) -> Routes {
@@ -29,17 +29,22 @@ pub fn routes(routes: Routes) -> Routes {
             .takes::<PointRequest>()
             .gives::<LeaseInfo>();
     routes
-        .route(Post, "/v1/machines/{name}/line", line_spec.with_events(), set)
+        .route(
+            Post,
+            "/v1/machines/{name}/line",
+            line_spec.with_events().needs(Role::Run),
+            set,
+        )
         .route(
             Post,
             "/v1/machines/{name}/publish",
-            publish_spec.with_events(),
+            publish_spec.with_events().needs(Role::Run),
             publish,
         )
         .route(
             Post,
             "/v1/remotes/{name}/resume",
-            resume_spec.with_events(),
+            resume_spec.with_events().needs(Role::Run),
             resume,
         )
         .route(
@@ -48,17 +53,22 @@ pub fn routes(routes: Routes) -> Routes {
             Spec::new("Who holds a line").gives::<LeaseInfo>(),
             lease,
         )
-        .route(Delete, "/v1/remotes/{name}/leases/{reference}", break_spec, take)
+        .route(
+            Delete,
+            "/v1/remotes/{name}/leases/{reference}",
+            break_spec.needs(Role::Run),
+            take,
+        )
         .route(
             Post,
             "/v1/remotes/{name}/leases/{reference}/ask",
-            ask_spec.with_events(),
+            ask_spec.with_events().needs(Role::Run),
             ask,
         )
         .route(
             Post,
             "/v1/remotes/{name}/snapshots/{reference}/point",
-            point_spec.with_events(),
+            point_spec.with_events().needs(Role::Run),
             point,
         )
         .route(
@@ -70,13 +80,15 @@ pub fn routes(routes: Routes) -> Routes {
         .route(
             Post,
             "/v1/remotes/{name}/follows",
-            Spec::new("Have what others publish on a line come here").takes::<FollowRequest>(),
+            Spec::new("Have what others publish on a line come here")
+                .takes::<FollowRequest>()
+                .needs(Role::Run),
             follow,
         )
         .route(
             Delete,
             "/v1/remotes/{name}/follows/{reference}",
-            Spec::new("Follow a line no more; what has come stays"),
+            Spec::new("Follow a line no more; what has come stays").needs(Role::Run),
             unfollow,
         )
 }

@@ -15,14 +15,18 @@ pub fn routes(routes: Routes) -> Routes {
     let info = |summary| Spec::new(summary).gives::<MachineInfo>();
     let run_spec = info("Start a machine from a base or a snapshot")
         .takes::<RunRequest>()
-        .with_events();
-    let remove_spec =
-        Spec::new("Forget a machine and its disk").query("force", "boolean", false, "Also while it runs");
+        .with_events()
+        .needs(Role::Run);
+    let remove_spec = Spec::new("Forget a machine and its disk")
+        .query("force", "boolean", false, "Also while it runs")
+        .needs(Role::Run);
+    let acts = |summary| info(summary).needs(Role::Run);
     let saves = |summary| {
         Spec::new(summary)
             .takes::<CheckpointRequest>()
             .gives::<CheckpointReport>()
             .with_events()
+            .needs(Role::Run)
     };
     let fork_spec = Spec::new("Start clones of a running machine, or of a snapshot (`name:tag` or id)");
     routes
@@ -50,20 +54,20 @@ pub fn routes(routes: Routes) -> Routes {
         .route(
             Post,
             "/v1/machines/{name}/stop",
-            info("Shut it down").takes::<StopRequest>(),
+            acts("Shut it down").takes::<StopRequest>(),
             stop,
         )
-        .route(Post, "/v1/machines/{name}/kill", info("End it at once"), kill)
+        .route(Post, "/v1/machines/{name}/kill", acts("End it at once"), kill)
         .route(
             Post,
             "/v1/machines/{name}/start",
-            info("Boot it again from its disk").with_events(),
+            acts("Boot it again from its disk").with_events(),
             start,
         )
         .route(
             Post,
             "/v1/machines/{name}/rename",
-            info("Give it another name").takes::<RenameRequest>(),
+            acts("Give it another name").takes::<RenameRequest>(),
             rename,
         )
         .route(
@@ -81,7 +85,7 @@ pub fn routes(routes: Routes) -> Routes {
         .route(
             Post,
             "/v1/machines/{name}/resume",
-            info("Go on from its last snapshot")
+            acts("Go on from its last snapshot")
                 .takes::<ResumeRequest>()
                 .with_events(),
             resume,
@@ -89,7 +93,7 @@ pub fn routes(routes: Routes) -> Routes {
         .route(
             Post,
             "/v1/machines/{name}/rollback",
-            info("Go back to an earlier snapshot")
+            acts("Go back to an earlier snapshot")
                 .takes::<RollbackRequest>()
                 .with_events(),
             rollback,
@@ -98,6 +102,7 @@ pub fn routes(routes: Routes) -> Routes {
             Post,
             "/v1/machines/{name}/move",
             Spec::new("Have another host of the fleet go on with it")
+                .needs(Role::Run)
                 .takes::<MoveRequest>()
                 .gives::<MoveReport>()
                 .with_events(),
@@ -109,7 +114,8 @@ pub fn routes(routes: Routes) -> Routes {
             fork_spec
                 .takes::<ForkRequest>()
                 .gives::<ForkReport>()
-                .with_events(),
+                .with_events()
+                .needs(Role::Run),
             fork,
         )
 }

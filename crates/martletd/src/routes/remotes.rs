@@ -8,7 +8,7 @@ use crate::server::Server;
 use axum::extract::{Path, State};
 use martlet_api::{
     AwaySnapshot, CarryReport, CarryRequest, FetchRequest, PullRequest, PushRequest, RemoteAddRequest,
-    RemoteGcReport, RemoteGcRequest, RemoteInfo, RemoteSnapshot, RemoteVersion, TransferReport,
+    RemoteGcReport, RemoteGcRequest, RemoteInfo, RemoteSnapshot, RemoteVersion, Role, TransferReport,
 };
 
 pub fn routes(routes: Routes) -> Routes {
@@ -46,7 +46,12 @@ pub fn routes(routes: Routes) -> Routes {
             Spec::new("Forget a remote; what it keeps stays"),
             remove,
         )
-        .route(Post, "/v1/remotes/{name}/check", check_spec.with_events(), check)
+        .route(
+            Post,
+            "/v1/remotes/{name}/check",
+            check_spec.with_events().needs(Role::Run),
+            check,
+        )
         .route(Get, "/v1/remotes/{name}/snapshots", snapshots_spec, snapshots)
         .route(
             Get,
@@ -57,13 +62,28 @@ pub fn routes(routes: Routes) -> Routes {
         .route(
             Delete,
             "/v1/remotes/{name}/snapshots/{reference}",
-            Spec::new("Take a name away at a remote"),
+            Spec::new("Take a name away at a remote").needs(Role::Run),
             forget,
         )
         .route(Post, "/v1/remotes/{name}/gc", gc_spec.with_events(), gc)
-        .route(Post, "/v1/remotes/{name}/push", push_spec.with_events(), push)
-        .route(Post, "/v1/remotes/{name}/pull", pull_spec.with_events(), pull)
-        .route(Post, "/v1/remotes/{name}/fetch", fetch_spec.with_events(), fetch)
+        .route(
+            Post,
+            "/v1/remotes/{name}/push",
+            push_spec.with_events().needs(Role::Run),
+            push,
+        )
+        .route(
+            Post,
+            "/v1/remotes/{name}/pull",
+            pull_spec.with_events().needs(Role::Run),
+            pull,
+        )
+        .route(
+            Post,
+            "/v1/remotes/{name}/fetch",
+            fetch_spec.with_events().needs(Role::Run),
+            fetch,
+        )
         .route(Post, "/v1/carry", carry_spec.with_events(), carry)
         .route(
             Get,

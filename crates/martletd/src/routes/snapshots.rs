@@ -7,7 +7,7 @@ use crate::operation::Reply;
 use crate::server::Server;
 use axum::extract::State;
 use martlet_api::names::{check_new_reference, check_reference};
-use martlet_api::{SnapshotDiff, SnapshotInfo, TagRequest};
+use martlet_api::{Role, SnapshotDiff, SnapshotInfo, TagRequest};
 use serde::Deserialize;
 
 pub fn routes(routes: Routes) -> Routes {
@@ -17,7 +17,8 @@ pub fn routes(routes: Routes) -> Routes {
         .query("to", "string", true, "`name:tag` or id");
     let tag_spec = Spec::new("Give it one more reference")
         .takes::<TagRequest>()
-        .gives::<SnapshotInfo>();
+        .gives::<SnapshotInfo>()
+        .needs(Role::Run);
     routes
         .route(
             Get,
@@ -34,7 +35,7 @@ pub fn routes(routes: Routes) -> Routes {
         .route(
             Delete,
             "/v1/snapshots/{reference}",
-            Spec::new("Remove a reference, the last with its snapshot"),
+            Spec::new("Remove a reference, the last with its snapshot").needs(Role::Run),
             remove,
         )
         .route(Get, "/v1/snapshots/{reference}/log", log_spec, log)

@@ -7,7 +7,7 @@ use crate::openapi::{Routes, Spec};
 use crate::operation::Reply;
 use crate::server::Server;
 use axum::extract::State;
-use martlet_api::{GcReport, GcRequest, StoreUsage, VerifyReport, VerifyRequest};
+use martlet_api::{GcReport, GcRequest, Role, StoreUsage, VerifyReport, VerifyRequest};
 
 pub fn routes(routes: Routes) -> Routes {
     let gc_spec = Spec::new("Free what nothing refers to")
@@ -23,7 +23,7 @@ pub fn routes(routes: Routes) -> Routes {
             Spec::new("Where the space goes").gives::<StoreUsage>(),
             df,
         )
-        .route(Post, "/v1/store/gc", gc_spec.with_events(), gc)
+        .route(Post, "/v1/store/gc", gc_spec.with_events().needs(Role::Run), gc)
         .route(Post, "/v1/store/verify", verify_spec.with_events(), verify)
 }
 

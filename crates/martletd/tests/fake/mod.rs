@@ -1,15 +1,16 @@
 //! An engine in memory, for tests of the server and of the command line: machines are entries of a map, commands a
 //! few lines of code. Some names ask for trouble, as the constants say.
 
-#![allow(dead_code)] // each test binary uses a part of it
+#![allow(dead_code, unused_imports)] // each test binary uses a part of it
 
 mod programs;
+mod served;
 
 use martlet_api::*;
 use martletd::control::*;
 use martletd::metrics::Metric;
-use martletd::server::Service;
 use programs::{Input, command};
+pub use served::Served;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -46,6 +47,10 @@ pub struct Fake {
     /// Told when a gated checkpoint has begun.
     pub begun: Mutex<Option<Sender<()>>>,
     pub log: Mutex<PathBuf>,
+    /// Tokens, by secret.
+    pub tokens: Mutex<BTreeMap<String, TokenInfo>>,
+    /// What was noted: caller, action, object, outcome.
+    pub notes: Mutex<Vec<[String; 4]>>,
     /// The guest's end of the last console.
     pub console: Mutex<Option<UnixStream>>,
 }
@@ -615,7 +620,65 @@ impl Control for Fake {
     fn hosts(&self) -> Answer<Vec<HostInfo>> {
         Ok(Vec::new())
     }
+    fn host_top(&self) -> Answer<Vec<HostTop>> {
+        let usage = HostUsage {
+            memory_total_bytes: 8 << 30,
+            memory_available_bytes: 3 << 30,
+            cpus: 4,
+            load: 0.52,
+            store_bytes: 5 << 30,
+            machines: self.usage()?,
+        };
+        let top = |name: &str, usage, problem: Option<&str>| HostTop {
+            name: name.into(),
+            is_this: name == "desk",
+            usage,
+            problem: problem.map(Into::into),
+        };
+        Ok(vec![
+            top("desk", Some(usage), None),
+            top(
+                "couch",
+                None,
+                Some("couch (192.0.2.8:7077) cannot be reached: not within 3000 ms"),
+            ),
+        ])
+    }
     fn host_remove(&self, _: &str) -> Answer<()> {
+        Ok(())
+    }
+    fn token_create(&self, request: &TokenCreateRequest) -> Answer<TokenLine> {
+        self.tokens.lock().unwrap().insert(
+            format!("secret-of-{}", request.name),
+            TokenInfo {
+                name: request.name.clone(),
+                role: request.role,
+                created_unix_ms: 0,
+                expires_unix_ms: u64::from(request.days) * 86_400_000,
+                used_unix_ms: None,
+            },
+        );
+        Ok(TokenLine {
+            token: "martlet-token:…".into(),
+        })
+    }
+    fn tokens(&self) -> Answer<Vec<TokenInfo>> {
+        Ok(self.tokens.lock().unwrap().values().cloned().collect())
+    }
+    fn token_remove(&self, name: &str) -> Answer<()> {
+        self.tokens.lock().unwrap().retain(|_, token| token.name != name);
+        Ok(())
+    }
+    fn token(&self, secret: &str) -> Answer<TokenInfo> {
+        let tokens = self.tokens.lock().unwrap();
+        let denied = || Problem::new(ProblemCode::PermissionDenied, "no such token").remediation("log in");
+        let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+        let is_good = |token: &&TokenInfo| u128::from(token.expires_unix_ms) > now.unwrap().as_millis();
+        tokens.get(secret).filter(is_good).cloned().ok_or_else(denied)
+    }
+    fn note(&self, caller: &str, action: &str, object: &str, outcome: &str) -> Answer<()> {
+        let note = [caller, action, object, outcome].map(String::from);
+        self.notes.lock().unwrap().push(note);
         Ok(())
     }
     fn realm_create(&self, name: &str) -> Answer<RealmInfo> {
@@ -696,67 +759,6 @@ impl Control for Fake {
             "Machines.",
             self.machines.lock().unwrap().len() as f64,
         )])
-    }
-}
-
-/// A server in front of a fake, on a socket of its own, until it is dropped.
-pub struct Served {
-    pub fake: Arc<Fake>,
-    pub dir: tempfile::TempDir,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Served {
-    pub fn new(fake: Arc<Fake>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let listener = std::os::unix::net::UnixListener::bind(dir.path().join("d.sock")).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let control = fake.clone();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                let version = VersionInfo {
-                    version: env!("CARGO_PKG_VERSION").into(),
-                    api: "v1".into(),
-                    pid: std::process::id(),
-                    state_dir: "/nowhere".into(),
-                };
-                let shutdown = async {
-                    let _ = stopped.await;
-                };
-                Service::new(control, version)
-                    .serve(listener, shutdown)
-                    .await
-                    .unwrap();
-            });
-            runtime.shutdown_background();
-        });
-        Self {
-            fake,
-            dir,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
-    }
-
-    pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("d.sock")
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.stop.take().unwrap().send(());
-        if !std::thread::panicking() {
-            self.thread.take().unwrap().join().unwrap();
-        }
     }
 }
 
