@@ -484,3 +484,81 @@ fn check_tap(tap: &str) -> Result<(), Problem> {
 fn not_offered() -> Problem {
     Problem::new(ProblemCode::NotFound, "no such machine is on its way here")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn arrival(stage: Stage) -> Arc<Arrival> {
+        let config = json!({
+            "cpus": 1, "memory_bytes": 1 << 27, "disk_bytes": 1 << 20, "env": {}, "cmd": [], "ports": [],
+            "accel": null, "outbound": false, "restart": false,
+        });
+        Arc::new(Arrival {
+            from: "desk".into(),
+            since: Instant::now(),
+            loading: OnceLock::new(),
+            stage: Mutex::new(stage),
+            changed: Condvar::new(),
+            offer: Offer {
+                machine: "0123456789ab".into(),
+                name: "web".into(),
+                config: serde_json::from_value(config).unwrap(),
+                hardware: HardwareRecord {
+                    accel: martlet_api::Accel::Tcg,
+                    machine_type: "pc-q35-7.2".into(),
+                    cpu_model: "qemu64-v1".into(),
+                    qemu_version: "7.2.0".into(),
+                },
+                line: None,
+            },
+        })
+    }
+
+    #[test]
+    fn only_the_host_that_offered_a_machine_is_told_of_it() {
+        let arrivals = Arrivals::default();
+        let coming = arrival(Stage::Offered);
+        lock(&arrivals.0).insert(coming.offer.machine.clone(), coming.clone());
+        assert!(arrivals.of("desk", "0123456789ab").is_some());
+        assert!(arrivals.of("couch", "0123456789ab").is_none());
+        assert!(arrivals.of("desk", "ba9876543210").is_none());
+        // An arrival that has ended does not take another one's place away.
+        arrivals.remove(&arrival(Stage::Offered));
+        assert!(arrivals.of("desk", "0123456789ab").is_some());
+        arrivals.remove(&coming);
+        assert!(arrivals.of("desk", "0123456789ab").is_none());
+    }
+
+    #[test]
+    fn it_goes_on_when_it_is_told_to_and_not_before_it_is_loaded() {
+        let coming = arrival(Stage::Loading);
+        let go = |coming: &Arrival| coming.step_from(|stage| matches!(stage, Stage::Loaded), Stage::Going);
+        assert_eq!(go(&coming).unwrap_err().code, ProblemCode::WrongState);
+        std::thread::scope(|scope| {
+            let loads = scope.spawn(|| coming.loaded());
+            coming.wait(|stage| matches!(stage, Stage::Loaded)).unwrap();
+            go(&coming).unwrap();
+            loads.join().unwrap().unwrap();
+        });
+        assert!(go(&coming).is_err(), "once");
+    }
+
+    #[test]
+    fn what_was_dropped_does_not_go_on() {
+        let coming = arrival(Stage::Loading);
+        let dropped = Problem::new(ProblemCode::WrongState, "its host goes on with it");
+        std::thread::scope(|scope| {
+            let loads = scope.spawn(|| coming.loaded());
+            coming.wait(|stage| matches!(stage, Stage::Loaded)).unwrap();
+            coming.step(Stage::Failed(dropped.clone()));
+            assert_eq!(loads.join().unwrap().unwrap_err(), dropped);
+        });
+        // Also one that is not loaded yet when that is said.
+        let coming = arrival(Stage::Loading);
+        coming.step(Stage::Failed(dropped.clone()));
+        assert_eq!(coming.loaded().unwrap_err(), dropped);
+        assert_eq!(coming.wait(|_| false).unwrap_err(), dropped);
+    }
+}

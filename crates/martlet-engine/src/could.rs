@@ -5,7 +5,6 @@ use crate::machine::HardwareRecord;
 use crate::problem::Told;
 use martlet_api::Problem;
 use martlet_vm::{VmError, compat};
-use std::sync::Arc;
 
 impl Engine {
     /// Could a machine with this hardware go on here?
@@ -17,18 +16,16 @@ impl Engine {
     }
 
     /// A refusal, with the hosts of the fleet that would not refuse.
-    pub(crate) fn name_hosts_that_could(
-        self: &Arc<Self>,
-        refused: Problem,
-        hardware: &HardwareRecord,
-    ) -> Problem {
-        let hosts = self.other_hosts().unwrap_or_default();
-        let could = |host: &String| {
-            let peer = self.peer(host).ok().flatten();
-            let asked = peer.map(|peer| peer.post::<_, Result<(), Problem>>("/peer/moves/could", hardware));
-            matches!(asked, Some(Ok(Ok(()))))
-        };
-        let hosts: Vec<String> = hosts.into_iter().filter(could).collect();
+    pub(crate) fn name_hosts_that_could(&self, refused: Problem, hardware: &HardwareRecord) -> Problem {
+        let asked = self.ask_hosts(|peer| {
+            let answer = peer.post::<_, Result<(), Problem>>("/peer/moves/could", hardware);
+            answer.map_err(|error| error.to_string())
+        });
+        let could = asked
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|(_, answer)| matches!(answer, Some(Ok(Ok(())))));
+        let hosts: Vec<String> = could.map(|(host, _)| host.name).collect();
         match hosts.is_empty() {
             true => refused,
             false => refused.remediation(format!("hosts that could: {}", hosts.join(", "))),

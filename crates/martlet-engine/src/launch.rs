@@ -23,7 +23,7 @@ use crate::problem::{self, Told};
 use crate::run_dir;
 use crate::stalls::Run;
 use martlet_agent_api as agent;
-use martlet_api::{Accel, InitKind, PortForward, Problem, ProblemCode, Timeline};
+use martlet_api::{InitKind, PortForward, Problem, ProblemCode, Timeline};
 use martlet_disk::{CowDisk, DiskError};
 use martlet_fuse::{Placement, Prefetcher};
 use martlet_image::{BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
@@ -245,13 +245,8 @@ impl Engine {
             vm,
         };
         let hardware = HardwareRecord {
-            accel: match hardware.accel {
-                compat::Accel::Kvm => Accel::Kvm,
-                compat::Accel::Tcg => Accel::Tcg,
-            },
-            machine_type: hardware.machine_type,
-            cpu_model: hardware.cpu_model,
             qemu_version: self.qemu()?.version().to_owned(),
+            ..HardwareRecord::of(&hardware)
         };
         Ok(Launched {
             live,
@@ -286,7 +281,8 @@ impl Engine {
         let offer = qemu.offer().told()?;
         compat::check(&saved, &offer, asked)
             .map_err(martlet_vm::VmError::from)
-            .told_as(format!("snapshot {} cannot run on this host", id.short()))?;
+            .told_as(format!("snapshot {} cannot run on this host", id.short()))
+            .map_err(|refused| self.name_hosts_that_could(refused, &HardwareRecord::of(&saved)))?;
         Ok(saved)
     }
 

@@ -138,6 +138,19 @@ pub fn to_compat(accel: Accel) -> compat::Accel {
 }
 
 impl HardwareRecord {
+    /// As the hypervisor tells.
+    pub fn of(hardware: &compat::Hardware) -> Self {
+        Self {
+            accel: match hardware.accel {
+                compat::Accel::Kvm => Accel::Kvm,
+                compat::Accel::Tcg => Accel::Tcg,
+            },
+            machine_type: hardware.machine_type.clone(),
+            cpu_model: hardware.cpu_model.clone(),
+            qemu_version: hardware.qemu_version.clone(),
+        }
+    }
+
     /// As the hypervisor is told.
     pub fn to_compat(&self) -> compat::Hardware {
         compat::Hardware {

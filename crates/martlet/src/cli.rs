@@ -141,8 +141,8 @@ pub enum Command {
         #[arg(value_parser = name)]
         name: String,
         /// Host
-        #[arg(value_parser = name)]
-        host: String,
+        #[arg(value_parser = name, value_name = "HOST")]
+        to: String,
     },
     /// Give a machine another name
     Rename {

@@ -106,7 +106,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Resume {
             from, probe, name, ..
         } => line::resume(&context, from, &name, probe.probe),
-        Command::Move { tap, name, host } => moves::move_to(&context, &name, MoveRequest { host, tap }),
+        Command::Move { tap, name, to } => moves::move_to(&context, &name, MoveRequest { host: to, tap }),
         Command::Publish { every, line, name } => line::publish(&context, &name, line, every),
         Command::Lease(command) => line::lease(&context, command),
         Command::Follow(command) => line::follow(&context, command),

@@ -229,3 +229,42 @@ fn a_line_is_held_by_whoever_goes_on_with_it() {
     here.ok(&["suspend", "a"]);
     assert_eq!(here.json(&["inspect", "a"])["line"]["state"], "free");
 }
+
+#[test]
+fn a_host_whose_qemu_cannot_run_it_refuses_and_it_is_said_which_could() {
+    let here = Daemon::new(Fixture::Tiny);
+    let mut there = here.another();
+    // One that does not know the machine type of others, as an older or newer one may not.
+    let dir = tempfile::tempdir().unwrap();
+    let other_qemu = dir.path().join("qemu-system-x86_64");
+    let words = "#!/bin/sh\ncase \"$*\" in\n*-machine?help*) qemu-system-x86_64 \"$@\" | grep -v pc-q35 ;;\n\
+                 *) exec qemu-system-x86_64 \"$@\" ;;\nesac\n";
+    std::fs::write(&other_qemu, words).unwrap();
+    let runs = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&other_qemu, runs).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    there.set_env("MARTLET_QEMU", &other_qemu.to_string_lossy());
+    let third = here.another();
+    fleet(&[(&here, "desk"), (&there, "couch"), (&third, "attic")]);
+    here.ok(&["run", "tiny0:booted", "--name", "a"]);
+    let count = here.start_counter("a");
+
+    let refused = |daemon: &Daemon, args: &[&str]| {
+        let output = daemon.call(&[&["--json"], args].concat());
+        let problem: Value = serde_json::from_slice(&output.stderr).unwrap_or_else(|_| {
+            let words = String::from_utf8_lossy(&output.stderr);
+            serde_json::from_str(words.lines().last().unwrap_or_default()).unwrap()
+        });
+        assert_eq!(problem["code"], "incompatible", "{problem}");
+        problem["remediation"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(refused(&here, &["move", "a", "couch"]), "hosts that could: attic");
+    let count = here.assert_counting("a", count);
+    // The same of a snapshot that is to start there.
+    here.ok(&["checkpoint", "a", "--tag", "now"]);
+    let hosts = refused(&there, &["clone", "desk", "a:now"]);
+    assert_eq!(hosts, "hosts that could: desk, attic");
+    here.ok(&["move", "a", "attic"]);
+    third.assert_counting("a", count);
+}

@@ -60,6 +60,7 @@ pub fn machine(name: &str, state: MachineState) -> MachineInfo {
         name: name.into(),
         id: "0123456789ab".into(),
         state,
+        host: None,
         from: "debian".into(),
         created_unix_ms: 1,
         cpus: 1,
