@@ -40,6 +40,7 @@ impl Daemon {
             .collect()
     }
 
+    /// Does it know a host of this name that answers?
     pub fn answers(&self, name: &str) -> bool {
         let hosts = self.json(&["host", "ls"]);
         let found = hosts
