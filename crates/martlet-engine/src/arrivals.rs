@@ -17,7 +17,7 @@ use crate::machine::{Config, HardwareRecord, Machine, Record};
 use crate::phase::Phase;
 use crate::pool::Shape;
 use crate::problem::Told;
-use crate::run::{pick_ports, planned_hardware};
+use crate::run::{MEMORY_MIN_BYTES, check_memory, check_sizes, pick_ports, planned_hardware};
 use crate::transfer::Listed;
 use martlet_api::{Problem, ProblemCode, Timeline};
 use martlet_image::{SnapshotId, SnapshotRecord};
@@ -192,6 +192,9 @@ impl Engine {
             return Err(Problem::new(ProblemCode::InvalidArgument, words));
         }
         martlet_api::names::check_name(&offer.name)?;
+        let config = &offer.config;
+        check_memory(config.memory_bytes, MEMORY_MIN_BYTES)?;
+        check_sizes(config.cpus, config.disk_bytes, 0)?;
         self.check_here(&offer)?;
         self.could(&offer.hardware)?;
         pick_ports(&offer.config.ports)?;
@@ -249,7 +252,7 @@ impl Engine {
                     continue;
                 }
                 return Err(match &here.phase {
-                    Phase::Moved { to } => Problem::new(
+                    Phase::Moved { to, .. } => Problem::new(
                         ProblemCode::Busy,
                         format!(
                             "machine {} has left this host, and host {to} still gets what it left here",
@@ -385,8 +388,17 @@ impl Engine {
         let (offer, record) = (&arrival.offer, &load.record);
         let requested = *arrival.loading.get_or_init(Instant::now);
         let id = self.take_snapshot(arrival, load)?;
-        if record.memory.is_none() {
-            return Err(crate::launch::no_memory(&id));
+        let memory = record
+            .memory
+            .as_ref()
+            .ok_or_else(|| crate::launch::no_memory(&id))?;
+        let sizes = (
+            memory.size_bytes,
+            record.disks.first().map(|disk| disk.size_bytes),
+        );
+        if sizes != (offer.config.memory_bytes, Some(offer.config.disk_bytes)) {
+            let words = format!("{} is not of the machine that was offered", load.reference);
+            return Err(Problem::new(ProblemCode::Damaged, words));
         }
         // Who was here before is of the same line: nothing of it is only here.
         self.check_here(offer)?;
@@ -417,7 +429,10 @@ impl Engine {
             hardware: planned_hardware(&offer.config, record),
             undo: None,
             awaited: true,
-            line: offer.line.clone(),
+            line: offer.line.clone().map(|line| Line {
+                behind: Vec::new(), // those are of the host that it comes from
+                ..line
+            }),
             config: offer.config.clone(),
         })?;
         self.repin(&machine, &machine.record());

@@ -28,8 +28,8 @@ use crate::run::stage;
 use crate::state::When;
 use crate::storing::PutAhead;
 use martlet_api::{
-    CheckpointRequest, MoveReport, MoveRequest, MoveRound, Problem, ProblemCode, Progress, ProgressSink,
-    ProgressUnit, ResumeFromRequest, Timeline,
+    CheckpointMethod, CheckpointRequest, MoveReport, MoveRequest, MoveRound, Problem, ProblemCode, Progress,
+    ProgressSink, ProgressUnit, ResumeFromRequest, Timeline,
 };
 use martlet_image::SnapshotId;
 use martlet_peer::{PeerClient, PeerError};
@@ -51,8 +51,10 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const ASK_FOR: Duration = Duration::from_secs(30);
 /// and then behind.
 const ASK_BEHIND_EVERY: Duration = Duration::from_secs(5);
-/// How often a host is asked whether it has all.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A host is asked whether it has all after this time,
+const LOOK_FIRST: Duration = Duration::from_millis(50);
+/// and then twice as late each time, up to this.
+const LOOK_LAST: Duration = Duration::from_secs(3);
 
 impl Engine {
     /// Has another host of the fleet go on with a machine.
@@ -133,11 +135,11 @@ impl Engine {
             return peer.is_none();
         };
         match &record.phase {
-            Phase::Given { to } => match ask(&peer, "settle", &record.id) {
+            Phase::Given { to, made } => match ask(&peer, "settle", &record.id) {
                 Ok(Ok(Settled::Taken)) => {
                     tracing::info!(machine = record.name, to, "it goes on there");
                     self.stop_live(machine);
-                    let moved = self.moved(machine, to);
+                    let moved = self.moved(machine, to, made.clone());
                     moved
                         .inspect_err(|problem| tracing::warn!(%problem, "it is asked again"))
                         .ok();
@@ -178,9 +180,12 @@ impl Engine {
     }
 
     /// The other host has it: its line, too.
-    fn moved(&self, machine: &Arc<Machine>, to: &str) -> Result<(), Problem> {
+    fn moved(&self, machine: &Arc<Machine>, to: &str, made: Option<String>) -> Result<(), Problem> {
         self.update(machine, When::Now, |record| {
-            record.phase = Phase::Moved { to: to.to_owned() };
+            record.phase = Phase::Moved {
+                to: to.to_owned(),
+                made,
+            };
             record.running = None;
             record.line = None;
         })
@@ -190,8 +195,8 @@ impl Engine {
     fn left(&self, machine: &Arc<Machine>) -> Result<(), Problem> {
         let record = machine.record();
         self.forget(machine)?;
-        if let Some(id) = record.snapshot
-            && let Err(problem) = self.snapshot_remove(&id.to_string())
+        if let Phase::Moved { made: Some(made), .. } = &record.phase
+            && let Err(problem) = self.snapshot_remove(made)
         {
             tracing::info!(%problem, "the last snapshot of a machine that has moved stays here");
         }
@@ -243,17 +248,20 @@ impl Moving<'_> {
     }
 
     fn running(&self) -> Result<MoveReport, Problem> {
-        let live = self.machine.live_for(Verb::Checkpoint)?;
         self.offer(&self.machine.record())?;
         // What is put into the store and named by nothing yet.
         let _keeper = self.engine.store.begin().told()?;
         let first = self.engine.checkpoint_held(
             self.machine,
             self.operation,
-            CheckpointRequest::default(),
+            CheckpointRequest {
+                method: CheckpointMethod::Copy, // the process that it would be handed over to has not much longer to run
+                ..CheckpointRequest::default()
+            },
             self.progress,
         )?;
-        let moved = self.running_after(&live, &first.snapshot);
+        let live = self.machine.live_for(Verb::Checkpoint);
+        let moved = live.and_then(|live| self.running_after(&live, &first.snapshot));
         // It has served its purpose, also when the machine stays.
         if let Err(problem) = self.engine.snapshot_remove(&first.reference) {
             tracing::info!(%problem, snapshot = first.reference, "it stays");
@@ -397,15 +405,21 @@ impl Moving<'_> {
     /// The guest stands still, and all of it is in this snapshot.
     fn give(&self, id: SnapshotId, went: &Cell<Option<Went>>) -> Fate {
         let begun = Instant::now();
-        if let Err(problem) = self.load_there(id) {
-            return Fate::Back(problem);
-        }
+        let reference = match self.load_there(id) {
+            Ok(reference) => reference,
+            Err(problem) => return Fate::Back(problem),
+        };
         crash::step("move");
         let (host, machine) = (self.peer.peer(), self.machine);
         let record = machine.record();
+        // One that was suspended was saved by its user.
+        let made = (record.phase != Phase::Suspended).then_some(reference);
         // Known before the host may go on with it, so that no successor lets it go on here.
         let given = self.engine.update_or_not(machine, |record| {
-            record.phase = Phase::Given { to: host.to_owned() };
+            record.phase = Phase::Given {
+                to: host.to_owned(),
+                made: made.clone(),
+            };
             (record.snapshot, record.disk_base) = (Some(id), id);
         });
         if let Err(problem) = given {
@@ -449,12 +463,12 @@ impl Moving<'_> {
         }
         crash::step("move");
         // What has happened is true also when it cannot be kept: that is found out again.
-        let _ = self.engine.moved(machine, host);
+        let _ = self.engine.moved(machine, host, made);
         Fate::Taken
     }
 
-    /// Has the host load it, up to where it only has to go on.
-    fn load_there(&self, id: SnapshotId) -> Result<(), Problem> {
+    /// Has the host load it, up to where it only has to go on. Returns the snapshot's name.
+    fn load_there(&self, id: SnapshotId) -> Result<String, Problem> {
         let store = &self.engine.store;
         let record = store.snapshot(&id).told()?;
         let mut keys = Vec::new();
@@ -467,14 +481,16 @@ impl Moving<'_> {
         self.send(&needs, "handing it over")?;
         let names = store.refs_to(&id);
         let reference = names.first().ok_or_else(|| wrong("its snapshot has no name"))?;
+        let reference = reference.to_string();
         let load = Load {
             machine: self.machine.record().id,
             snapshot: id.to_string(),
-            reference: reference.to_string(),
+            reference: reference.clone(),
             record,
         };
         let loaded: Result<(), Problem> = ask(self.peer, "load", &load).told()?;
-        loaded.map_err(|problem| of_host(self.peer.peer(), problem))
+        loaded.map_err(|problem| of_host(self.peer.peer(), problem))?;
+        Ok(reference)
     }
 
     /// Whose machine it is, if its host says so within some time.
@@ -496,6 +512,7 @@ impl Moving<'_> {
             return 0;
         };
         let (mut most, mut last, mut heard) = (0, 0, Instant::now());
+        let mut pause = LOOK_FIRST;
         while heard.elapsed() < ASK_FOR {
             if let Ok(left) = lacks(self.peer, &id) {
                 if left == 0 && self.engine.left(self.machine).is_ok() {
@@ -509,9 +526,10 @@ impl Moving<'_> {
                     unit: ProgressUnit::Items,
                 });
             }
-            if self.engine.away.pause(LOOK_EVERY).is_err() {
+            if self.engine.away.pause(pause).is_err() {
                 break;
             }
+            pause = (pause * 2).min(LOOK_LAST);
         }
         last.max(1)
     }

@@ -46,11 +46,15 @@ pub enum Phase {
     Given {
         /// That host.
         to: String,
+        /// Name of that snapshot, if it was made for this.
+        made: Option<String>,
     },
     /// Another host goes on with it, and still gets what it left here.
     Moved {
         /// That host.
         to: String,
+        /// Name of the snapshot that it gets, if that was made for this: it goes when all of it is there.
+        made: Option<String>,
     },
 }
 
@@ -93,7 +97,7 @@ impl Phase {
     /// The host that goes on with it, or was told to.
     pub fn host(&self) -> Option<&str> {
         match self {
-            Self::Given { to } | Self::Moved { to } => Some(to),
+            Self::Given { to, .. } | Self::Moved { to, .. } => Some(to),
             _ => None,
         }
     }
@@ -138,13 +142,13 @@ impl Phase {
                     "`martlet inspect {name}` says why; `martlet start {name}` boots it again, `martlet rollback {name}` goes back to a snapshot"
                 ),
             ),
-            Self::Given { to } => (
+            Self::Given { to, .. } => (
                 "given to another host, which has not said yet whether it goes on with it",
                 format!(
                     "it goes on there or here as soon as host {to} answers; `martlet rm --force {name}` forgets what is here"
                 ),
             ),
-            Self::Moved { to } => (
+            Self::Moved { to, .. } => (
                 "gone on with by another host",
                 format!("ask host {to}; what it still needs from here goes away when it has come there"),
             ),
@@ -183,8 +187,14 @@ mod tests {
             Phase::Suspended,
             Phase::Stopped,
             Phase::Failed { why: String::new() },
-            Phase::Given { to: "b".into() },
-            Phase::Moved { to: "b".into() },
+            Phase::Given {
+                to: "b".into(),
+                made: None,
+            },
+            Phase::Moved {
+                to: "b".into(),
+                made: None,
+            },
         ];
         let allowed = |verb| {
             phases

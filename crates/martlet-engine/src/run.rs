@@ -30,7 +30,7 @@ struct FirstStart {
 pub const BASE_TAG: &str = "base";
 const CPUS_DEFAULT: u32 = 1;
 const MEMORY_DEFAULT_BYTES: u64 = 512 << 20;
-const MEMORY_MIN_BYTES: u64 = 64 << 20;
+pub(crate) const MEMORY_MIN_BYTES: u64 = 64 << 20;
 /// With less, Debian's kernel panics at boot now or with its next update: 6.1 needs 76 MiB to start the agent.
 const KERNEL_MEMORY_MIN_BYTES: u64 = 96 << 20;
 const MEMORY_MAX_BYTES: u64 = 1 << 40;
@@ -615,7 +615,7 @@ pub fn agentless(source: &str) -> Problem {
     .remediation("suspend and resume work without an agent; to clone all the same, add --allow-agentless")
 }
 
-fn check_memory(memory_bytes: u64, min_bytes: u64) -> Result<(), Problem> {
+pub(crate) fn check_memory(memory_bytes: u64, min_bytes: u64) -> Result<(), Problem> {
     let refuse = |message: String, remedy: String| {
         Err(Problem::new(ProblemCode::InvalidArgument, message).remediation(remedy))
     };
@@ -637,7 +637,7 @@ fn check_memory(memory_bytes: u64, min_bytes: u64) -> Result<(), Problem> {
     Ok(())
 }
 
-fn check_sizes(cpus: u32, disk_bytes: u64, disk_min_bytes: u64) -> Result<(), Problem> {
+pub(crate) fn check_sizes(cpus: u32, disk_bytes: u64, disk_min_bytes: u64) -> Result<(), Problem> {
     let refuse = |message: String, remedy: &str| {
         Err(Problem::new(ProblemCode::InvalidArgument, message).remediation(remedy))
     };

@@ -84,11 +84,12 @@ fn a_machine_moves_while_it_runs_and_comes_back() {
         here.fails_with_input(&["resume", "a", "--on", "couch"], ""),
         "wrong_state"
     );
-    here.ok(&["suspend", "a"]);
+    here.ok(&["suspend", "a", "--tag", "evening"]);
     here.ok(&["resume", "a", "--on", "couch"]);
     let count = there.assert_counting("a", count);
     assert_eq!(there.exec("a", RIGHT), "a");
     wait_for("all of it to be there", || here.states().is_empty());
+    here.ok(&["rmi", "a:evening"]); // what its user has saved stays
 
     // Whoever cannot have it refuses, and it goes on where it is.
     let fails = |args: &[&str]| there.fails_with_input(args, "");
