@@ -56,15 +56,19 @@ pub enum Kind {
     Control = 7,
     /// Guest: [`crate::Finished`], the last frame of a stream.
     Finished = 8,
+    /// Guest: [`crate::guest::Ask`], to hosts that said [`crate::FEATURE_ASKS`]. The stream's number is the guest's choice.
+    Ask = 9,
 }
 
 impl Kind {
     /// The kind a byte stands for.
     pub fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
-        [Hello, HelloReply, Request, Reply, Data, Credit, Control, Finished]
-            .into_iter()
-            .find(|k| *k as u8 == byte)
+        [
+            Hello, HelloReply, Request, Reply, Data, Credit, Control, Finished, Ask,
+        ]
+        .into_iter()
+        .find(|k| *k as u8 == byte)
     }
 }
 

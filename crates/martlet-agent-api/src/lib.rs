@@ -17,9 +17,12 @@
 //!                       ◄────────────  Reply (stream n): Response, or an error
 //!  Data / Control (n)   ◄───────────►  Data (n), Credit (n)        exec and files only
 //!                       ◄────────────  Finished (n)                last frame of the stream
+//!                       ◄────────────  Ask (m)                     a guest's program wants something; m is the guest's number
+//!  Request Answer{m}    ────────────►
 //! ```
 
 pub mod frame;
+pub mod guest;
 pub mod message;
 pub mod window;
 

@@ -1,5 +1,6 @@
 //! The messages: JSON in the payloads of frames. Unknown fields are ignored and new ones have defaults.
 
+use crate::guest::GuestReply;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -13,6 +14,9 @@ pub struct Hello {
     pub protocol_oldest: u32,
     /// Why the host connects.
     pub start: Start,
+    /// Optional abilities, by name.
+    #[serde(default)]
+    pub features: Vec<String>,
 }
 
 /// Why the host connects.
@@ -28,6 +32,9 @@ pub enum Start {
 /// Feature of an agent that says nothing of itself while it holds user code: after [`Response::Prepared`] the channel is
 /// empty until the host asks for something.
 pub const FEATURE_QUIET: &str = "quiet";
+
+/// Feature of a host that answers [`crate::guest::Ask`].
+pub const FEATURE_ASKS: &str = "asks";
 
 /// The agent's answer to [`Hello`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +114,13 @@ pub enum Request {
     StartCommand(Command),
     /// Grow the root file system to the size of its disk.
     GrowRoot,
+    /// What a program in the guest had asked.
+    Answer {
+        /// Number of the ask.
+        ask: u32,
+        /// For the program.
+        reply: GuestReply,
+    },
 }
 
 /// Answer to a [`Request`].
@@ -217,6 +231,18 @@ pub struct Identity {
     /// Which steps to take.
     #[serde(default)]
     pub policy: IdentityPolicy,
+    /// In a clone that a program in the guest has asked for.
+    #[serde(default)]
+    pub asked: Option<AskedFor>,
+}
+
+/// By what call the parent was forked, and what is answered to it here. All other calls of the parent fail here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedFor {
+    /// Number of the ask in the parent.
+    pub ask: u32,
+    /// For the program.
+    pub reply: GuestReply,
 }
 
 impl Identity {
@@ -265,6 +291,8 @@ pub struct IdentityPolicy {
     pub random_seed: bool,
     /// Make new SSH host keys where there are some. Off by default: it takes seconds of CPU in an emulated guest.
     pub ssh_host_keys: bool,
+    /// Offer the command `martlet-guest` and its libraries below `/run/martlet`.
+    pub tools: bool,
     /// Run `/etc/martlet/hooks.d`.
     pub hooks: bool,
     /// Each hook is killed after this long.
@@ -282,6 +310,7 @@ impl Default for IdentityPolicy {
             network: true,
             random_seed: true,
             ssh_host_keys: false,
+            tools: false,
             hooks: true,
             hook_timeout_ms: 10_000,
         }

@@ -6,7 +6,7 @@
 
 use crate::fault::{self, failed};
 use crate::rewrite::rewrite;
-use crate::{hooks, network, syscalls};
+use crate::{hooks, network, syscalls, tools};
 use martlet_agent_api::{Identified, Identity, Outcome, Step};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -73,6 +73,9 @@ pub fn put_on(identity: &Identity, places: &Places) -> Identified {
         renew_ssh_host_keys(places)
     });
     steps.must("generation", true, || write_generation(identity, places));
+    steps.may("tools", policy.tools, || {
+        tools::offer(&places.run).map(|()| Done::Yes)
+    });
     if policy.hooks {
         let timeout = Duration::from_millis(policy.hook_timeout_ms.into());
         for hook in hooks::find(&places.etc.join("martlet/hooks.d")) {

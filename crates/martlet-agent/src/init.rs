@@ -232,15 +232,17 @@ fn move_into_root() -> io::Result<()> {
             .map_err(|error| Error::new(error.kind(), format!("the image has no usable /{name}: {error}")))?;
     }
     let device = fs::metadata("/")?.dev();
-    remove_tree(Path::new("/"), device);
+    // The agent's own file stays: it takes memory for as long as it runs anyhow, and programs are to have it too.
+    let own = fs::metadata(new_root.join("proc/self/exe")).map_or(0, |own| own.ino());
+    remove_tree(Path::new("/"), device, own);
     std::env::set_current_dir(new_root)?;
     syscalls::mount(Path::new("."), Path::new("/"), "", libc::MS_MOVE, "")?;
     syscalls::chroot(Path::new("."))?;
     std::env::set_current_dir("/")
 }
 
-/// Removes what is on `device` below `dir`; whatever stays only costs memory.
-fn remove_tree(dir: &Path, device: u64) {
+/// Removes what is on `device` below `dir`, but for one inode; whatever stays only costs memory.
+fn remove_tree(dir: &Path, device: u64, spared: u64) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let Ok(metadata) = fs::symlink_metadata(&path) else {
@@ -250,9 +252,9 @@ fn remove_tree(dir: &Path, device: u64) {
             continue;
         }
         if metadata.is_dir() {
-            remove_tree(&path, device);
+            remove_tree(&path, device, spared);
             let _ = fs::remove_dir(&path);
-        } else {
+        } else if metadata.ino() != spared {
             let _ = fs::remove_file(&path);
         }
     }

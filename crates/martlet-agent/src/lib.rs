@@ -12,6 +12,7 @@
 //! long has a thread of its own, which is kept for the next. Nothing here keeps a secret or trusts user code, and all it knows fits in memory, so
 //! it goes on in a clone exactly where its parent's stood, under a new epoch.
 
+pub mod calls;
 pub mod copy;
 pub mod exec;
 pub mod fault;
@@ -31,6 +32,7 @@ pub mod rewrite;
 pub mod serve;
 pub mod stream;
 pub mod syscalls;
+pub mod tools;
 pub mod users;
 pub mod workers;
 

@@ -1,8 +1,7 @@
 //! Frames to the host. One lock, whole frames, and only those of the present epoch.
 //!
-//! While user code is held the agent is quiet: it answers what it is asked and says nothing of itself. So a host that has
-//! heard that user code is held, and asks nothing, finds the channel empty, and can go on with it over another process of
-//! the hypervisor.
+//! While user code is held the agent is quiet: it answers what it is asked and says nothing of itself. So what is
+//! saved then has no half of a frame in its channel, which a clone's host would have to find its way out of.
 
 use martlet_agent_api::Kind;
 use martlet_agent_api::frame::{self, HEADER_BYTES};

@@ -20,6 +20,7 @@ pub fn serve(agent: &Arc<Agent>) -> io::Error {
         Ok(port) => port,
         Err(error) => return error,
     };
+    agent.calls().serve_guest();
     match port.try_clone() {
         Ok(writer) => agent.serve(PortReader(port), Box::new(writer)),
         Err(error) => error,

@@ -3,6 +3,7 @@
 //! Short requests are answered by the reading thread itself, in the order in which they came; those that may wait for a
 //! disk or a program have a thread each.
 
+use crate::calls::Calls;
 use crate::fault::{Result, failed, fault};
 use crate::filesystems::{self, Freezer};
 use crate::hold::{COMMAND_GROUP, EXEC_GROUP, Hold};
@@ -15,8 +16,8 @@ use crate::users::User;
 use crate::workers::Workers;
 use crate::{copy, exec, metrics, syscalls};
 use martlet_agent_api::{
-    Command, Control, Decoder, FEATURE_QUIET, Finished, Frame, Hello, HelloReply, Kind, PROTOCOL,
-    PROTOCOL_OLDEST, RemoteErrorKind, Reply, Request, Response, Start, from_payload, to_payload,
+    Command, Control, Decoder, FEATURE_ASKS, FEATURE_QUIET, Finished, Frame, Hello, HelloReply, Kind,
+    PROTOCOL, PROTOCOL_OLDEST, RemoteErrorKind, Reply, Request, Response, Start, from_payload, to_payload,
 };
 use std::collections::HashMap;
 use std::fs;
@@ -81,6 +82,7 @@ pub struct Agent {
     command: Mutex<OwnCommand>,
     identify: Mutex<()>,
     workers: Workers,
+    calls: Arc<Calls>,
 }
 
 /// The machine's own command.
@@ -106,12 +108,18 @@ impl Agent {
             command: Mutex::default(),
             identify: Mutex::default(),
             workers: Workers::default(),
+            calls: Arc::default(),
         })
     }
 
     /// Whether user code runs.
     pub fn hold(&self) -> &Hold {
         &self.hold
+    }
+
+    /// Calls of programs in this guest.
+    pub fn calls(&self) -> &Arc<Calls> {
+        &self.calls
     }
 
     /// Answers the host until the channel ends, and says why it did.
@@ -165,11 +173,11 @@ impl Agent {
                     stream.accept_control(control);
                 }
             }
-            Kind::Hello | Kind::HelloReply | Kind::Reply | Kind::Finished => {}
+            Kind::Hello | Kind::HelloReply | Kind::Reply | Kind::Finished | Kind::Ask => {}
         }
     }
 
-    fn greet(&self, frame: &Frame, outgoing: &Outgoing) {
+    fn greet(&self, frame: &Frame, outgoing: &Arc<Outgoing>) {
         let Ok(hello) = from_payload::<Hello>(&frame.payload, "Hello") else {
             return;
         };
@@ -178,9 +186,13 @@ impl Agent {
             outgoing.set_epoch(frame.epoch);
             let old = std::mem::take(&mut *lock(&self.streams));
             old.into_values().for_each(|stream| stream.abandon());
+            let answers = hello.features.iter().any(|feature| feature == FEATURE_ASKS);
+            self.calls.set_host(answers.then(|| Arc::clone(outgoing)));
         }
-        if hello.start == Start::Clone {
-            self.hold.require_identity();
+        match hello.start {
+            Start::Clone => self.hold.require_identity(),
+            Start::Same if new_epoch => self.calls.interrupt(),
+            Start::Same => {}
         }
         let protocol = hello.protocol.min(PROTOCOL);
         let spoken = protocol >= hello.protocol_oldest.max(PROTOCOL_OLDEST);
@@ -261,6 +273,10 @@ impl Agent {
             Request::ThawFs => Ok(Response::FileSystems {
                 count: self.freezer.thaw(),
             }),
+            Request::Answer { ask, reply } => {
+                self.calls.answer(ask, reply);
+                Ok(Response::Done)
+            }
             Request::StartCommand(command) => self.start_command(command),
         };
         reply_to(outgoing, Speech::Answer, epoch, id, &reply);
@@ -273,6 +289,9 @@ impl Agent {
                 let _one_at_a_time = lock(&self.identify);
                 let identified = identity::put_on(&identity, &self.places);
                 if identified.complete {
+                    if identity.parent_id.is_some() {
+                        self.calls.become_clone(identity.asked.as_ref());
+                    }
                     self.hold.identity_done();
                 }
                 Ok(Response::Identified(identified))

@@ -211,6 +211,27 @@ pub fn wait_readable(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Resul
     }
 }
 
+/// The user of the process at the other end of a connection.
+pub fn peer_user(connection: impl AsFd) -> Result<u32> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: an open socket, and a buffer of the size that is said.
+    checked(unsafe {
+        libc::getsockopt(
+            connection.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &mut size,
+        )
+    })?;
+    Ok(peer.uid)
+}
+
 /// A descriptor that can be read once the process has ended (Linux 5.3).
 pub fn open_process(pid: u32) -> Result<OwnedFd> {
     // SAFETY: numbers only.

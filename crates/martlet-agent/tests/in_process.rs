@@ -101,6 +101,55 @@ fn commands_and_their_ends() {
 }
 
 #[test]
+fn programs_are_found_and_begin_as_after_a_fork() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let client = connected(dir.path());
+    let file = |name: &str, mode: u32| {
+        let path = dir.path().join(name);
+        fs::write(&path, "echo $0 $1\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path.display().to_string()
+    };
+    let (script, data) = (file("script", 0o755), file("data", 0o644));
+    let found = Command {
+        env: [(
+            "PATH".into(),
+            format!("/no/such/dir:{}:/bin", dir.path().display()),
+        )]
+        .into(),
+        ..command(&["script", "word"])
+    };
+    let outcome = client.exec_wait(found, b"", 1000, TIMEOUT).unwrap();
+    assert_eq!(outcome.stdout, format!("{script} word\n").as_bytes());
+    let denied = client.exec_wait(command(&[&data]), b"", 0, TIMEOUT);
+    assert!(matches!(denied, Err(AgentError::Remote(error)) if error.kind == RemoteErrorKind::Denied));
+    // Many at once: each waits for its own, and all others go on.
+    let status = || {
+        let words = ["grep", "-E", "^(SigBlk|SigIgn):", "/proc/self/status"];
+        client
+            .exec_wait(command(&words), b"", 1000, TIMEOUT)
+            .unwrap()
+            .stdout
+    };
+    // What this process was started with, but for what Rust ignores.
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = own
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:\t"))
+        .unwrap();
+    let ignored = u64::from_str_radix(ignored, 16).unwrap() & !(1 << (libc::SIGPIPE - 1));
+    let begin = format!("SigBlk:\t{:016x}\nSigIgn:\t{ignored:016x}\n", 0);
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..8).map(|_| scope.spawn(status)).collect();
+        for one in all {
+            assert_eq!(String::from_utf8(one.join().unwrap()).unwrap(), begin);
+        }
+    });
+}
+
+#[test]
 fn more_than_a_window_both_ways_and_a_limit() {
     let dir = tempfile::tempdir().unwrap();
     let client = connected(dir.path());
@@ -252,6 +301,7 @@ fn another_epoch_drops_what_the_old_one_started() {
         tty: None,
     };
     let hello = to_payload(&Hello {
+        features: Vec::new(),
         protocol: PROTOCOL,
         protocol_oldest: 1,
         start: Start::Same,
@@ -322,6 +372,7 @@ fn hooks_run_in_order_and_may_be_required() {
     fs::write(dir.path().join("etc/martlet/hooks.d/15-not-executable"), "").unwrap();
     let required = hook("30-third.required", "sleep 100");
     let identity = Identity {
+        asked: None,
         clone_id: "c".into(),
         generation: 0x0102,
         parent_id: None,

@@ -1,6 +1,6 @@
 //! Checkpoint, suspend, resume, fork, rollback, and the snapshots they make.
 
-use crate::{InitKind, MachineInfo, Probe, Problem, PublishReport, Timeline};
+use crate::{ExitStatus, InitKind, MachineInfo, Probe, Problem, ProblemCode, PublishReport, Timeline};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -28,13 +28,13 @@ pub struct CheckpointRequest {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckpointMethod {
-    /// Whichever pauses it less.
+    /// By handover where that is possible.
     #[default]
     Auto,
-    /// What it has written is copied while it stands still.
+    /// What it has written is copied, most of it while it runs.
     Copy,
-    /// It goes on in a fresh process, and the old one keeps the pages until they are written. The pause does not grow with
-    /// memory. Connections through user-mode networking end; forwards are bound again.
+    /// A twin of its process keeps the pages as they are until they are written, and shares those that do not change. The pause
+    /// does not depend on how fast the guest writes. Takes a daemon with CAP_SYS_ADMIN.
     Handover,
 }
 
@@ -117,7 +117,7 @@ pub struct ResumeRequest {
 }
 
 /// Fork a running machine, or a snapshot, into clones.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ForkRequest {
     /// How many clones.
     pub count: u32,
@@ -133,6 +133,83 @@ pub struct ForkRequest {
     /// Ask a service in each clone until it answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,
+    /// Hosts of the fleet that start the clones by turns, or only `auto`: whichever have room, or only `plugin:NAME`: wherever that
+    /// allocator says. This host, when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on: Vec<String>,
+    /// Run this in each clone, and wait until it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<CloneCommand>,
+}
+
+/// Which programs in a machine may fork it, by the calls of `martlet-guest`, and into what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ForkPolicy {
+    /// Users of the guest: `root`, numbers, or `any`.
+    pub by: Vec<String>,
+    /// Most processes in clones at the same time.
+    #[serde(default = "fork_most")]
+    pub most: u32,
+    /// Hosts where the clones are started, as for [`ForkRequest::on`]; this one when empty.
+    #[serde(default)]
+    pub on: Vec<String>,
+}
+
+/// [`ForkPolicy::most`] when it is not said.
+pub const FORK_MOST: u32 = 64;
+
+fn fork_most() -> u32 {
+    FORK_MOST
+}
+
+impl ForkPolicy {
+    /// May a program of this user?
+    pub fn allows(&self, uid: u32) -> bool {
+        self.by
+            .iter()
+            .any(|user| user == "any" || (user == "root" && uid == 0) || user.parse() == Ok(uid))
+    }
+
+    /// Are these users?
+    pub fn check(&self) -> Result<(), Problem> {
+        let is_user =
+            |user: &&String| !(["any", "root"].contains(&user.as_str()) || user.parse::<u32>().is_ok());
+        match self.by.iter().find(is_user) {
+            Some(user) => Err(Problem::new(
+                ProblemCode::InvalidArgument,
+                format!("{user:?} is no user of a guest that may fork it"),
+            )
+            .remediation("give `root`, a user's number, or `any`")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What each clone of a fork is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CloneCommand {
+    /// Program and arguments; `{id}` in them is the clone's index.
+    pub argv: Vec<String>,
+    /// It is killed when it has run for so long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+    /// Keep the clones when it has ended; else they are removed.
+    #[serde(default)]
+    pub keep: bool,
+}
+
+/// How the command in a clone ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CloneOutput {
+    /// How.
+    pub status: ExitStatus,
+    /// What it wrote; what is no UTF-8 is replaced.
+    pub stdout: String,
+    /// What it complained of.
+    pub stderr: String,
+    /// Was there more than is kept (256 KiB of each)?
+    #[serde(default)]
+    pub is_cut: bool,
 }
 
 /// What a fork did.
@@ -144,6 +221,9 @@ pub struct ForkReport {
     pub pause_ms: f64,
     /// From request to the last clone's end.
     pub total_ms: f64,
+    /// Bytes that went to other hosts before they could start clones.
+    #[serde(default)]
+    pub sent_bytes: u64,
     /// One result for each clone asked for.
     pub clones: Vec<CloneResult>,
 }
@@ -155,12 +235,18 @@ pub struct CloneResult {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// The host that it is at, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// The machine, if it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineInfo>,
     /// Its timeline.
     pub timeline: Timeline,
-    /// Why it did not start.
+    /// How its command ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<CloneOutput>,
+    /// Why it did not start, or did not do what it was to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<Problem>,
 }

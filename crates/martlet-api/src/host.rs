@@ -75,6 +75,9 @@ pub struct HostUsage {
     pub load: f64,
     /// Size of the store's packs.
     pub store_bytes: u64,
+    /// How many clones it takes yet, if it has a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clones_left: Option<u32>,
     /// Its machines. Their guests were not asked.
     pub machines: Vec<MachineUsage>,
 }

@@ -1,6 +1,6 @@
 //! Machines: named virtual machines.
 
-use crate::LineInfo;
+use crate::{ForkPolicy, LineInfo};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -53,6 +53,9 @@ pub struct RunRequest {
     /// Start even though the snapshot's guest has no agent to give it a new identity.
     #[serde(default)]
     pub allow_agentless: bool,
+    /// Which of its programs may fork it; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<ForkPolicy>,
 }
 
 /// An accelerator.
@@ -156,6 +159,9 @@ pub struct MachineInfo {
     /// The host that goes on with it, or was told to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+    /// Which of its programs may fork it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<ForkPolicy>,
     /// The tap interface that its network leads to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
@@ -200,7 +206,7 @@ pub struct MachineUsage {
     pub cpu_percent: f64,
     /// Guest memory.
     pub memory_bytes: u64,
-    /// Guest memory that is the machine's own, also in processes that it was handed over from.
+    /// Guest memory that is the machine's own.
     pub private_bytes: u64,
     /// Pages of images it has faulted in, in bytes.
     pub faulted_bytes: u64,

@@ -16,6 +16,33 @@ pub fn check_name(name: &str) -> Result<(), Problem> {
     if fits { Ok(()) } else { Err(bad("name", name)) }
 }
 
+/// Where clones go, instead of names of hosts: whichever have room.
+pub const AUTO: &str = "auto";
+
+/// Where clones go, instead of names of hosts: `plugin:NAME`, wherever that allocator says; its name.
+pub fn plugin(place: &str) -> Option<&str> {
+    place.strip_prefix("plugin:")
+}
+
+/// Checks one place where clones may go: the name of a host, `auto`, or `plugin:NAME`.
+pub fn check_place(place: &str) -> Result<(), Problem> {
+    check_name(plugin(place).unwrap_or(place))
+}
+
+/// Checks where clones are to go: hosts, or one allocator.
+pub fn check_places(on: &[String]) -> Result<(), Problem> {
+    on.iter().try_for_each(|place| check_place(place))?;
+    let is_allocator = |place: &&String| *place == AUTO || plugin(place).is_some();
+    match on.iter().find(is_allocator) {
+        Some(allocator) if on.len() > 1 => Err(Problem::new(
+            ProblemCode::InvalidArgument,
+            format!("{allocator} chooses among all hosts"),
+        )
+        .remediation(format!("name hosts, or say only {allocator}"))),
+        _ => Ok(()),
+    }
+}
+
 /// Checks the tag of a snapshot: like a name, and also `.`, `_` and capitals after the first character.
 pub fn check_tag(tag: &str) -> Result<(), Problem> {
     let fits = (1..=NAME_MAX).contains(&tag.len())
@@ -132,5 +159,29 @@ mod tests {
         }
         assert!(check_new_reference("web:1").is_ok());
         assert!(check_new_reference("web").is_err());
+    }
+
+    #[test]
+    fn clones_go_to_hosts_or_where_one_allocator_says() {
+        let check = |on: &[&str]| check_places(&on.iter().map(|one| one.to_string()).collect::<Vec<_>>());
+        for good in [&[][..], &["desk", "couch"], &["auto"], &["plugin:slurm"]] {
+            check(good).unwrap();
+        }
+        let bad = [
+            &["auto", "desk"][..],
+            &["desk", "plugin:slurm"],
+            &["plugin:"],
+            &["plugin:../x"],
+            &["plugin:a:b"],
+            &["other:slurm"],
+            &["plugin:slurm", "plugin:slurm"],
+        ];
+        for bad in bad {
+            assert_eq!(
+                check(bad).unwrap_err().code,
+                ProblemCode::InvalidArgument,
+                "{bad:?}"
+            );
+        }
     }
 }

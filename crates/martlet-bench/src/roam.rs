@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 mod bare;
 mod bridge;
+mod copying;
 mod disturb;
 mod pings;
 mod small_disk;
 
 pub use bare::Bare;
 pub use bridge::TAP;
+pub use copying::copy_to_all;
 pub use pings::Pings;
 pub use small_disk::{Ballast, SmallDisk};
 
@@ -85,22 +87,45 @@ impl Site {
         self.host.set_link(link).map_err(lab_failed)
     }
 
-    /// Has this host and another be of one fleet, in which each is called as its host is.
-    pub fn join(&self, other: &Self) -> Result<(), BenchError> {
-        let own_address = |site: &Self| format!("{}:{PEER_PORT}", site.host.address());
-        self.run(&["host", "init", self.host.name(), &own_address(self)])?;
+    fn peer_address(&self) -> String {
+        format!("{}:{PEER_PORT}", self.host.address())
+    }
+
+    /// Has this be the first host of a fleet, in which each is called as its host is.
+    pub fn found_fleet(&self) -> Result<(), BenchError> {
+        self.run(&["host", "init", self.host.name(), &self.peer_address()])
+            .map(drop)
+    }
+
+    /// Has another host be of its fleet.
+    pub fn admit(&self, other: &Self) -> Result<(), BenchError> {
         let until = Instant::now() + START_TIMEOUT;
         loop {
             // An invitation is good once, and the first host may not listen yet.
             let line = self.run(&["host", "invite"])?;
             let line = line["invitation"].as_str().unwrap_or_default();
             let joined =
-                other.run_with_input(&["host", "join", other.host.name(), &own_address(other)], line);
+                other.run_with_input(&["host", "join", other.host.name(), &other.peer_address()], line);
             if joined.is_ok() || Instant::now() > until {
                 return joined;
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// How many bytes have come to it from other hosts.
+    pub fn received_bytes(&self) -> Result<u64, BenchError> {
+        let read = self
+            .host
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
+        let table = read.map_err(lab_failed)?.map_err(BenchError::io("read a file"))?;
+        // `eth0: bytes packets …`, after two lines of header.
+        let of_interface = |line: &str| {
+            let (name, counts) = line.split_once(':')?;
+            let bytes = counts.split_ascii_whitespace().next()?.parse::<u64>().ok()?;
+            (name.trim() != "lo").then_some(bytes)
+        };
+        Ok(table.lines().skip(2).filter_map(of_interface).sum())
     }
 
     fn command(&self, args: &[&str]) -> Command {

@@ -10,7 +10,8 @@ use martlet_disk::{BLOCK_SIZE, CowDisk};
 use martlet_image::Manifest;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use support::Shelf;
@@ -243,9 +244,19 @@ impl World {
         for (name, bytes) in &left {
             fs::write(self.dir.join(name), bytes).unwrap();
         }
-        self.synced = left;
+        // Held open, so that no file which is made meanwhile has the number of one that is removed.
+        let held = left.keys().map(|name| File::open(self.dir.join(name)).unwrap());
+        let held: Vec<File> = held.collect();
         self.disk =
             Some(CowDisk::open(&self.dir, self.shelf.pager(), self.base.clone(), SIZE as u64).unwrap());
+        // Of a layer that was not used the files are gone: nothing of them is in others of the same name.
+        let is_there = |name: &str, file: &File| {
+            let there = fs::metadata(self.dir.join(name));
+            there.is_ok_and(|there| there.ino() == file.metadata().unwrap().ino())
+        };
+        let kept = left.into_iter().zip(&held);
+        let kept = kept.filter(|((name, _), file)| is_there(name, file));
+        self.synced = kept.map(|(left, _)| left).collect();
         let mut found = vec![0; SIZE];
         self.disk().read_at(0, &mut found).unwrap();
         for (block, (allowed, found)) in self.allowed.iter().zip(found.chunks(BLOCK_SIZE)).enumerate() {

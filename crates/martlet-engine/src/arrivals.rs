@@ -10,6 +10,7 @@
 //! that to a host that has heard no answer, and takes care that an answer of no stays true.
 
 use crate::engine::{Engine, lock};
+use crate::handed::Handed;
 use crate::identity;
 use crate::launch::{Who, now_unix_ms};
 use crate::line::{Hold, Line};
@@ -18,10 +19,9 @@ use crate::phase::Phase;
 use crate::pool::Shape;
 use crate::problem::Told;
 use crate::run::{MEMORY_MIN_BYTES, check_memory, check_sizes, pick_ports, planned_hardware};
-use crate::transfer::Listed;
 use martlet_api::{Problem, ProblemCode, Timeline};
-use martlet_image::{SnapshotId, SnapshotRecord};
-use martlet_store::{Part, RefName};
+use martlet_image::SnapshotId;
+use martlet_store::RefName;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -29,10 +29,12 @@ use std::time::{Duration, Instant};
 
 /// A host that has had its machine loaded says go within this time.
 const GO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Setting in the state database: machines that were taken, and are not here any more.
+const TAKEN: &str = "taken";
+/// So many are remembered.
+const TAKEN_MAX: usize = 1000;
 /// Machines that arrive at the same time.
 const ARRIVALS_MAX: usize = 16;
-/// What was offered is loaded within this time, or makes room for others.
-const OFFER_LASTS: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A machine that is to go on at another host.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,11 +57,17 @@ pub struct Load {
     /// Its id.
     pub machine: String,
     /// The snapshot to go on from.
+    #[serde(flatten)]
+    pub handed: Handed,
+}
+
+/// Whose is a machine?
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settle {
+    /// Its id.
+    pub machine: String,
+    /// The snapshot by which it was given, or would have been.
     pub snapshot: String,
-    /// What it is called where it comes from.
-    pub reference: String,
-    /// The snapshot's record.
-    pub record: SnapshotRecord,
 }
 
 /// Whose machine it is.
@@ -180,13 +188,7 @@ impl Arrival {
 impl Engine {
     /// Could this host go on with a machine of another one? Remembers that it is to come.
     pub fn offered(self: &Arc<Self>, from: &str, offer: Offer) -> Result<(), Problem> {
-        if !self.options.takes_machines {
-            return Err(Problem::new(
-                ProblemCode::PermissionDenied,
-                "this host takes no machines from other hosts",
-            )
-            .remediation("choose another one, or start its martletd without MARTLET_TAKE=no"));
-        }
+        self.check_takes()?;
         if !identity::is_machine_id(&offer.machine) {
             let words = format!("{:.40?} is no machine", offer.machine);
             return Err(Problem::new(ProblemCode::InvalidArgument, words));
@@ -216,7 +218,6 @@ impl Engine {
         });
         let mut all = lock(&self.arrivals.0);
         let is_idle = |there: &Arrival| matches!(*lock(&there.stage), Stage::Offered);
-        all.retain(|_, there| !is_idle(there) || there.since.elapsed() < OFFER_LASTS);
         if let Some(there) = all.get(&arrival.offer.machine)
             && (there.from != from || !is_idle(there))
         {
@@ -226,10 +227,14 @@ impl Engine {
             ));
         }
         if all.len() >= ARRIVALS_MAX {
-            return Err(Problem::new(
-                ProblemCode::Busy,
-                format!("{ARRIVALS_MAX} machines are on their way to this host already"),
-            ));
+            // What was offered and has not come makes room.
+            let idle = all.values().filter(|there| is_idle(there));
+            let oldest = idle.min_by_key(|there| there.since);
+            let oldest = oldest.map(|there| there.offer.machine.clone()).ok_or_else(|| {
+                let words = format!("{ARRIVALS_MAX} machines come to this host already");
+                Problem::new(ProblemCode::Busy, words)
+            })?;
+            all.remove(&oldest);
         }
         all.insert(arrival.offer.machine.clone(), arrival);
         Ok(())
@@ -346,15 +351,15 @@ impl Engine {
     }
 
     /// Whose is it? A host that asks goes on with it itself if it is its own.
-    pub fn settle_move(&self, from: &str, machine: &str) -> Settled {
-        if let Some(arrival) = self.arrivals.of(from, machine) {
+    pub fn settle_move(&self, from: &str, settle: &Settle) -> Result<Settled, Problem> {
+        if let Some(arrival) = self.arrivals.of(from, &settle.machine) {
             let dropped = Problem::new(ProblemCode::WrongState, format!("host {from} goes on with it"));
             {
                 let mut stage = lock(&arrival.stage);
                 if matches!(*stage, Stage::Offered) {
                     drop(stage);
                     self.arrivals.remove(&arrival);
-                    return self.taken_here(machine);
+                    return self.taken_here(settle);
                 }
                 if matches!(*stage, Stage::Loading | Stage::Loaded) {
                     *stage = Stage::Failed(dropped);
@@ -363,18 +368,42 @@ impl Engine {
             }
             let _ = arrival.wait(|_| false);
         }
-        self.taken_here(machine)
+        self.taken_here(settle)
     }
 
-    fn taken_here(&self, machine: &str) -> Settled {
+    fn taken_here(&self, settle: &Settle) -> Result<Settled, Problem> {
         let is_it = |here: &Arc<Machine>| {
             let here = here.record();
-            here.id == machine && !here.awaited && here.phase.host().is_none()
+            let given = here.given.is_some_and(|id| id.to_string() == settle.snapshot);
+            given && here.id == settle.machine && !here.awaited
         };
-        match self.all().iter().any(is_it) {
+        if self.all().iter().any(is_it) {
+            return Ok(Settled::Taken);
+        }
+        let taken: Vec<Settle> = self.state.setting(TAKEN).told()?.unwrap_or_default();
+        Ok(match taken.contains(settle) {
             true => Settled::Taken,
             false => Settled::Dropped,
-        }
+        })
+    }
+
+    /// That a machine was taken stays true when it is forgotten here: it has gone on, and perhaps on to another host.
+    pub(crate) fn remember_taken(&self, record: &Record) -> Result<(), Problem> {
+        let Some(id) = record.given.filter(|_| !record.awaited) else {
+            return Ok(());
+        };
+        let settle = Settle {
+            machine: record.id.clone(),
+            snapshot: id.to_string(),
+        };
+        let remembered = self.state.edit_setting(TAKEN, |taken: &mut Vec<Settle>| {
+            taken.push(settle);
+            taken.drain(..taken.len().saturating_sub(TAKEN_MAX));
+        });
+        remembered.told_as(format!(
+            "that machine {} was here cannot be remembered",
+            record.name
+        ))
     }
 
     /// Objects of a snapshot that are still to come here.
@@ -385,9 +414,27 @@ impl Engine {
     }
 
     fn arrive_moved(self: &Arc<Self>, arrival: &Arc<Arrival>, load: &Load) -> Result<Timeline, Problem> {
-        let (offer, record) = (&arrival.offer, &load.record);
+        let (
+            offer,
+            Handed {
+                record, reference, ..
+            },
+        ) = (&arrival.offer, &load.handed);
         let requested = *arrival.loading.get_or_init(Instant::now);
-        let id = self.take_snapshot(arrival, load)?;
+        if record.machine_id != offer.machine {
+            let words = format!("{reference}: this is of another machine");
+            return Err(Problem::new(ProblemCode::Damaged, words));
+        }
+        let (id, _) = self.take_handed(&arrival.from, &load.handed, |id| {
+            let there: RefName = reference.parse().told()?;
+            let called = RefName::new(&offer.name, there.tag()).told()?;
+            match self.store.refs().get(&called).is_some_and(|here| *here != id) {
+                false => Ok(Some(called)),
+                true => RefName::new(&offer.name, &format!("moved-{}", id.short()))
+                    .map(Some)
+                    .told(),
+            }
+        })?;
         let memory = record
             .memory
             .as_ref()
@@ -397,7 +444,7 @@ impl Engine {
             record.disks.first().map(|disk| disk.size_bytes),
         );
         if sizes != (offer.config.memory_bytes, Some(offer.config.disk_bytes)) {
-            let words = format!("{} is not of the machine that was offered", load.reference);
+            let words = format!("{reference} is not of the machine that was offered");
             return Err(Problem::new(ProblemCode::Damaged, words));
         }
         // Who was here before is of the same line: nothing of it is only here.
@@ -414,7 +461,7 @@ impl Engine {
             id: offer.machine.clone(),
             name: offer.name.clone(),
             number: self.state.next("machine").told()?,
-            from: format!("{} of host {}", load.reference, arrival.from),
+            from: format!("{reference} of host {}", arrival.from),
             created_unix_ms: now_unix_ms(),
             phase: Phase::Suspended,
             hostname: record.hostname.clone(),
@@ -422,7 +469,6 @@ impl Engine {
             snapshot: Some(id),
             disk_base: id,
             disk_number: 0,
-            run_number: 0,
             running: None,
             agent: false,
             timeline: Timeline::default(),
@@ -433,6 +479,9 @@ impl Engine {
                 behind: Vec::new(), // those are of the host that it comes from
                 ..line
             }),
+            given: Some(id),
+            is_clone: false,
+            kin: None,
             config: offer.config.clone(),
         })?;
         self.repin(&machine, &machine.record());
@@ -447,41 +496,6 @@ impl Engine {
         let timeline = machine.record().timeline;
         tracing::info!(machine = offer.name, from = arrival.from, "goes on here");
         Ok(timeline)
-    }
-
-    /// Believes a snapshot of which all is here, but for what can come when it is read.
-    fn take_snapshot(self: &Arc<Self>, arrival: &Arrival, load: &Load) -> Result<SnapshotId, Problem> {
-        let bad = |words: &str| Problem::new(ProblemCode::Damaged, format!("{}: {words}", load.reference));
-        let there: RefName = load.reference.parse().told()?;
-        let mut batch = self.store.begin().told()?;
-        self.store
-            .walk(&load.record, Part::Outline, &mut |keys| {
-                batch.rely_on(keys.iter().copied());
-                match self.store.lacks(keys)?.len() {
-                    0 => Ok(()),
-                    count => Err(martlet_store::StoreError::NotFound(format!("{count} objects"))),
-                }
-            })
-            .told_as("what the machine goes on from has not come")?;
-        let id = batch.put_snapshot(&load.record).told()?;
-        if id.to_string() != load.snapshot || load.record.machine_id != arrival.offer.machine {
-            return Err(bad("this is another snapshot"));
-        }
-        let listed = Listed {
-            remote: arrival.from.clone(),
-            reference: there.to_string(),
-            rest: true,
-        };
-        self.promise_rest(id, &load.record, listed)?;
-        let mut called = RefName::new(&arrival.offer.name, there.tag()).told()?;
-        if self.store.refs().get(&called).is_some_and(|here| *here != id) {
-            called = RefName::new(&arrival.offer.name, &format!("moved-{}", id.short())).told()?;
-        }
-        batch.commit(&[(called, id)]).told()?;
-        if self.away.has(&id) {
-            self.bring_rest(id);
-        }
-        Ok(id)
     }
 }
 

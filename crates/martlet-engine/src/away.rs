@@ -16,7 +16,7 @@ use crate::answer;
 use crate::engine::lock;
 use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
 use martlet_source::SourceError;
-use martlet_store::{Elsewhere, Key, Kind, Store, StoreError, Stored};
+use martlet_store::{Elsewhere, Key, Kind, Store, StoreError, Stored, Verified};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::io;
@@ -37,6 +37,8 @@ const ARRIVALS_BYTES: usize = 64 << 20;
 /// What is not read yet comes in pieces that take about this long, so that a read does not wait long behind one.
 const PIECE: Duration = Duration::from_millis(150);
 const PIECE_OBJECTS_MAX: usize = 64;
+/// While a machine starts, what is not read waits until so long after the last read: it reads one thing after the other.
+const QUIET: Duration = Duration::from_millis(100);
 /// Pieces that are under way at the same time: while one is asked for, another comes.
 const PIECES: usize = 2;
 
@@ -69,6 +71,7 @@ pub struct Away {
     arrivals: Mutex<Arrivals>,
     arrived: Condvar,
     reads: AtomicUsize,
+    last_read: Mutex<Option<Instant>>,
     stopping: AtomicBool,
     pausing: Mutex<()>,
     stopped: Condvar,
@@ -108,6 +111,8 @@ struct Distant {
     from: Arc<str>,
     objects: HashSet<Key>,
     eager: bool,
+    /// Machines that start from it by its starter.
+    starts: AtomicUsize,
     place: Mutex<Option<Arc<dyn Place>>>,
     open: Open,
     is_forgotten: AtomicBool,
@@ -123,6 +128,16 @@ impl Debug for Distant {
         f.debug_struct("Distant")
             .field("id", &self.id)
             .finish_non_exhaustive()
+    }
+}
+
+/// See [`Away::starting`].
+#[derive(Debug)]
+pub struct Starting(Arc<Distant>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.starts.fetch_sub(1, SeqCst);
     }
 }
 
@@ -154,6 +169,7 @@ impl Away {
             arrivals: Mutex::default(),
             arrived: Condvar::new(),
             reads: AtomicUsize::new(0),
+            last_read: Mutex::default(),
             stopping: AtomicBool::new(false),
             pausing: Mutex::default(),
             stopped: Condvar::new(),
@@ -187,6 +203,7 @@ impl Away {
             from: from.into(),
             objects,
             eager,
+            starts: AtomicUsize::new(0),
             place: Mutex::default(),
             open,
             is_forgotten: AtomicBool::new(false),
@@ -237,7 +254,7 @@ impl Away {
         let Some(distant) = keys.iter().find_map(|key| self.holder(key)) else {
             return;
         };
-        let _reading = Reading::new(&self.reads);
+        let _reading = Reading::new(self);
         let keys: Vec<Key> = keys
             .into_iter()
             .filter(|key| distant.objects.contains(key))
@@ -250,7 +267,8 @@ impl Away {
             distant.opened()?.objects(&coming.objects, &mut |stored| {
                 distant.count(Duration::ZERO, stored.bytes.len());
                 answer::came(&distant.giver(&stored.key), stored.bytes.len());
-                Ok(self.arrive(stored)?)
+                self.arrive(&stored.verify()?);
+                Ok(())
             })
         });
         distant.waited(started.elapsed());
@@ -389,8 +407,8 @@ impl Away {
         }
     }
 
-    /// Gets what is missing of a snapshot, until nothing is: these objects first. Tells whether that was reached; not if it
-    /// was stopped or the snapshot forgotten.
+    /// Gets what is missing of a snapshot, until nothing is: these objects first, without regard to reads that wait, unless they
+    /// are a start's. Tells whether that was reached; not if it was stopped or the snapshot forgotten.
     pub fn complete(&self, id: &SnapshotId, first: Vec<Key>) -> Result<bool, StoreError> {
         let Some(distant) = lock(&self.snapshots).get(id).cloned() else {
             return Ok(true);
@@ -448,7 +466,7 @@ impl Away {
             if piece.is_empty() {
                 return Ok(true);
             }
-            while !is_first && self.reads.load(SeqCst) > 0 {
+            while self.has_to_wait(distant, is_first) {
                 if self.pause(Duration::from_millis(5)).is_err() {
                     return Ok(false);
                 }
@@ -465,7 +483,8 @@ impl Away {
                 place.objects(&coming.objects, &mut |stored| {
                     distant.rest_bytes.fetch_add(stored.bytes.len() as u64, Relaxed);
                     self.wait_for_room();
-                    Ok(self.arrive(stored)?)
+                    self.arrive(&stored.verify()?);
+                    Ok(())
                 })
             });
             match got {
@@ -491,6 +510,22 @@ impl Away {
         }
     }
 
+    /// Has what nobody reads to wait for what somebody does?
+    fn has_to_wait(&self, distant: &Distant, is_first: bool) -> bool {
+        let waits = self.reads.load(SeqCst) > 0;
+        match distant.starts.load(SeqCst) > 0 {
+            true => waits || lock(&self.last_read).is_some_and(|last| last.elapsed() < QUIET),
+            false => waits && !is_first,
+        }
+    }
+
+    /// While what is returned lives, a machine starts from a snapshot, by its starter: the link is for what it reads besides.
+    pub fn starting(&self, id: &SnapshotId) -> Option<Starting> {
+        let distant = lock(&self.snapshots).get(id).cloned()?;
+        distant.starts.fetch_add(1, SeqCst);
+        Some(Starting(distant))
+    }
+
     /// Those of these objects that are neither here nor coming; they are from now on.
     fn coming(&self, objects: &[Key]) -> Result<Coming<'_>, StoreError> {
         let lacking: HashSet<Key> = self.store.lacks(objects)?.into_iter().collect();
@@ -505,9 +540,9 @@ impl Away {
         Ok(Coming { away: self, objects })
     }
 
-    /// An object is here, as soon as its content is found to be what its id says.
-    fn arrive(&self, stored: Stored) -> Result<(), StoreError> {
-        stored.content()?;
+    /// An object is here.
+    fn arrive(&self, object: &Verified) {
+        let stored = object.stored().clone();
         let mut arrivals = lock(&self.arrivals);
         let object = stored.key;
         arrivals.coming.remove(&object);
@@ -517,7 +552,6 @@ impl Away {
         }
         drop(arrivals);
         self.arrived.notify_all();
-        Ok(())
     }
 
     /// What is not read yet does not come faster than it can be stored.
@@ -564,19 +598,21 @@ impl Elsewhere for Away {
         self.holder(object).is_some()
     }
 
-    fn fetch(&self, object: &Key) -> Result<Stored, StoreError> {
+    fn fetch(&self, object: &Key) -> Result<Verified, StoreError> {
         let key = *object;
         let missing = || StoreError::NotFound(key.to_string());
         let distant = self.holder(object).ok_or_else(missing)?;
         let started = Instant::now();
         answer::came(&distant.giver(&key), 0);
-        let _reading = Reading::new(&self.reads);
+        let _reading = Reading::new(self);
         let coming = {
             let mut arrivals = lock(&self.arrivals);
             loop {
                 if let Some(stored) = arrivals.objects.get(object) {
                     distant.waited(started.elapsed()); // it came for another read, or with the rest
-                    return Ok(stored.clone());
+                    let stored = stored.clone();
+                    drop(arrivals);
+                    return stored.verify();
                 }
                 if arrivals.coming.insert(*object) {
                     break Coming {
@@ -593,30 +629,33 @@ impl Elsewhere for Away {
         };
         // It may have come and been stored since the store was asked.
         if self.store.lacks(&[key])?.is_empty() {
-            return self.store.stored(&key);
+            return self.store.stored(&key)?.verify();
         }
         let stored = self.fetch_from(&distant, object)?;
-        answer::came(&distant.giver(&key), stored.bytes.len());
-        self.arrive(stored.clone())?;
-        distant.count(started.elapsed(), stored.bytes.len());
+        let size_bytes = stored.bytes.len();
+        answer::came(&distant.giver(&key), size_bytes);
+        let object = stored.verify()?;
+        self.arrive(&object);
+        distant.count(started.elapsed(), size_bytes);
         drop(coming);
-        Ok(stored)
+        Ok(object)
     }
 }
 
 /// A read that waits.
-struct Reading<'a>(&'a AtomicUsize);
+struct Reading<'a>(&'a Away);
 
 impl<'a> Reading<'a> {
-    fn new(reads: &'a AtomicUsize) -> Self {
-        reads.fetch_add(1, SeqCst);
-        Self(reads)
+    fn new(away: &'a Away) -> Self {
+        away.reads.fetch_add(1, SeqCst);
+        Self(away)
     }
 }
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
+        *lock(&self.0.last_read) = Some(Instant::now());
+        self.0.reads.fetch_sub(1, SeqCst);
     }
 }
 

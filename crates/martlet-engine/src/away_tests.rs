@@ -1,7 +1,9 @@
 //! What is away, over a place that is slow, gone or lies, and a disk that is full.
 
 use super::*;
-use martlet_image::{Manifest, MemoryRecord, PAGE_SIZE};
+use crate::starter;
+use martlet_image::{BlobId, Manifest, MemoryRecord, PAGE_SIZE, StarterIndex, StarterRecord};
+use martlet_pager::{FrameSource, MemoryImage, Pager, Starter};
 use martlet_store::faulty::{Fault, FaultyFiles};
 use std::path::Path;
 use std::thread;
@@ -13,6 +15,8 @@ enum Is {
     There,
     Gone,
     Lying,
+    /// Of what is no frame.
+    LyingOfBlobs,
 }
 
 /// A store that can be gone or lie, and counts what it gave.
@@ -44,7 +48,7 @@ impl Place for There {
                 });
             }
             let mut stored = self.store.stored(key)?;
-            if is == Is::Lying {
+            if is == Is::Lying || is == Is::LyingOfBlobs && key.kind == Kind::Blob {
                 stored.bytes[0] ^= 1;
             }
             lock(&self.given).push(*key);
@@ -54,9 +58,24 @@ impl Place for There {
     }
 }
 
+fn starter_index() -> StarterIndex {
+    StarterIndex::new([vec![3, 11, 19], vec![27, 35]])
+}
+
+struct Frames(Arc<Store>);
+
+impl FrameSource for Frames {
+    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, martlet_pager::SourceError> {
+        let missing = |_| martlet_pager::SourceError::Missing { frame: *id };
+        self.0.frame(id).map_err(missing)
+    }
+}
+
 /// A snapshot that is there, and of which its record and manifest are here.
 struct Case {
     files: FaultyFiles,
+    pages: Vec<[u8; PAGE_SIZE]>,
+    record: SnapshotRecord,
     here: Arc<Store>,
     there: Arc<There>,
     away: Arc<Away>,
@@ -87,12 +106,25 @@ impl Case {
             .into_iter()
             .for_each(|(page, location)| manifest.set(page, location));
         let manifest = batch.put_manifest(&manifest, None).unwrap();
+        let chunk = |batch: &mut martlet_store::Batch, chunk: &[u32]| {
+            let pages = chunk.iter().flat_map(|page| pages[*page as usize].1);
+            batch.put_blob(&pages.collect::<Vec<u8>>()).unwrap()
+        };
+        let starter = StarterRecord {
+            index: batch.put_blob(&starter_index().encode()).unwrap(),
+            chunks: starter_index()
+                .chunks()
+                .iter()
+                .map(|pages| chunk(&mut batch, pages))
+                .collect(),
+        };
         let record = SnapshotRecord {
             memory: Some(MemoryRecord {
                 manifest,
                 size_bytes: PAGES * PAGE_SIZE as u64,
                 descriptor: batch.put_blob(b"descriptor").unwrap(),
                 trace: None,
+                starter: Some(starter),
                 free_pages: 0,
             }),
             ..SnapshotRecord::default()
@@ -127,12 +159,34 @@ impl Case {
         batch.commit(&[]).unwrap();
         Self {
             files,
+            pages: pages.into_iter().map(|(_, bytes)| bytes).collect(),
+            record,
             here,
             there,
             away,
             id,
             leaves,
         }
+    }
+
+    /// Has the starter come, as far as it does, and reads pages of it; tells how many frames that took.
+    fn start(&self) -> usize {
+        let manifest = self.record.memory.as_ref().unwrap().manifest;
+        let manifest = self.here.manifest(&manifest).unwrap();
+        let starter = Starter::new(starter_index(), &manifest);
+        let chunks: &[BlobId] = &self.record.starter().unwrap().chunks;
+        let image = MemoryImage::new(Pager::new(Arc::new(Frames(self.here.clone())), 1 << 20), manifest);
+        image.set_starter(Some(starter.clone()));
+        starter::bring(&self.here, &starter, chunks);
+        for page in starter_index().chunks().concat() {
+            let mut bytes = [0; PAGE_SIZE];
+            image
+                .read(u64::from(page) * PAGE_SIZE as u64, &mut bytes)
+                .unwrap();
+            assert!(bytes == self.pages[page as usize]);
+        }
+        let frames = self.given().into_iter().filter(|key| key.kind == Kind::Frame);
+        frames.count()
     }
 
     fn is(&self, is: Is) {
@@ -239,4 +293,20 @@ fn the_rest_comes_first_things_first_also_after_a_full_disk() {
     });
     case.away.forget(&case.id);
     assert!(case.away.progress(&case.id).unwrap().is_none() && !case.away.is_any());
+}
+
+#[test]
+fn a_starter_spares_frames_and_a_wrong_one_is_refused() {
+    assert_eq!(Case::new().start(), 0);
+    let case = Case::new();
+    case.is(Is::LyingOfBlobs);
+    assert_eq!(case.start(), 5, "each page is in a frame of its own");
+    thread::sleep(2 * STORE_AFTER);
+    let chunks = case.record.starter().unwrap().chunks.iter();
+    let chunks: Vec<Key> = chunks.map(|chunk| Key::new(Kind::Blob, chunk.0)).collect();
+    assert_eq!(
+        case.here.lacks(&chunks).unwrap().len(),
+        2,
+        "nothing of it was stored"
+    );
 }

@@ -12,6 +12,15 @@ use martlet_vm::spec::{Link, MachineSpec};
 use martlet_vm::{RunningVm, compat};
 use std::sync::Arc;
 
+/// A QEMU that was started ahead and is a machine's now.
+pub(crate) struct Bound {
+    pub vm: RunningVm,
+    /// The file that it had as memory until now: it still punches free pages out of it.
+    pub placeholder: Arc<Mapped>,
+    /// Removes the directory that it was started in, when nobody waits for that.
+    pub left: Ahead,
+}
+
 impl Engine {
     /// A QEMU that was started ahead for a machine like this one. What boots gets none: it is given its kernel at its
     /// start; nor does a guest without an agent, which may ask its network's DHCP for the address that it had.
@@ -27,13 +36,14 @@ impl Engine {
         }
     }
 
-    /// Makes it the QEMU of `spec`: the place of its sockets and logs, its memory, its disks. Returns the file that it
-    /// had as memory until now, too, and still punches free pages out of.
+    /// Makes it the QEMU of `spec`: the place of its sockets and logs, its memory, its disks. `memory_is_open` is done as soon as
+    /// the file of its memory is open, while QEMU opens the others.
     pub(crate) fn bind_ahead(
         &self,
         mut ahead: Ahead,
         spec: &MachineSpec,
-    ) -> Result<(RunningVm, Arc<Mapped>), Problem> {
+        memory_is_open: impl FnOnce(),
+    ) -> Result<Bound, Problem> {
         let placeholder = ahead.placeholder.clone();
         run_dir::replace(&spec.run_dir, &ahead.run_dir)
             .map_err(|error| problem::io("move", &ahead.run_dir, &error))?;
@@ -46,15 +56,19 @@ impl Engine {
             }
         }
         crash::step("start");
-        vm.bind_memory(&self.dirs.memory_file(&placeholder.name), &spec.memory.path)
+        let placeholder_file = self.dirs.memory_file(&placeholder.name);
+        let binding = vm
+            .bind_files(&placeholder_file, &spec.memory, &spec.disks)
             .told()?;
+        let binding = binding.memory_open().told()?;
+        memory_is_open();
         crash::step("start");
-        for (index, disk) in spec.disks.iter().enumerate() {
-            if let Some(path) = &disk.path {
-                vm.bind_disk(index, path, disk.read_only).told()?;
-            }
-        }
+        binding.finish().told()?;
         crash::step("start");
-        Ok((ahead.into_vm(), placeholder))
+        Ok(Bound {
+            vm: ahead.take_vm(),
+            placeholder,
+            left: ahead,
+        })
     }
 }

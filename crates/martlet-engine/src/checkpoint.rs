@@ -11,8 +11,9 @@
 //! The guest stands still from `Held` to its release. Hashing, compressing and writing come after. Memory and disk
 //! are of one instant: both are frozen between the stop and the go.
 //!
-//! Where copying would take longer than that, pages are not copied at all: the machine is handed over to another process
-//! (`handover.rs`), and the old one keeps them until they are written. So it is with a machine that does not go on.
+//! Where the daemon may, pages are not copied at all: they are handed over to a twin of QEMU's process, which shares them until one
+//! of both is written to and stands still until they are stored (`martlet-vm/src/capture/twin.rs`). Of a machine that does not
+//! go on they stay where they are.
 //!
 //! User code is held *inside* the snapshot too. Whoever starts from it finds a guest in which nothing but the agent
 //! runs, and the agent waits to be told who it is: that is why a clone cannot run user code under its parent's
@@ -22,14 +23,12 @@ use crate::crash;
 use crate::engine::Engine;
 use crate::give_up;
 use crate::guest::not_connected;
-use crate::handover::Successor;
 use crate::host_memory::has_room_ahead;
 use crate::launch::now_unix_ns;
 use crate::live::Live;
 use crate::machine::{Machine, Operation, Record};
 use crate::phase::{Phase, Verb};
 use crate::pool::Launching;
-use crate::predecessor::InPlace;
 use crate::problem::{Told, of_guest};
 use crate::state::When;
 use crate::storing::PutAhead;
@@ -38,48 +37,35 @@ use martlet_api::{
     ProgressUnit,
 };
 use martlet_disk::FrozenLayer;
-use martlet_image::{PageSet, SnapshotId};
-use martlet_pager::Unsaved;
+use martlet_image::{PAGE_SIZE, PageSet, SnapshotId};
 use martlet_store::RefName;
-use martlet_vm::agent::{AgentError, Movable};
-use martlet_vm::capture::{Capture, CapturedMemory, Mapping, PausedMemory};
-use std::os::unix::net::UnixStream;
+use martlet_vm::agent::AgentError;
+use martlet_vm::capture::{Capture, CapturedMemory, Mapping, PausedMemory, ToFork, Twin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// User code is held within this time, or the checkpoint is refused. A process that waits for its disk cannot be held, and
 /// the disk may be as slow as a host's that is busy writing.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
-/// With so much to be copied in the pause the machine is handed over instead: copying would pause it longer. It is slower for
-/// a while after a handover, its pages and translated code having stayed behind, so a tie goes to the copy.
-const HANDOVER_MIN_BYTES: u64 = 128 << 20;
 
 /// User code is held. Dropping it lets user code go.
 struct Held<'a> {
     live: &'a Live,
     /// Does an agent hold it? One that connects meanwhile does not, and no clone of what is saved could be trusted.
     by_agent: bool,
-    /// Its channel, when the guest is to go on in another process.
-    movable: Option<Movable>,
     since: Instant,
     released: bool,
 }
 
 impl<'a> Held<'a> {
-    fn hold(live: &'a Live, record: &Record, to_move: bool) -> Result<Self, Problem> {
+    fn hold(live: &'a Live, record: &Record) -> Result<Self, Problem> {
         let since = Instant::now();
         let agent = live.agent();
         if agent.is_none() && record.agent {
             return Err(not_connected(&record.name));
         }
-        let mut movable = None;
         if let Some(agent) = &agent {
-            let held = match to_move {
-                true => agent
-                    .prepare_to_move(HOLD_TIMEOUT)
-                    .map(|held| movable = Some(held)),
-                false => agent.prepare(HOLD_TIMEOUT).map(drop),
-            };
+            let held = agent.prepare(HOLD_TIMEOUT);
             if let Err(AgentError::Timeout { .. }) = held {
                 // It may come about yet, when the guest is only slow. Nobody waits for that, and no time goes along: it
                 // would be past by then.
@@ -91,28 +77,15 @@ impl<'a> Held<'a> {
         Ok(Self {
             live,
             by_agent: agent.is_some(),
-            movable,
             since,
             released: false,
         })
-    }
-
-    /// The guest goes on in another process, and its agent is there.
-    fn move_to(&mut self, socket: UnixStream) {
-        let Some(movable) = self.movable.take() else {
-            return;
-        };
-        if let (Err(error), Some(agent)) = (movable.move_to(socket), self.live.agent()) {
-            tracing::warn!(%error, "the agent of a guest that was handed over cannot be heard");
-            agent.close();
-        }
     }
 
     /// How long user code was held, besides the time that the vCPUs stood still: the guest knows best, and its answer comes
     /// later than its release.
     fn release(mut self, stopped: Duration) -> Result<Duration, Problem> {
         self.released = true;
-        self.movable = None;
         let mut held = None;
         if let Some(agent) = self.live.agent() {
             held = agent
@@ -125,7 +98,6 @@ impl<'a> Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.movable = None; // others may speak again
         if let (false, Some(agent)) = (self.released, self.live.agent())
             && let Err(error) = agent.release(Some(now_unix_ns()))
         {
@@ -163,14 +135,6 @@ impl<'a> Still<'a> {
         Ok((stopped, held.release(stopped)?))
     }
 
-    /// The guest has gone on in another process, at this instant.
-    fn gone(mut self, agent: UnixStream) -> Result<(Duration, Duration), Problem> {
-        let stopped = self.since.elapsed();
-        let mut held = self.held.take().expect("taken only when it goes on");
-        held.move_to(agent);
-        Ok((stopped, held.release(stopped)?))
-    }
-
     /// How long it has stood still.
     fn so_far(&self) -> Pause {
         let stop = self.since.elapsed();
@@ -200,21 +164,41 @@ impl Drop for Still<'_> {
 
 /// The guest's own pages, at one instant.
 pub(crate) enum Own {
-    /// A copy, the pages that hold nothing any more, and what was put into the store before the pause.
+    /// A copy, and what was put into the store before the pause.
     Copied {
         memory: CapturedMemory,
-        free: PageSet,
         ahead: Option<PutAhead>,
     },
-    /// Where they are, with what was in no store before.
-    InPlace { unsaved: Arc<Unsaved>, size_bytes: u64 },
+    /// In a twin of its process.
+    Twin(Twin),
+    /// In its process, which does not go on.
+    InPlace(PausedMemory),
 }
 
 impl Own {
+    /// How much it is.
     pub(crate) fn size_bytes(&self) -> u64 {
+        self.pages().len() * PAGE_SIZE as u64
+    }
+
+    /// Which pages.
+    pub(crate) fn pages(&self) -> &PageSet {
         match self {
-            Self::Copied { memory, .. } => memory.size_bytes(),
-            Self::InPlace { size_bytes, .. } => *size_bytes,
+            Self::Copied { memory, .. } => memory.pages(),
+            Self::Twin(twin) => twin.memory().pages(),
+            Self::InPlace(memory) => memory.pages(),
+        }
+    }
+
+    /// The guest has gone on: what was left for this time.
+    fn finish(&mut self) -> Result<(), Problem> {
+        match self {
+            Self::Copied { memory, .. } => {
+                memory.unwatch();
+                Ok(())
+            }
+            Self::Twin(twin) => twin.find_pages().told(),
+            Self::InPlace(_) => Ok(()),
         }
     }
 }
@@ -222,46 +206,50 @@ impl Own {
 /// Everything that a snapshot is made of, at one instant.
 pub(crate) struct Captured {
     pub(crate) own: Own,
+    /// Pages that the guest has reported free, whatever they hold.
+    pub(crate) free: PageSet,
     pub(crate) descriptor: Vec<u8>,
     pub(crate) disk: FrozenLayer,
     /// Was user code held by an agent?
     pub(crate) agent: bool,
+    /// Does the machine end by it, to start again here or elsewhere?
+    pub(crate) ends: bool,
 }
 
 impl Captured {
-    fn take(still: &Still<'_>, room: Room) -> Result<Self, Problem> {
+    fn take(still: &Still<'_>, room: Room, ends: bool) -> Result<Self, Problem> {
         let live = still.live();
         let disk = live.disk.freeze().told_as("the disk could not be frozen")?;
         crash::step("checkpoint");
         let descriptor = live.vm.save_descriptor().told()?;
         crash::step("checkpoint");
-        let free = |own: &PageSet| {
-            let mut free = live.reported().image.free_pages(live.key);
-            free.and_not(own);
-            free
-        };
         let own = match room {
             Room::Copy(capture, ahead) => {
                 let memory = capture.finish().told()?;
-                let free = free(memory.pages());
-                Own::Copied { memory, free, ahead }
+                Own::Copied { memory, ahead }
             }
+            Room::Twin(process) => match process.fork().told() {
+                Ok(twin) => Own::Twin(twin),
+                Err(problem) => {
+                    // For instance where memory may not be promised twice (vm.overcommit_memory=2).
+                    tracing::warn!(%problem, "no twin of a process; its memory is copied");
+                    let memory = process.copy().told()?;
+                    Own::Copied { memory, ahead: None }
+                }
+            },
             Room::InPlace(mut memory) => {
                 memory.find_pages(live.vm.pid()).told()?;
-                let size_bytes = memory.size_bytes();
-                let (below, free) = (live.memory.image.unsaved(), free(memory.pages()));
-                let unsaved = Arc::new(InPlace(memory)).over(below.as_deref(), &free);
-                Own::InPlace {
-                    unsaved: Arc::new(unsaved),
-                    size_bytes,
-                }
+                Own::InPlace(memory)
             }
         };
+        crash::step("checkpoint");
         Ok(Self {
             own,
+            free: live.reported().image.free_pages(live.key),
             descriptor,
             disk,
             agent: still.held.as_ref().is_some_and(|held| held.by_agent),
+            ends,
         })
     }
 }
@@ -270,16 +258,15 @@ impl Captured {
 enum Room {
     /// In a copy, most of which is made before the pause, and may be in the store by then.
     Copy(Capture, Option<PutAhead>),
+    /// In a twin of its process.
+    Twin(ToFork),
     /// In its process.
     InPlace(PausedMemory),
 }
 
 /// What happens to the machine after its state was taken.
 enum Afterwards<'a> {
-    /// It goes on in its process.
     GoesOn,
-    /// It goes on in this one.
-    HandedOver(Box<Successor>),
     Ends,
     /// What this says of its snapshot.
     Given(&'a dyn Fn(SnapshotId) -> Fate),
@@ -376,8 +363,11 @@ impl Engine {
         let mapping = Mapping::find(live.vm.pid(), &live.memory_path).told()?;
         let launching = self.pool.launching();
         let (room, afterwards) = match ends {
-            true => (self.in_place(&live, &mapping)?, Afterwards::Ends),
-            false => self.room(&request, &record, &live, &mapping)?,
+            true => {
+                let memory = PausedMemory::open(live.vm.pid(), mapping).told()?;
+                (Room::InPlace(memory), Afterwards::Ends)
+            }
+            false => (room(&request, &record, &live, &mapping)?, Afterwards::GoesOn),
         };
         let saving = Saving {
             machine,
@@ -435,53 +425,6 @@ impl Engine {
         })
     }
 
-    fn in_place(&self, live: &Live, mapping: &Mapping) -> Result<Room, Problem> {
-        let memory = PausedMemory::open(live.vm.pid(), mapping.clone()).told()?;
-        Ok(Room::InPlace(memory))
-    }
-
-    /// Copies the pages where that is quick, and hands the machine over where it is not.
-    fn room(
-        &self,
-        request: &CheckpointRequest,
-        record: &Record,
-        live: &Live,
-        mapping: &Mapping,
-    ) -> Result<(Room, Afterwards<'static>), Problem> {
-        let handed_over = || {
-            let successor = self.successor(record, live)?;
-            Ok((
-                self.in_place(live, mapping)?,
-                Afterwards::HandedOver(Box::new(successor)),
-            ))
-        };
-        let can_move = live.agent().is_some_and(|agent| agent.can_move());
-        match request.method {
-            CheckpointMethod::Handover if !can_move => {
-                return Err(Problem::new(
-                    ProblemCode::InvalidArgument,
-                    format!("machine {} cannot be handed over", record.name),
-                )
-                .cause("its guest has no agent that can change its channel while commands run")
-                .remediation("leave the method out, and its memory is copied"));
-            }
-            CheckpointMethod::Handover => return handed_over(),
-            CheckpointMethod::Auto | CheckpointMethod::Copy => {}
-        }
-        let mut capture = Capture::prepare(live.vm.pid(), mapping).told()?;
-        let is_long = capture.rest_bytes() >= HANDOVER_MIN_BYTES;
-        if request.method.is_auto() && is_long && can_move && has_room_ahead() {
-            match handed_over() {
-                Ok(handed_over) => return Ok(handed_over),
-                Err(problem) => {
-                    tracing::warn!(%problem, machine = record.name, "not handed over; its memory is copied");
-                }
-            }
-        }
-        capture.make_room().told()?;
-        Ok((Room::Copy(capture, None), Afterwards::GoesOn))
-    }
-
     fn save_pausing(
         self: &Arc<Self>,
         saving: Saving<'_>,
@@ -505,47 +448,32 @@ impl Engine {
             total: None,
             unit: ProgressUnit::None,
         });
-        let to_move = matches!(afterwards, Afterwards::HandedOver(_));
-        let held = Held::hold(live, record, to_move)?;
-        if to_move {
-            live.consoles.hang_up();
-        }
+        let held = Held::hold(live, record)?;
         let still = Still::stop(held)?;
-        let mut captured = Captured::take(&still, room)?;
+        let ends = matches!(afterwards, Afterwards::Ends);
+        let mut captured = Captured::take(&still, room, ends)?;
         crash::step("checkpoint");
-        let method = match to_move {
-            true => CheckpointMethod::Handover,
-            false => CheckpointMethod::Copy,
+        let method = match captured.own {
+            Own::Twin(_) => CheckpointMethod::Handover,
+            Own::Copied { .. } | Own::InPlace(_) => CheckpointMethod::Copy,
         };
         let mut give = None;
-        let (live, gone, still) = match afterwards {
-            Afterwards::GoesOn => (live.clone(), Some(still.go()?), None),
-            Afterwards::HandedOver(successor) => {
-                let Own::InPlace { unsaved, .. } = &captured.own else {
-                    unreachable!("a machine that is handed over leaves its pages in place")
-                };
-                let unsaved = Unsaved::clone(unsaved);
-                let (live, agent) =
-                    self.hand_over(machine, live, *successor, unsaved, &captured.descriptor)?;
-                (live, Some(still.gone(agent)?), None)
-            }
-            Afterwards::Ends => (live.clone(), None, Some(still)),
+        let (gone, still) = match afterwards {
+            Afterwards::GoesOn => (Some(still.go()?), None),
+            Afterwards::Ends => (None, Some(still)),
             Afterwards::Given(to) => {
                 give = Some(to);
-                (live.clone(), None, Some(still))
+                (None, Some(still))
             }
         };
         drop(launching);
         if still.is_none() {
-            if let Own::Copied { memory, .. } = &mut captured.own {
-                memory.unwatch();
-            }
+            captured.own.finish()?;
             // It can be used. That its record says so has time until there is something else to say.
             machine.change(goes_on);
         }
         crash::step("checkpoint");
-        let has_unsaved = live.memory.image.unsaved().is_some();
-        let (committed, mut report) = self.put(&live, record, &mut captured, &reference, note, progress)?;
+        let (committed, mut report) = self.put(live, record, &mut captured, &reference, note, progress)?;
         // The pin lasts until the machine has its own.
         let id = committed.id();
         // A machine that does not go on stands still until there is nothing left of it that could.
@@ -587,18 +515,10 @@ impl Engine {
                     goes_on(record);
                     record.snapshot = Some(id);
                     record.disk_base = id;
-                    if let (true, Some(running)) = (has_unsaved, &mut record.running) {
-                        running.mapped = Some(id);
-                        running.alone = !to_move;
-                        running.predecessors.clear();
-                    }
                 })?;
                 crash::step("checkpoint");
-                self.rebase(&live, &disk, &id);
+                self.rebase(live, &disk, &id);
                 crash::step("checkpoint");
-                if has_unsaved {
-                    self.settle(&live, id, method)?;
-                }
             }
             Some(still) => {
                 drop(disk);
@@ -657,6 +577,41 @@ impl Engine {
             }
         }
     }
+}
+
+/// Hands the pages over to a twin where the daemon may fork QEMU and there is memory for what the guest writes meanwhile, and
+/// copies them where not.
+fn room(
+    request: &CheckpointRequest,
+    record: &Record,
+    live: &Live,
+    mapping: &Mapping,
+) -> Result<Room, Problem> {
+    let is_wanted = match request.method {
+        CheckpointMethod::Handover => true,
+        CheckpointMethod::Auto => has_room_ahead(),
+        CheckpointMethod::Copy => false,
+    };
+    if is_wanted {
+        match ToFork::prepare(live.vm.pid(), mapping.clone()).told() {
+            Ok(process) => return Ok(Room::Twin(process)),
+            Err(problem) if request.method.is_auto() => {
+                tracing::debug!(%problem, machine = record.name, "not handed over; its memory is copied");
+            }
+            Err(problem) => {
+                let why = "its process cannot be forked, which takes a daemon that administers the system (CAP_SYS_ADMIN)";
+                return Err(Problem::new(
+                    ProblemCode::PermissionDenied,
+                    format!("machine {} cannot be handed over", record.name),
+                )
+                .cause(format!("{why}: {problem}"))
+                .remediation("leave the method out, and its memory is copied"));
+            }
+        }
+    }
+    let mut capture = Capture::prepare(live.vm.pid(), mapping).told()?;
+    capture.make_room().told()?;
+    Ok(Room::Copy(capture, None))
 }
 
 /// The pause is over, unless the machine was ended meanwhile.

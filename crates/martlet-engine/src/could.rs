@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::machine::HardwareRecord;
 use crate::problem::Told;
-use martlet_api::Problem;
+use martlet_api::{Problem, ProblemCode};
 use martlet_vm::{VmError, compat};
 
 impl Engine {
@@ -15,20 +15,49 @@ impl Engine {
             .told_as("this host cannot run it")
     }
 
-    /// A refusal, with the hosts of the fleet that would not refuse.
-    pub(crate) fn name_hosts_that_could(&self, refused: Problem, hardware: &HardwareRecord) -> Problem {
+    /// The same of one that another host has.
+    pub fn could_take(&self, hardware: &HardwareRecord) -> Result<(), Problem> {
+        self.check_takes()?;
+        self.could(hardware)
+    }
+
+    /// Are machines of other hosts taken at all?
+    pub(crate) fn check_takes(&self) -> Result<(), Problem> {
+        match self.options.takes_machines {
+            true => Ok(()),
+            false => Err(Problem::new(
+                ProblemCode::PermissionDenied,
+                "this host takes no machines from other hosts",
+            )
+            .remediation("choose another one, or start its martletd without MARTLET_TAKE=no")),
+        }
+    }
+
+    /// The other hosts of the fleet that answer and could.
+    pub(crate) fn hosts_that_could(&self, hardware: &HardwareRecord) -> Result<Vec<String>, Problem> {
         let asked = self.ask_hosts(|peer| {
             let answer = peer.post::<_, Result<(), Problem>>("/peer/moves/could", hardware);
             answer.map_err(|error| error.to_string())
-        });
+        })?;
         let could = asked
-            .unwrap_or_default()
             .into_iter()
             .filter(|(_, answer)| matches!(answer, Some(Ok(Ok(())))));
-        let hosts: Vec<String> = could.map(|(host, _)| host.name).collect();
+        Ok(could.map(|(host, _)| host.name).collect())
+    }
+
+    /// A refusal, with the hosts of the fleet that would not refuse. Others are not asked about what the user has asked for.
+    pub(crate) fn name_hosts_that_could(&self, refused: Problem, hardware: &HardwareRecord) -> Problem {
+        let hosts = self.hosts_that_could(hardware).unwrap_or_default();
         match hosts.is_empty() {
             true => refused,
-            false => refused.remediation(format!("hosts that could: {}", hosts.join(", "))),
+            false => {
+                let could = format!("hosts that could: {}", hosts.join(", "));
+                let remedy = match &refused.remediation {
+                    Some(remedy) => format!("{remedy}; {could}"),
+                    None => could,
+                };
+                refused.remediation(remedy)
+            }
         }
     }
 }

@@ -118,11 +118,8 @@ impl Dirs {
         self.machines().join(id)
     }
     /// Sockets and logs of a machine.
-    pub fn run(&self, id: &str, number: u64) -> PathBuf {
-        self.machine(id).join(match number {
-            0 => "run".to_owned(),
-            number => format!("run-{number}"),
-        })
+    pub fn run(&self, id: &str) -> PathBuf {
+        self.machine(id).join("run")
     }
     /// A disk of a machine.
     pub fn disk(&self, id: &str, number: u64) -> PathBuf {
@@ -139,13 +136,6 @@ impl Dirs {
         let dir = self.machine(id);
         let disks = names_in(&dir).filter(|name| name.starts_with("disk-"));
         disks.map(|name| dir.join(name)).collect()
-    }
-
-    /// Directories of sockets and logs of a machine.
-    pub fn runs(&self, id: &str) -> Vec<PathBuf> {
-        let dir = self.machine(id);
-        let runs = names_in(&dir).filter(|name| name == "run" || name.starts_with("run-"));
-        runs.map(|name| dir.join(name)).collect()
     }
 
     /// Makes a machine's directory.

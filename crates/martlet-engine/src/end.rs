@@ -4,7 +4,6 @@ use crate::crash;
 use crate::engine::{Engine, lock};
 use crate::machine::{Machine, Record};
 use crate::phase::{Phase, Verb};
-use crate::predecessor::Predecessor;
 use crate::problem::Told;
 use crate::state::When;
 use martlet_api::{MachineInfo, Problem, ProblemCode};
@@ -145,7 +144,5 @@ impl Engine {
             ended(QUIT_TIMEOUT);
         }
         let _ = self.spawner.forget(live.vm.pid());
-        let predecessors = std::mem::take(&mut *lock(&live.predecessors));
-        predecessors.into_iter().for_each(Predecessor::end);
     }
 }

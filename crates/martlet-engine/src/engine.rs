@@ -3,6 +3,7 @@
 use crate::arrivals::Arrivals;
 use crate::away::Away;
 use crate::dirs::Dirs;
+use crate::fork::{Calls, Children, Flocks, Tickets};
 use crate::hosts::Fellowship;
 use crate::lines::Observed;
 use crate::machine::{Machine, Record};
@@ -10,6 +11,7 @@ use crate::mapped::Images;
 use crate::pool::Pool;
 use crate::problem::{self, Told};
 use crate::stalls::Stalls;
+use crate::starter::Starters;
 use crate::state::{State, When};
 use martlet_api::{Problem, ProblemCode};
 use martlet_base::Tools;
@@ -54,6 +56,10 @@ pub struct Options {
     pub lease_s: u32,
     /// Machines of other hosts of the fleet may go on here.
     pub takes_machines: bool,
+    /// No more clones than these live here at the same time.
+    pub clones_max: Option<u32>,
+    /// Where the programs of allocators are.
+    pub allocators: PathBuf,
 }
 
 /// See the crate's documentation.
@@ -62,9 +68,14 @@ pub struct Engine {
     pub(crate) options: Options,
     pub(crate) store: Arc<Store>,
     pub(crate) away: Arc<Away>,
+    pub(crate) starters: Starters,
     pub(crate) fellowship: Fellowship,
     pub(crate) observed: Observed,
     pub(crate) arrivals: Arrivals,
+    pub(crate) flocks: Flocks,
+    pub(crate) calls: Calls,
+    pub(crate) tickets: Tickets,
+    pub(crate) children: Children,
     pub(crate) stalls: Arc<Stalls>,
     pub(crate) pager: Arc<Pager>,
     pub(crate) registry: Arc<Registry>,
@@ -181,9 +192,14 @@ impl Engine {
             options,
             store,
             away,
+            starters: Starters::default(),
             fellowship: Fellowship::default(),
             observed: Observed::default(),
             arrivals: Arrivals::default(),
+            flocks: Flocks::default(),
+            calls: Calls::default(),
+            tickets: Tickets::default(),
+            children: Children::default(),
             stalls,
             pager,
             registry,
@@ -204,6 +220,7 @@ impl Engine {
         engine.recover_lines();
         engine.recover_moved();
         engine.recover_follows()?;
+        engine.recover_children();
         engine.pool.fill(Arc::downgrade(&engine));
         Ok(engine)
     }
@@ -296,7 +313,7 @@ impl Engine {
 
     /// Sockets and logs of a machine.
     pub(crate) fn run_dir(&self, record: &Record) -> PathBuf {
-        self.dirs.run(&record.id, record.run_number)
+        self.dirs.run(&record.id)
     }
 
     pub(crate) fn next_key(&self) -> u64 {
@@ -329,6 +346,9 @@ impl Engine {
                 "choose another name, or `martlet rm --force {}` first",
                 record.name
             )));
+        }
+        if record.is_clone {
+            self.check_clones(machines.values())?;
         }
         self.state.put_machine(&record.id, &record, When::Now).told()?;
         let machine = Machine::new(record.clone());

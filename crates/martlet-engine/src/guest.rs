@@ -4,7 +4,6 @@ use crate::engine::{Engine, lock};
 use crate::live::Live;
 use crate::machine::{Machine, Record};
 use crate::phase::Verb;
-use crate::predecessor::Predecessor;
 use crate::problem::{Tell, Told};
 use martlet_agent_api as agent;
 use martlet_api::{ExecRequest, GuestUsage, MachineUsage, Problem, ProblemCode};
@@ -51,7 +50,7 @@ pub(crate) fn no_agent(record: &Record) -> Problem {
 }
 
 impl Engine {
-    fn agent_of(&self, name: &str) -> Result<(Arc<Live>, AgentClient), Problem> {
+    fn agent_of(self: &Arc<Self>, name: &str) -> Result<(Arc<Live>, AgentClient), Problem> {
         let machine = self.find(name)?;
         machine.wait_while_pausing(PAUSE_PATIENCE);
         let live = machine.live_for(Verb::Exec)?;
@@ -59,6 +58,7 @@ impl Engine {
             Some(agent) if !agent.is_closed() => Ok((live, agent)),
             Some(_) => {
                 let agent = self.connect_agent(&machine.record()).told()?;
+                self.take_calls(&machine, &agent);
                 *lock(&live.agent) = Some(agent.clone());
                 Ok((live, agent))
             }
@@ -68,7 +68,11 @@ impl Engine {
 
     /// Starts a command in the guest. The inner error is the guest's word about the command itself: there is no such
     /// program, or it may not be executed.
-    pub fn exec(&self, name: &str, request: ExecRequest) -> Result<Result<AgentExec, Problem>, Problem> {
+    pub fn exec(
+        self: &Arc<Self>,
+        name: &str,
+        request: ExecRequest,
+    ) -> Result<Result<AgentExec, Problem>, Problem> {
         if request.argv.first().is_none_or(String::is_empty) {
             return Err(
                 Problem::new(ProblemCode::InvalidArgument, "there is no command to run")
@@ -105,14 +109,24 @@ impl Engine {
     }
 
     /// Writes a file or directory of the guest as a tar stream.
-    pub fn get_path(&self, name: &str, path: &str, tar: &mut (dyn Write + Send)) -> Result<(), Problem> {
+    pub fn get_path(
+        self: &Arc<Self>,
+        name: &str,
+        path: &str,
+        tar: &mut (dyn Write + Send),
+    ) -> Result<(), Problem> {
         let (_, agent) = self.agent_of(name)?;
         let mut source = agent.read_path(path).told()?;
         copy(&mut source, tar, name)
     }
 
     /// Unpacks a tar stream into a directory of the guest.
-    pub fn put_path(&self, name: &str, path: &str, tar: &mut (dyn Read + Send)) -> Result<(), Problem> {
+    pub fn put_path(
+        self: &Arc<Self>,
+        name: &str,
+        path: &str,
+        tar: &mut (dyn Read + Send),
+    ) -> Result<(), Problem> {
         let (_, agent) = self.agent_of(name)?;
         let mut sink = agent.write_path(path).told()?;
         let copied = copy(tar, &mut sink, name);
@@ -154,15 +168,7 @@ impl Engine {
         };
         if let Some(live) = machine.live() {
             usage.cpu_percent = cpu_percent(&live);
-            let held: Vec<_> = lock(&live.predecessors)
-                .iter()
-                .map(Predecessor::to_record)
-                .collect();
-            usage.private_bytes = own_bytes(live.vm.pid(), &live.memory_path)
-                + held
-                    .iter()
-                    .map(|before| own_bytes(before.pid, &self.dirs.memory_file(&before.memory_name)))
-                    .sum::<u64>();
+            usage.private_bytes = own_bytes(live.vm.pid(), &live.memory_path);
             usage.faulted_bytes = live.memory.image.stats().demand_pages * PAGE_SIZE as u64;
             usage.disk_written_bytes = live.disk.usage().data_bytes;
         }

@@ -101,6 +101,12 @@ impl Engine {
         self.state.setting(HOST).told()
     }
 
+    /// Are there other hosts in its fleet?
+    pub(crate) fn has_fellows(&self) -> Result<bool, Problem> {
+        let is_other = |known: Known| known.hosts.iter().any(|host| host.name != known.identity.name);
+        Ok(self.known_host()?.is_some_and(is_other))
+    }
+
     fn this_host(&self) -> Result<Known, Problem> {
         self.known_host()?.ok_or_else(no_fleet)
     }

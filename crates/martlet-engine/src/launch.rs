@@ -11,7 +11,7 @@
 //! files are withdrawn, a disk made for this start is deleted. So a start fails closed, whatever fails.
 
 use crate::arrivals::Arrival;
-use crate::console::Consoles;
+use crate::away::Starting;
 use crate::crash;
 use crate::engine::Engine;
 use crate::identity;
@@ -22,12 +22,13 @@ use crate::pool::Ahead;
 use crate::problem::{self, Told};
 use crate::run_dir;
 use crate::stalls::Run;
+use crate::starter::StartPages;
 use martlet_agent_api as agent;
 use martlet_api::{InitKind, PortForward, Problem, ProblemCode, Timeline};
 use martlet_disk::{CowDisk, DiskError};
 use martlet_fuse::{Placement, Prefetcher};
-use martlet_image::{BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord};
-use martlet_pager::VmKey;
+use martlet_image::{BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord, Trace};
+use martlet_pager::{Cancel, MemoryImage, VmKey};
 use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::compat;
 use martlet_vm::process::User;
@@ -37,9 +38,11 @@ use martlet_vm::{EndReason, RunningVm};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// Pages this near each other are pushed together.
+const PUSH_GAP_PAGES: u32 = 4;
 /// A restored guest answers within this time, or it is not released at all.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(60);
 /// A booting guest's agent answers within this time (emulated guests on a busy host are slow).
@@ -50,6 +53,8 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 const OOM_SCORE: i32 = 200;
 /// Pages that earlier runs touched are pushed up to this amount.
 const PREFETCH_BYTES: u64 = 64 << 20;
+/// The first of them before the device state is loaded: QEMU looks at each device's rings then, which are all over the memory.
+pub(crate) const LOAD_PAGES: usize = 64;
 
 /// What to start from.
 pub enum From {
@@ -76,6 +81,8 @@ pub enum Who {
         parent: String,
         /// 1-based index in its fork.
         index: u32,
+        /// The call of a program in its parent that returns in it.
+        asked: Option<agent::AskedFor>,
     },
 }
 
@@ -151,6 +158,9 @@ struct Spawned<'a> {
     key: VmKey,
     run: Arc<Run>,
     console_begin_bytes: u64,
+    /// Pages that earlier runs touched.
+    trace: Option<Trace>,
+    _left: Option<Ahead>,
 }
 
 impl Drop for Spawned<'_> {
@@ -182,13 +192,14 @@ impl Engine {
         crash::step("start");
         let files = self.files(&launch, ahead.as_ref())?;
         crash::step("start");
-        let spawned = self.spawn(&launch, &hardware, files, ahead)?;
+        let mut spawned = self.spawn(&launch, &hardware, files, ahead)?;
         crash::step("start");
         let agent = match self.has_agent(&launch) {
             true => Some(self.connect(&launch)?),
             false => None,
         };
         crash::step("start");
+        let (starter, _starting) = self.use_starter(&launch, &spawned.files.memory).unzip();
         if let From::Snapshot(_, snapshot) = &launch.from {
             let memory = snapshot
                 .memory
@@ -211,7 +222,10 @@ impl Engine {
         let running = spawned.vm().cont().told()?;
         crash::step("start");
         timeline.first_instruction_ms = Some(since_ms(running));
-        let prefetcher = self.prefetch(&launch, &spawned.files.memory);
+        let trace = spawned.trace.take();
+        let image = spawned.files.memory.image.clone();
+        let by_trace = || trace.and_then(|trace| Prefetcher::start(image, trace, PREFETCH_BYTES).ok());
+        let prefetcher = starter.or_else(by_trace);
         if let Some(agent) = &agent {
             self.confirm(&launch, agent, spawned.vm())
                 .map_err(|p| problem::of_guest(spawned.vm(), self.with_last_words(p, spawned.vm())))?;
@@ -220,7 +234,10 @@ impl Engine {
             timeline.first_exec_ms = Some(since_ms(Instant::now()));
         }
         crash::step("start");
-        let mut spawned = spawned;
+        let start = match (&launch.from, agent.is_some()) {
+            (From::Snapshot(..), true) => OnceLock::new(),
+            _ => OnceLock::from(StartPages::default()),
+        };
         spawned.files.kept = true;
         let vm = spawned.vm.take().expect("nobody took it before");
         let live = Live {
@@ -238,10 +255,9 @@ impl Engine {
             ending: AtomicBool::new(false),
             seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
             _prefetcher: prefetcher,
+            start,
             registry: self.registry.clone(),
             disk_name: spawned.files.disk_name.clone(),
-            consoles: Consoles::default(),
-            predecessors: Mutex::default(),
             vm,
         };
         let hardware = HardwareRecord {
@@ -282,7 +298,11 @@ impl Engine {
         compat::check(&saved, &offer, asked)
             .map_err(martlet_vm::VmError::from)
             .told_as(format!("snapshot {} cannot run on this host", id.short()))
-            .map_err(|refused| self.name_hosts_that_could(refused, &HardwareRecord::of(&saved)))?;
+            .map_err(|refused| match self.could(&HardwareRecord::of(&saved)) {
+                // It is what was asked for that this host cannot.
+                Ok(()) => refused,
+                Err(_) => self.name_hosts_that_could(refused, &HardwareRecord::of(&saved)),
+            })?;
         Ok(saved)
     }
 
@@ -411,7 +431,10 @@ impl Engine {
         };
         // From here on it is this machine's: who kills the machine ends it.
         launch.machine.set_starting_pid(ahead.as_ref().map(Ahead::pid));
-        let bound = ahead.and_then(|ahead| match self.bind_ahead(ahead, &spec) {
+        let image = files.memory.image.clone();
+        let (mut trace, mut left) = (None, None);
+        let mut push_first = || trace = self.push_first(launch, &image);
+        let bound = ahead.and_then(|ahead| match self.bind_ahead(ahead, &spec, &mut push_first) {
             Ok(bound) => Some(bound),
             Err(problem) => {
                 tracing::warn!(%problem, machine = record.name, "a QEMU started ahead is of no use; another is started");
@@ -420,9 +443,10 @@ impl Engine {
             }
         });
         let (vm, console_begin_bytes) = match bound {
-            Some((vm, placeholder)) => {
-                files.placeholder = Some(placeholder);
-                (vm, length(&spec.console_log()))
+            Some(bound) => {
+                files.placeholder = Some(bound.placeholder);
+                left = Some(bound.left);
+                (bound.vm, length(&spec.console_log()))
             }
             None => {
                 run_dir::renew(&spec.run_dir, user.as_ref())
@@ -434,6 +458,7 @@ impl Engine {
                 };
                 let begin_bytes = length(&spec.console_log());
                 let vm = RunningVm::start(self.qemu()?, &spec, &options, self.spawner.clone()).told()?;
+                push_first();
                 (vm, begin_bytes)
             }
         };
@@ -453,6 +478,8 @@ impl Engine {
             key,
             run,
             console_begin_bytes,
+            trace,
+            _left: left,
         };
         if let Some(tap) = &record.config.tap {
             spawned.vm().bind_tap(tap).told()?;
@@ -478,7 +505,8 @@ impl Engine {
         }
     }
 
-    fn prefetch(&self, launch: &Launch<'_>, memory: &Arc<Mapped>) -> Option<Prefetcher> {
+    /// Pushes the pages that earlier runs touched first; returns all that they touched. QEMU must have the image open.
+    fn push_first(&self, launch: &Launch<'_>, image: &MemoryImage) -> Option<Trace> {
         let From::Snapshot(id, _) = &launch.from else {
             return None;
         };
@@ -486,7 +514,26 @@ impl Engine {
             return None; // what comes first is said there
         }
         let trace = self.trace(id)?;
-        Prefetcher::start(memory.image.clone(), trace, PREFETCH_BYTES).ok()
+        let first = &trace.pages()[..trace.pages().len().min(LOAD_PAGES)];
+        image.prefetch(
+            &Trace::new(without_gaps(first)),
+            PREFETCH_BYTES,
+            &Cancel::default(),
+        );
+        Some(trace)
+    }
+
+    /// What is away of a snapshot is read from its starter, as far as that has it.
+    fn use_starter(
+        &self,
+        launch: &Launch<'_>,
+        memory: &Arc<Mapped>,
+    ) -> Option<(Prefetcher, Option<Starting>)> {
+        let From::Snapshot(id, _) = &launch.from else {
+            return None;
+        };
+        let prefetcher = Prefetcher::of_starter(memory.image.clone(), self.starters.of(id)?).ok()?;
+        Some((prefetcher, self.away.starting(id)))
     }
 
     /// Connects to the agent's channel, before the guest is there: a restored one then finds its host connected, as it
@@ -526,9 +573,9 @@ impl Engine {
     fn identity(&self, launch: &Launch<'_>) -> agent::Identity {
         let record = launch.record;
         let booting = matches!(launch.from, From::Boot(_));
-        let (parent_id, index) = match &launch.who {
-            Who::Same | Who::Arrived | Who::Moved(_) => (None, 0),
-            Who::Clone { parent, index } => (Some(parent.clone()), *index),
+        let (parent_id, index, asked) = match &launch.who {
+            Who::Same | Who::Arrived | Who::Moved(_) => (None, 0, None),
+            Who::Clone { parent, index, asked } => (Some(parent.clone()), *index, asked.clone()),
         };
         let is_new = booting || parent_id.is_some();
         let moves = match launch.who {
@@ -542,6 +589,7 @@ impl Engine {
             generation: record.generation,
             parent_id,
             index,
+            asked,
             name: record.name.clone(),
             realtime_unix_ns: now_unix_ns(),
             entropy: identity::random::<64>().to_vec(),
@@ -561,6 +609,7 @@ impl Engine {
                 machine_id: is_new && !(booting && launch.init == InitKind::Systemd),
                 boot_id: is_new && !booting,
                 network: moves,
+                tools: booting,
                 hooks: !booting,
                 ..agent::IdentityPolicy::default()
             },
@@ -635,6 +684,18 @@ fn never_executed(vm: &RunningVm) -> &'static str {
     }
 }
 
+/// In order, and with what is between those near each other: a push is dearer than a page.
+fn without_gaps(pages: &[u32]) -> Vec<u32> {
+    let mut sorted = pages.to_vec();
+    sorted.sort_unstable();
+    let ends = sorted.iter().skip(1).map(Some).chain([None]);
+    let runs = sorted.iter().zip(ends).map(|(page, next)| match next {
+        Some(next) if next - page <= PUSH_GAP_PAGES => *page..*next,
+        _ => *page..page.saturating_add(1),
+    });
+    runs.flatten().collect()
+}
+
 /// The network of the machine with this number.
 fn net(number: u64, config: &Config) -> Net {
     let forward = |port: &PortForward| Forward {
@@ -684,4 +745,16 @@ pub fn now_unix_ns() -> u64 {
 /// Milliseconds since 1970.
 pub fn now_unix_ms() -> u64 {
     now_unix_ns() / 1_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_near_each_other_is_pushed_together() {
+        assert_eq!(without_gaps(&[20, 1, 4, 9]), [1, 2, 3, 4, 9, 20]);
+        assert_eq!(without_gaps(&[]), [0; 0]);
+        assert_eq!(without_gaps(&[u32::MAX]), [0; 0], "no such page");
+    }
 }

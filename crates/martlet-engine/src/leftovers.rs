@@ -1,6 +1,6 @@
 //! What a daemon that died left in the state directory and no record speaks of: machines whose first start nobody
 //! waits for any more, directories of machines that were being forgotten and of QEMUs that were started ahead, disks that
-//! a restore or a suspend was about to delete, sockets and logs of processes that are nobody's.
+//! a restore or a suspend was about to delete.
 
 use crate::engine::Engine;
 use crate::machine::Record;
@@ -24,10 +24,7 @@ impl Engine {
         for id in self.dirs.machine_ids() {
             match known.get(&id) {
                 None => remove(&self.dirs.machine(&id)),
-                Some(record) => {
-                    self.remove_old_disks(record);
-                    self.remove_old_runs(record);
-                }
+                Some(record) => self.remove_old_disks(record),
             }
         }
     }
@@ -45,23 +42,6 @@ impl Engine {
         for disk in self.dirs.disks(&record.id) {
             if !kept.contains(&Some(disk.clone())) {
                 remove(&disk);
-            }
-        }
-    }
-}
-
-impl Engine {
-    /// Those of processes that a machine was about to be handed over to, or from.
-    fn remove_old_runs(&self, record: &Record) {
-        let predecessors = record.running.iter().flat_map(|running| &running.predecessors);
-        let kept: Vec<_> = predecessors
-            .map(|predecessor| predecessor.run_number)
-            .chain([record.run_number])
-            .map(|number| self.dirs.run(&record.id, number))
-            .collect();
-        for run in self.dirs.runs(&record.id) {
-            if !kept.contains(&run) {
-                remove(&run);
             }
         }
     }

@@ -229,7 +229,6 @@ impl Engine {
             snapshot: Some(acquired.snapshot),
             disk_base: acquired.snapshot,
             disk_number: 0,
-            run_number: 0,
             running: None,
             agent: false,
             timeline: Timeline::default(),
@@ -237,6 +236,9 @@ impl Engine {
             undo: None,
             awaited: false,
             line: Some(Line::new(remote, name)),
+            given: None,
+            is_clone: false,
+            kin: None,
             config,
         };
         let machine = self.add(record.clone())?;

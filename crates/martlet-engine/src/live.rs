@@ -1,11 +1,10 @@
 //! What is alive of a machine: its QEMU, its agent, its disk and the memory image it maps.
 
-use crate::console::Consoles;
 use crate::engine::lock;
 use crate::machine::RunningRecord;
 use crate::mapped::Mapped;
-use crate::predecessor::Predecessor;
 use crate::stalls::Run;
+use crate::starter::StartPages;
 use martlet_disk::CowDisk;
 use martlet_fuse::{Prefetcher, Registry};
 use martlet_pager::VmKey;
@@ -13,7 +12,7 @@ use martlet_vm::RunningVm;
 use martlet_vm::agent::AgentClient;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 /// A running VM and what serves it. Dropping it withdraws its files; QEMU must have ended by then.
@@ -47,22 +46,26 @@ pub struct Live {
     pub seen_cpu: [AtomicU64; 2],
     /// Pushes the pages that earlier runs touched.
     pub _prefetcher: Option<Prefetcher>,
+    /// What it had of its memory when it had been alive for a moment; nothing, if a former daemon started it.
+    pub(crate) start: OnceLock<StartPages>,
     /// Where its disk is registered.
     pub registry: Arc<Registry>,
     /// The number that QEMU's user follows from, when it is not the machine's.
     pub user_number: Option<u64>,
     /// Name of its disk file.
     pub disk_name: String,
-    /// Connections to its serial console.
-    pub consoles: Consoles,
-    /// Processes that it was handed over from and that hold pages of its memory image which are in no store yet.
-    pub predecessors: Mutex<Vec<Predecessor>>,
 }
 
 impl Live {
     /// The agent, if the guest has one and it has answered.
     pub fn agent(&self) -> Option<AgentClient> {
         lock(&self.agent).clone()
+    }
+
+    /// What it has of its memory now is what its start needed, if that is not known yet.
+    pub(crate) fn start_pages(&self) -> &StartPages {
+        let now = || StartPages::of(self.vm.pid(), &self.memory_path);
+        self.start.get_or_init(now)
     }
 
     /// The file that QEMU punches its guest's free pages out of.
@@ -74,7 +77,7 @@ impl Live {
     pub fn to_record(&self) -> RunningRecord {
         RunningRecord {
             pid: self.vm.pid(),
-            mapped: self.memory.below(),
+            mapped: self.memory.snapshot,
             memory_name: self.memory.name.clone(),
             memory_inode: self.memory.inode,
             placeholder: self
@@ -84,17 +87,7 @@ impl Live {
             user_number: self.user_number,
             disk_inode: self.disk_inode,
             console_begin_bytes: self.console_begin_bytes,
-            alone: self.memory.is_alone(),
-            predecessors: lock(&self.predecessors)
-                .iter()
-                .map(Predecessor::to_record)
-                .collect(),
         }
-    }
-
-    /// Is its end expected?
-    pub fn is_ending(&self) -> bool {
-        self.ending.load(Ordering::SeqCst)
     }
 
     /// From here on the end of QEMU is expected. Was it not before?

@@ -5,7 +5,7 @@ use crate::line::Line;
 use crate::live::Live;
 use crate::phase::{Phase, Verb};
 use crate::problem::out_of_room;
-use martlet_api::{Accel, MachineInfo, PortForward, Problem, ProblemCode, Timeline};
+use martlet_api::{Accel, ForkPolicy, MachineInfo, PortForward, Problem, ProblemCode, Timeline};
 use martlet_image::SnapshotId;
 use martlet_store::Pin;
 use martlet_vm::compat;
@@ -42,9 +42,6 @@ pub struct Record {
     pub disk_base: SnapshotId,
     /// Number of its newest disk directory: each restore makes a new one.
     pub disk_number: u64,
-    /// Number of the directory of its sockets and logs: each process that it is handed over to has a new one.
-    #[serde(default)]
-    pub run_number: u64,
     /// What it takes to find the running VM again.
     pub running: Option<RunningRecord>,
     /// Does its guest have an agent?
@@ -62,12 +59,43 @@ pub struct Record {
     /// The line that it is on.
     #[serde(default)]
     pub line: Option<Line>,
+    /// The snapshot by which another host gave it to this one last.
+    #[serde(default)]
+    pub given: Option<SnapshotId>,
+    /// It was made by a fork.
+    #[serde(default)]
+    pub is_clone: bool,
+    /// Of a clone that a program in its parent called for.
+    #[serde(default)]
+    pub kin: Option<Kin>,
+}
+
+/// Which processes a clone is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kin {
+    /// Id of the parent.
+    pub family: String,
+    /// How many processes all clones have.
+    pub size: u32,
+    /// Number of this one's first.
+    pub first: u32,
+    /// How many it has.
+    pub processes: u32,
+    /// When it is ended.
+    pub until_unix_ms: Option<u64>,
+}
+
+impl Kin {
+    /// Numbers of its processes.
+    pub fn ids(&self) -> std::ops::Range<u32> {
+        self.first..self.first + self.processes
+    }
 }
 
 impl Record {
     /// Name of its disk's file.
     pub fn disk_name(&self) -> String {
-        format!("{}-{}-{}", self.id, self.disk_number, self.run_number)
+        format!("{}-{}", self.id, self.disk_number)
     }
 }
 
@@ -114,6 +142,9 @@ pub struct Config {
     /// User of the command.
     #[serde(default)]
     pub user: Option<String>,
+    /// May its programs fork it?
+    #[serde(default)]
+    pub fork: Option<ForkPolicy>,
 }
 
 /// The virtual hardware of a start.
@@ -167,7 +198,7 @@ impl HardwareRecord {
 pub struct RunningRecord {
     /// QEMU's process.
     pub pid: u32,
-    /// The snapshot whose memory it maps, below the pages of `predecessors`; `None`: zeros.
+    /// The snapshot whose memory it maps; `None`: zeros.
     pub mapped: Option<SnapshotId>,
     /// Name of the memory image's file.
     pub memory_name: String,
@@ -184,31 +215,6 @@ pub struct RunningRecord {
     /// Length of the console's log when it was started.
     #[serde(default)]
     pub console_begin_bytes: u64,
-    /// The image may not be shared: in the kernel's cache there may be pages of it as they were before `mapped`.
-    #[serde(default)]
-    pub alone: bool,
-    /// Processes that it was handed over from and that hold pages which are in no store yet, oldest first.
-    #[serde(default)]
-    pub predecessors: Vec<PredecessorRecord>,
-}
-
-impl RunningRecord {
-    /// Its process, and those that it was handed over from.
-    pub fn pids(&self) -> Vec<u32> {
-        let before = self.predecessors.iter().map(|predecessor| predecessor.pid);
-        before.chain([self.pid]).collect()
-    }
-}
-
-/// What it takes to find a predecessor's pages again.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct PredecessorRecord {
-    /// QEMU's process.
-    pub pid: u32,
-    /// Name of the memory image's file that it maps.
-    pub memory_name: String,
-    /// Number of the directory of its sockets and logs.
-    pub run_number: u64,
 }
 
 /// The command of what nobody has asked for.
@@ -392,6 +398,7 @@ impl Machine {
             disk_bytes: record.config.disk_bytes,
             hostname: record.hostname,
             ports: record.config.ports,
+            fork: record.config.fork,
             tap: record.config.tap,
             pid: record.running.map(|running| running.pid),
             accel: record.hardware.accel,

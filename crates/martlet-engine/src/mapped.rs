@@ -8,7 +8,6 @@ use martlet_fuse::{Placement, Registry};
 use martlet_image::{Manifest, SnapshotId};
 use martlet_pager::{MemoryImage, Pager};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 /// Group of every QEMU of ours: only they may open memory images.
@@ -22,26 +21,9 @@ pub struct Mapped {
     pub name: String,
     /// Its inode.
     pub inode: u64,
-    below: Mutex<Option<SnapshotId>>,
-    is_alone: AtomicBool,
+    /// The snapshot whose memory it is; `None`: zeros.
+    pub snapshot: Option<SnapshotId>,
     registry: Arc<Registry>,
-}
-
-impl Mapped {
-    /// May it not be shared?
-    pub fn is_alone(&self) -> bool {
-        self.is_alone.load(Ordering::SeqCst)
-    }
-
-    /// The snapshot whose memory it shows, below what is in no store yet; `None`: zeros.
-    pub fn below(&self) -> Option<SnapshotId> {
-        *lock(&self.below)
-    }
-
-    /// The snapshot whose memory it is.
-    pub fn snapshot(&self) -> Option<SnapshotId> {
-        self.below().filter(|_| self.image.unsaved().is_none())
-    }
 }
 
 impl Drop for Mapped {
@@ -77,7 +59,11 @@ impl Images {
         // Each boot from zeros has an image of its own: a guest's free-page reports drop pages of the file's cache,
         // and nothing is gained by sharing zeros.
         let Some(id) = snapshot else {
-            return self.map_alone(None, manifest, shown);
+            let shown = match shown {
+                Some((inode, name)) => (Some(inode), name),
+                None => (None, format!("zero-{}", crate::identity::uuid())),
+            };
+            return self.show(None, manifest, shown);
         };
         let mut shared = lock(&self.shared);
         // The kernel knows a file by its number, and there may have been two of one image.
@@ -90,44 +76,15 @@ impl Images {
             None => (None, id.to_string()),
         };
         let new = self.show(Some(id), manifest, shown)?;
-        share(&mut shared, id, &new);
+        shared.retain(|_, image| image.strong_count() > 0);
+        // Whoever wants this snapshot's image has this one, unless there is another already.
+        shared.entry(id).or_insert_with(|| Arc::downgrade(&new));
         Ok(new)
-    }
-
-    /// An image that one VM alone maps: that of `below`, or zeros, below what will be laid over it.
-    pub fn map_alone(
-        &self,
-        below: Option<SnapshotId>,
-        manifest: Arc<Manifest>,
-        shown: Option<(u64, String)>,
-    ) -> Result<Arc<Mapped>, Problem> {
-        let shown = match (shown, below) {
-            (Some((inode, name)), _) => (Some(inode), name),
-            (None, Some(_)) => (None, format!("over-{}", crate::identity::uuid())),
-            (None, None) => (None, format!("zero-{}", crate::identity::uuid())),
-        };
-        let new = self.show(below, manifest, shown)?;
-        new.is_alone.store(true, Ordering::SeqCst);
-        Ok(new)
-    }
-
-    /// What lay over an image is in the store now, as the memory of this snapshot: others may share it.
-    pub fn settle(&self, mapped: &Arc<Mapped>, id: SnapshotId, manifest: Arc<Manifest>) {
-        self.settle_alone(mapped, id, manifest);
-        mapped.is_alone.store(false, Ordering::SeqCst);
-        share(&mut lock(&self.shared), id, mapped);
-    }
-
-    /// The same, in a snapshot that has other pages where its VM, which alone maps it, has pages of its own. It never looks at
-    /// these again, but the kernel may have them.
-    pub fn settle_alone(&self, mapped: &Mapped, id: SnapshotId, manifest: Arc<Manifest>) {
-        *lock(&mapped.below) = Some(id);
-        mapped.image.settle(manifest);
     }
 
     fn show(
         &self,
-        below: Option<SnapshotId>,
+        snapshot: Option<SnapshotId>,
         manifest: Arc<Manifest>,
         (ino, name): (Option<u64>, String),
     ) -> Result<Arc<Mapped>, Problem> {
@@ -148,15 +105,8 @@ impl Images {
             image,
             name,
             inode,
-            below: Mutex::new(below),
-            is_alone: AtomicBool::new(false),
+            snapshot,
             registry: self.registry.clone(),
         }))
     }
-}
-
-/// Whoever wants this snapshot's image has this one, unless there is another already.
-fn share(shared: &mut HashMap<SnapshotId, Weak<Mapped>>, id: SnapshotId, mapped: &Arc<Mapped>) {
-    shared.retain(|_, image| image.strong_count() > 0);
-    shared.entry(id).or_insert_with(|| Arc::downgrade(mapped));
 }

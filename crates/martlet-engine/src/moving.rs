@@ -15,7 +15,7 @@
 //! Before `given` the other host does not run it, whatever happens. From then on that host says who has it ([`Settled`]), and as
 //! long as it cannot be asked the guest stands still here: never do both run it.
 
-use crate::arrivals::{Load, Offer, Settled};
+use crate::arrivals::{Load, Offer, Settle, Settled};
 use crate::checkpoint::Fate;
 use crate::crash;
 use crate::engine::{Engine, lock};
@@ -28,12 +28,12 @@ use crate::run::stage;
 use crate::state::When;
 use crate::storing::PutAhead;
 use martlet_api::{
-    CheckpointMethod, CheckpointRequest, MoveReport, MoveRequest, MoveRound, Problem, ProblemCode, Progress,
-    ProgressSink, ProgressUnit, ResumeFromRequest, Timeline,
+    CheckpointRequest, MoveReport, MoveRequest, MoveRound, Problem, ProblemCode, Progress, ProgressSink,
+    ProgressUnit, ResumeFromRequest, Timeline,
 };
 use martlet_image::SnapshotId;
 use martlet_peer::{PeerClient, PeerError};
-use martlet_store::{Key, Kind, Part, StoreError};
+use martlet_store::{Key, Kind};
 use martlet_vm::capture::{Capture, Mapping};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -85,17 +85,26 @@ impl Engine {
             sent_bytes: Cell::new(0),
             progress,
         };
-        let mut report = match record.phase {
+        let moved = match record.phase {
             Phase::Running => moving.running()?,
             _ => moving.suspended()?,
         };
-        report.left_objects = moving.leave();
-        if report.left_objects > 0 {
+        let sent_bytes = moving.sent_bytes.get();
+        let left_objects = moving.leave();
+        if left_objects > 0 {
             self.leave_behind(&machine);
         }
-        report.sent_bytes = moving.sent_bytes.get();
-        report.total_ms = requested.elapsed().as_secs_f64() * 1e3;
-        Ok(report)
+        Ok(MoveReport {
+            machine: record.name,
+            host: request.host,
+            rounds: moved.rounds,
+            pause_ms: moved.saved_ms + moved.went.there_ms,
+            saved_ms: moved.saved_ms,
+            first_exec_ms: moved.went.timeline.first_exec_ms,
+            sent_bytes,
+            left_objects,
+            total_ms: requested.elapsed().as_secs_f64() * 1e3,
+        })
     }
 
     /// What was given, and what was left, where a predecessor was.
@@ -135,7 +144,7 @@ impl Engine {
             return peer.is_none();
         };
         match &record.phase {
-            Phase::Given { to, made } => match ask(&peer, "settle", &record.id) {
+            Phase::Given { to, made } => match whose(&peer, &record, record.snapshot) {
                 Ok(Ok(Settled::Taken)) => {
                     tracing::info!(machine = record.name, to, "it goes on there");
                     self.stop_live(machine);
@@ -164,7 +173,9 @@ impl Engine {
     /// It is known that the other host does not have it.
     fn go_on_here(self: &Arc<Self>, machine: &Arc<Machine>) -> Result<(), Problem> {
         let Some(live) = machine.live() else {
-            return self.update(machine, When::Now, |record| record.phase = Phase::Suspended);
+            self.update(machine, When::Now, |record| record.phase = Phase::Suspended)?;
+            self.start_heart(machine); // of the line that was acquired for the other host
+            return Ok(());
         };
         live.vm.cont().told()?;
         self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
@@ -174,7 +185,9 @@ impl Engine {
             let released = agent.release(Some(crate::launch::now_unix_ns()));
             released.told_as("the guest's user code does not go on")?;
         } else if record.agent {
-            *lock(&live.agent) = Some(self.connect_agent(&record).told()?);
+            let agent = self.connect_agent(&record).told()?;
+            self.take_calls(machine, &agent);
+            *lock(&live.agent) = Some(agent);
         }
         Ok(())
     }
@@ -247,17 +260,14 @@ impl Moving<'_> {
         })
     }
 
-    fn running(&self) -> Result<MoveReport, Problem> {
+    fn running(&self) -> Result<Moved, Problem> {
         self.offer(&self.machine.record())?;
         // What is put into the store and named by nothing yet.
         let _keeper = self.engine.store.begin().told()?;
         let first = self.engine.checkpoint_held(
             self.machine,
             self.operation,
-            CheckpointRequest {
-                method: CheckpointMethod::Copy, // the process that it would be handed over to has not much longer to run
-                ..CheckpointRequest::default()
-            },
+            CheckpointRequest::default(),
             self.progress,
         )?;
         let live = self.machine.live_for(Verb::Checkpoint);
@@ -268,13 +278,13 @@ impl Moving<'_> {
         }
         if moved.is_err() && self.machine.record().phase.host().is_none() {
             // So that it is not waited for there.
-            let _: Result<Result<Settled, Problem>, PeerError> =
-                ask(self.peer, "settle", &self.machine.record().id);
+            let record = self.machine.record();
+            let _ = whose(self.peer, &record, record.snapshot);
         }
         moved
     }
 
-    fn running_after(&self, live: &Arc<crate::live::Live>, first: &str) -> Result<MoveReport, Problem> {
+    fn running_after(&self, live: &Arc<crate::live::Live>, first: &str) -> Result<Moved, Problem> {
         let engine = self.engine;
         let mut rounds = Vec::new();
         let begun = Instant::now();
@@ -286,21 +296,13 @@ impl Moving<'_> {
         drop(needs);
         rounds.push(round(begun, sent_bytes, None));
         let copied = self.copy_ahead(live, &mut rounds)?;
-        let went = Cell::new(None);
+        let went = Cell::new(Went::default());
         let give = |id| self.give(id, &went);
-        let saved = engine.save_given(self.machine, live, copied, &give, self.progress);
-        let saved = saved?;
-        let went: Went = went.take().unwrap_or_default();
-        Ok(MoveReport {
-            machine: self.machine.record().name,
-            host: self.peer.peer().to_owned(),
+        let saved = engine.save_given(self.machine, live, copied, &give, self.progress)?;
+        Ok(Moved {
             rounds,
             saved_ms: saved.stop_ms,
-            pause_ms: saved.stop_ms + went.there_ms,
-            first_exec_ms: went.timeline.first_exec_ms,
-            sent_bytes: 0,
-            left_objects: 0,
-            total_ms: 0.0,
+            went: went.take(),
         })
     }
 
@@ -343,7 +345,7 @@ impl Moving<'_> {
         Ok((capture, ahead))
     }
 
-    fn suspended(&self) -> Result<MoveReport, Problem> {
+    fn suspended(&self) -> Result<Moved, Problem> {
         let engine = self.engine;
         let record = self.machine.record();
         let acquired = match &record.line {
@@ -372,13 +374,13 @@ impl Moving<'_> {
         moved
     }
 
-    fn suspended_held(&self) -> Result<MoveReport, Problem> {
+    fn suspended_held(&self) -> Result<Moved, Problem> {
         let record = self.machine.record();
         let id = record
             .snapshot
             .ok_or_else(|| wrong("a suspended machine has no snapshot"))?;
         self.offer(&record)?;
-        let went = Cell::new(None);
+        let went = Cell::new(Went::default());
         match self.give(id, &went) {
             Fate::Taken => self.engine.remove_disks(&record, None),
             Fate::Back(problem) => {
@@ -388,22 +390,15 @@ impl Moving<'_> {
             }
             Fate::Unknown(problem) => return Err(problem),
         }
-        let went: Went = went.take().unwrap_or_default();
-        Ok(MoveReport {
-            machine: record.name,
-            host: self.peer.peer().to_owned(),
+        Ok(Moved {
             rounds: Vec::new(),
             saved_ms: 0.0,
-            pause_ms: went.there_ms,
-            first_exec_ms: went.timeline.first_exec_ms,
-            sent_bytes: 0,
-            left_objects: 0,
-            total_ms: 0.0,
+            went: went.take(),
         })
     }
 
     /// The guest stands still, and all of it is in this snapshot.
-    fn give(&self, id: SnapshotId, went: &Cell<Option<Went>>) -> Fate {
+    fn give(&self, id: SnapshotId, went: &Cell<Went>) -> Fate {
         let begun = Instant::now();
         let reference = match self.load_there(id) {
             Ok(reference) => reference,
@@ -431,20 +426,28 @@ impl Moving<'_> {
             // Without the snapshot: what comes then sets it.
             let phase = record.phase.clone();
             let taken_back = self.engine.update(machine, When::Now, |now| now.phase = phase);
-            taken_back.map_or_else(Fate::Unknown, |()| Fate::Back(problem))
+            if let Err(unwritten) = taken_back {
+                // A successor would ask that host, and hear the same.
+                tracing::warn!(problem = %unwritten, machine = record.name, "that it goes on here is not recorded yet");
+            }
+            Fate::Back(problem)
         };
         let answer: Result<Result<Timeline, Problem>, PeerError> = ask(self.peer, "go", &record.id);
         crash::step("move");
         match answer {
             Ok(Ok(timeline)) => {
-                went.set(Some(Went {
+                went.set(Went {
                     there_ms: before_ms + timeline.first_instruction_ms.unwrap_or(0.0),
                     timeline,
-                }));
+                });
             }
             Ok(Err(problem)) => return back(of_host(host, problem)),
-            Err(error) => match self.ask_whose(&record) {
-                Some(Settled::Taken) => {}
+            Err(error) => match self.ask_whose(&record, id) {
+                // When it went on is not known: by now.
+                Some(Settled::Taken) => went.set(Went {
+                    there_ms: begun.elapsed().as_secs_f64() * 1e3,
+                    timeline: Timeline::default(),
+                }),
                 Some(Settled::Dropped) => return back(error.tell()),
                 None => {
                     self.engine.leave_behind(machine);
@@ -469,24 +472,12 @@ impl Moving<'_> {
 
     /// Has the host load it, up to where it only has to go on. Returns the snapshot's name.
     fn load_there(&self, id: SnapshotId) -> Result<String, Problem> {
-        let store = &self.engine.store;
-        let record = store.snapshot(&id).told()?;
-        let mut keys = Vec::new();
-        let walked: Result<(), StoreError> = store.walk(&record, Part::Outline, &mut |some| {
-            keys.extend_from_slice(some);
-            Ok(())
-        });
-        walked.told()?;
-        let needs = store.located(keys).told()?;
-        self.send(&needs, "handing it over")?;
-        let names = store.refs_to(&id);
-        let reference = names.first().ok_or_else(|| wrong("its snapshot has no name"))?;
-        let reference = reference.to_string();
+        let (handed, sent_bytes) = self.engine.hand_over(self.peer, id, self.progress)?;
+        self.sent_bytes.set(self.sent_bytes.get() + sent_bytes);
+        let reference = handed.reference.clone();
         let load = Load {
             machine: self.machine.record().id,
-            snapshot: id.to_string(),
-            reference: reference.clone(),
-            record,
+            handed,
         };
         let loaded: Result<(), Problem> = ask(self.peer, "load", &load).told()?;
         loaded.map_err(|problem| of_host(self.peer.peer(), problem))?;
@@ -494,11 +485,11 @@ impl Moving<'_> {
     }
 
     /// Whose machine it is, if its host says so within some time.
-    fn ask_whose(&self, record: &Record) -> Option<Settled> {
+    fn ask_whose(&self, record: &Record, id: SnapshotId) -> Option<Settled> {
         let begun = Instant::now();
         while begun.elapsed() < ASK_FOR {
             (self.progress)(stage(&format!("asking host {} whose it is", self.peer.peer())));
-            if let Ok(Ok(settled)) = ask(self.peer, "settle", &record.id) {
+            if let Ok(Ok(settled)) = whose(self.peer, record, Some(id)) {
                 return Some(settled);
             }
             self.engine.away.pause(ASK_EVERY).ok()?;
@@ -535,21 +526,21 @@ impl Moving<'_> {
     }
 
     fn send(&self, needs: &[(Key, u32)], stage: &str) -> Result<u64, Problem> {
-        let mut told = |done: u64, total: u64| {
-            (self.progress)(Progress {
-                stage: stage.into(),
-                done,
-                total: Some(total),
-                unit: ProgressUnit::Bytes,
-            });
-        };
-        let sent = martlet_peer::send(&self.engine.store, self.peer, needs, &mut told).told()?;
-        self.sent_bytes.set(self.sent_bytes.get() + sent.sent_bytes);
-        Ok(sent.sent_bytes)
+        let sent_bytes = self.engine.send_to(self.peer, needs, stage, self.progress)?;
+        self.sent_bytes.set(self.sent_bytes.get() + sent_bytes);
+        Ok(sent_bytes)
     }
 }
 
-/// That it went.
+/// How it left.
+struct Moved {
+    rounds: Vec<MoveRound>,
+    /// From when it stood still until all of it was durable here.
+    saved_ms: f64,
+    went: Went,
+}
+
+/// How it went on there.
 #[derive(Default)]
 struct Went {
     /// From the snapshot to the first instruction there.
@@ -574,12 +565,26 @@ fn ask<A: DeserializeOwned>(
     peer.post(&format!("/peer/moves/{what}"), question)
 }
 
+/// Whose is a machine that a host was given, or was to be given, by this snapshot?
+fn whose(
+    peer: &PeerClient,
+    record: &Record,
+    snapshot: Option<SnapshotId>,
+) -> Result<Result<Settled, Problem>, PeerError> {
+    let settle = Settle {
+        machine: record.id.clone(),
+        snapshot: snapshot.map(|id| id.to_string()).unwrap_or_default(),
+    };
+    ask(peer, "settle", &settle)
+}
+
 /// How many objects of a snapshot a host still lacks.
 fn lacks(peer: &PeerClient, id: &SnapshotId) -> Result<u64, Problem> {
     ask(peer, "lacks", &id.to_string()).told()?
 }
 
-fn of_host(host: &str, problem: Problem) -> Problem {
+/// What another host has said, with its name.
+pub(crate) fn of_host(host: &str, problem: Problem) -> Problem {
     Problem {
         message: format!("host {host}: {}", problem.message),
         ..problem

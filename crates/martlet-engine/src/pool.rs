@@ -14,7 +14,7 @@
 use crate::engine::{Engine, lock};
 use crate::host_memory::has_room_ahead;
 use crate::identity;
-use crate::machine::Config;
+use crate::machine::{Config, Machine};
 use crate::mapped::Mapped;
 use crate::problem::{self, Told};
 use martlet_api::{PoolUsage, Problem};
@@ -99,8 +99,8 @@ impl Ahead {
         self.vm.as_mut().expect("it is there until it is taken")
     }
 
-    /// Takes the QEMU; who does so is who ends it.
-    pub fn into_vm(mut self) -> RunningVm {
+    /// The same, leaving what is to be removed.
+    pub fn take_vm(&mut self) -> RunningVm {
         self.vm.take().expect("it is there until it is taken")
     }
 }
@@ -199,7 +199,10 @@ impl Pool {
             while let Some(shape) = pool.next() {
                 let Some(engine) = engine.upgrade() else { return };
                 match engine.start_ahead(&shape) {
-                    Ok(ahead) => lock(&pool.inner).ready.push(ahead),
+                    Ok(mut ahead) => {
+                        engine.lay_out(&mut ahead);
+                        lock(&pool.inner).ready.push(ahead);
+                    }
                     Err(problem) => {
                         tracing::warn!(%problem, "no QEMU can be started ahead");
                         // Not again and again: only once it is wanted again.
@@ -258,13 +261,26 @@ impl Pool {
 }
 
 impl Engine {
+    /// Lays it out like a machine of its shape that runs.
+    fn lay_out(&self, ahead: &mut Ahead) {
+        let of_shape = |machine: &Arc<Machine>| {
+            let record = machine.record();
+            let shape = Shape::new(&record.hardware.to_compat(), &record.config);
+            machine.live().filter(|_| shape == ahead.shape)
+        };
+        let layout = self.all().iter().find_map(of_shape).map(|live| live.vm.layout());
+        if let Some(Err(error)) = layout.map(|layout| ahead.vm().lay_out(&layout?)) {
+            tracing::debug!(%error, "a QEMU that was started ahead is not laid out");
+        }
+    }
+
     /// Starts one.
     pub(crate) fn start_ahead(&self, shape: &Shape) -> Result<Ahead, Problem> {
         let number = self.state.take("machine", 1).told()?;
         let user = self.qemu_user(number);
         let home = format!("{AHEAD}{}", &identity::machine_id()[AHEAD.len()..]);
         self.dirs.create_machine(&home)?;
-        let run_dir = self.dirs.run(&home, 0);
+        let run_dir = self.dirs.run(&home);
         own_directory(&run_dir, user.as_ref()).map_err(|error| problem::io("make", &run_dir, &error))?;
         let zeros = Manifest::zero(shape.memory_bytes / PAGE_SIZE as u64);
         let mut ahead = Ahead {

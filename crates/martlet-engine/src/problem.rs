@@ -117,7 +117,7 @@ impl Tell for ServerError {
 impl Tell for SourceError {
     fn tell(self) -> Problem {
         let code = match &self {
-            SourceError::Missing { .. } | SourceError::Damaged { .. } | SourceError::Unsaved { .. } => {
+            SourceError::Missing { .. } | SourceError::Damaged { .. } | SourceError::Apart { .. } => {
                 ProblemCode::Damaged
             }
             SourceError::Io { .. } => ProblemCode::Internal,

@@ -13,24 +13,23 @@
 //! a restore to what the machine was before, a checkpoint to the running machine, a first start to nothing (in the
 //! background: to a failed one).
 
-use crate::console::Consoles;
 use crate::engine::{Engine, lock};
 use crate::identity;
 use crate::live::Live;
-use crate::machine::{Machine, PredecessorRecord, Record, RunningRecord};
+use crate::machine::{Machine, Record, RunningRecord};
 use crate::mapped::Mapped;
 use crate::phase::Phase;
 use crate::pool::Shape;
-use crate::predecessor::Predecessor;
 use crate::problem::Told;
 use crate::stalls::Run;
+use crate::starter::StartPages;
 use crate::state::When;
 use martlet_agent_api::Start;
 use martlet_api::{Problem, ProblemCode};
 use martlet_disk::CowDisk;
 use martlet_fuse::Placement;
-use martlet_image::{Manifest, PAGE_SIZE, PageSet};
-use martlet_pager::{Unsaved, VmKey};
+use martlet_image::{Manifest, PAGE_SIZE};
+use martlet_pager::VmKey;
 use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::running::VmHandle;
 use martlet_vm::spec::{AGENT_SOCKET, STDERR_LOG};
@@ -38,7 +37,7 @@ use martlet_vm::{ChildState, RunningVm};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// An agent answers a new connection within this time, or is asked again.
@@ -46,16 +45,12 @@ const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The daemon serves after this time at the latest, though not every machine has answered.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(8);
 
-/// A process that is killed has ended within this time.
-const END_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Files of a machine, served again.
 struct Refiled {
     disk: Arc<CowDisk>,
     disk_name: String,
     memory: Arc<Mapped>,
     placeholder: Option<Arc<Mapped>>,
-    predecessors: Vec<Predecessor>,
 }
 
 /// A machine whose QEMU lives and whose files are served again.
@@ -64,16 +59,9 @@ pub(crate) struct Found {
     files: Refiled,
 }
 
-/// What a daemon finds when it starts.
-pub(crate) struct FoundAll {
-    machines: Vec<Found>,
-    /// Processes that are being ended. They may need what is served to come to their ends.
-    strays: Arc<[u32]>,
-}
-
 impl Engine {
     /// Loads all records. With `adopt`, the files of machines whose QEMU still lives are put back under their numbers.
-    pub(crate) fn load_machines(self: &Arc<Self>, adopt: bool) -> Result<FoundAll, Problem> {
+    pub(crate) fn load_machines(self: &Arc<Self>, adopt: bool) -> Result<Vec<Found>, Problem> {
         let mut machines = Vec::new();
         for record in self.state.machines::<Record>().told()? {
             tracing::info!(machine = record.name, phase = ?record.phase, awaited = record.awaited, "on record");
@@ -92,15 +80,15 @@ impl Engine {
                 Err(problem) => self.lost(&machine, &problem),
             }
         }
-        let strays = self.end_strays();
+        self.end_strays();
         self.remove_leftovers();
-        Ok(FoundAll { machines, strays })
+        Ok(machines)
     }
 
     /// Has the keeper's successor, should it need one, keep a machine's processes too.
     fn keep_again(&self, record: &Record) {
         let log = self.run_dir(record).join(STDERR_LOG);
-        for pid in record.running.iter().flat_map(RunningRecord::pids) {
+        for pid in record.running.iter().map(|running| running.pid) {
             if let Err(error) = self.keeper.adopt(pid, &record.name, &log) {
                 tracing::warn!(%error, machine = record.name, pid, "its process is not kept");
             }
@@ -123,27 +111,22 @@ impl Engine {
     }
 
     /// Ends QEMUs that no record knows, of starts that the daemon's death cut short; their processes.
-    fn end_strays(&self) -> Arc<[u32]> {
+    fn end_strays(&self) {
         let running = self
             .all()
             .into_iter()
             .filter_map(|machine| machine.record().running);
-        let known: Vec<u32> = running.flat_map(|running| running.pids()).collect();
+        let known: Vec<u32> = running.map(|running| running.pid).collect();
         let children = self.keeper.children().unwrap_or_default().into_iter();
-        let strays: Arc<[u32]> = children
-            .map(|child| child.pid)
-            .filter(|pid| !known.contains(pid))
-            .collect();
-        for pid in &*strays {
-            let _ = self.spawner.signal(*pid, libc::SIGKILL);
+        for pid in children.map(|child| child.pid).filter(|pid| !known.contains(pid)) {
+            let _ = self.spawner.signal(pid, libc::SIGKILL);
         }
-        strays
     }
 
     /// A machine cannot go on: it is what it was before the restore that was under way, else it has failed.
     fn lost(&self, machine: &Arc<Machine>, problem: &Problem) {
         let record = machine.record();
-        for pid in record.running.iter().flat_map(RunningRecord::pids) {
+        for pid in record.running.iter().map(|running| running.pid) {
             let _ = self.spawner.signal(pid, libc::SIGKILL);
         }
         let words = martlet_vm::process::tail(&self.run_dir(&record).join(STDERR_LOG), 1000);
@@ -180,11 +163,7 @@ impl Engine {
             None => zeros(),
         };
         let shown = Some((running.memory_inode, running.memory_name.clone()));
-        let memory = match running.alone {
-            true => self.images.map_alone(running.mapped, manifest, shown)?,
-            false => self.images.map(running.mapped, manifest, shown)?,
-        };
-        let predecessors = self.lay_again(record, &running.predecessors, &memory)?;
+        let memory = self.images.map(running.mapped, manifest, shown)?;
         let placeholder = running.placeholder.clone();
         let placeholder = placeholder
             .map(|shown| self.images.map(None, zeros(), Some(shown)))
@@ -214,48 +193,22 @@ impl Engine {
             disk_name,
             memory,
             placeholder,
-            predecessors,
         })
-    }
-
-    /// Finds the pages again that are in no store yet. What the guest had reported free is not remembered: what is there
-    /// is as good as zeros to it.
-    fn lay_again(
-        &self,
-        record: &Record,
-        predecessors: &[PredecessorRecord],
-        memory: &Mapped,
-    ) -> Result<Vec<Predecessor>, Problem> {
-        let mut unsaved: Option<Unsaved> = None;
-        let mut found = Vec::new();
-        for predecessor in predecessors {
-            let run_dir = self.dirs.run(&record.id, predecessor.run_number);
-            let file = self.dirs.memory_file(&predecessor.memory_name);
-            let (predecessor, pages) =
-                Predecessor::find_again(predecessor, run_dir, &file, self.spawner.clone())?;
-            unsaved = Some(pages.over(unsaved.as_ref(), &PageSet::new()));
-            found.push(predecessor);
-        }
-        if let Some(unsaved) = unsaved {
-            assert!(memory.image.lay(unsaved), "nothing is served yet");
-        }
-        Ok(found)
     }
 
     /// With the images served again, machines can answer: QEMU and agents are connected to. All at once, and those that
     /// take their time are not waited for: nobody can be served, and nothing that hangs be killed, before this returns.
-    pub(crate) fn reconnect_machines(self: &Arc<Self>, found: FoundAll) {
+    pub(crate) fn reconnect_machines(self: &Arc<Self>, found: Vec<Found>) {
         let (connecting, connected) = channel::<()>();
-        for Found { machine, files } in found.machines {
+        for Found { machine, files } in found {
             let (engine, connecting) = (self.clone(), connecting.clone());
-            let strays = found.strays.clone();
             let reconnect = move || {
                 let _connecting = connecting;
                 // Whatever else is asked of it has to wait, but to be killed.
                 let Ok(_operation) = machine.begin("recovery") else {
                     return;
                 };
-                if let Err(problem) = engine.reconnect(&machine, files, &strays) {
+                if let Err(problem) = engine.reconnect(&machine, files) {
                     engine.lost(&machine, &problem);
                 }
             };
@@ -271,12 +224,7 @@ impl Engine {
         let _ = connected.recv_timeout(CONNECT_PATIENCE);
     }
 
-    fn reconnect(
-        self: &Arc<Self>,
-        machine: &Arc<Machine>,
-        files: Refiled,
-        strays: &[u32],
-    ) -> Result<(), Problem> {
+    fn reconnect(self: &Arc<Self>, machine: &Arc<Machine>, files: Refiled) -> Result<(), Problem> {
         let record = machine.record();
         let running = record.running.as_ref().expect("it was found by it");
         let key = VmKey(self.next_key());
@@ -304,21 +252,11 @@ impl Engine {
             ending: AtomicBool::new(false),
             seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
             _prefetcher: None,
+            start: OnceLock::from(StartPages::default()),
             registry: self.registry.clone(),
             disk_name: files.disk_name,
-            consoles: Consoles::default(),
-            predecessors: Mutex::new(files.predecessors),
         });
         machine.set_live(Some(live.clone()));
-        if matches!(record.phase, Phase::Pausing) {
-            // Ports and interface may have been on their way to another process, which has them until it is gone.
-            for pid in strays {
-                if let Ok(ChildState::Running) = self.spawner.wait(*pid, END_TIMEOUT) {
-                    tracing::warn!(pid, "a process that nobody needs does not end");
-                }
-            }
-            self.connect_again(&live.vm, &record);
-        }
         let stands = record.phase.host().is_some();
         if !stands {
             self.update(machine, When::Now, |record| record.phase = Phase::Running)?;
@@ -333,6 +271,7 @@ impl Engine {
         while record.agent && live.vm.is_alive() {
             match self.connect_agent(&record) {
                 Ok(agent) => {
+                    self.take_calls(machine, &agent);
                     *lock(&live.agent) = Some(agent);
                     break;
                 }

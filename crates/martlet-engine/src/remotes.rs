@@ -316,6 +316,11 @@ impl Engine {
         Ok(info)
     }
 
+    /// Is there any?
+    pub(crate) fn has_remotes(&self) -> Result<bool, Problem> {
+        Ok(!self.known_remotes()?.is_empty())
+    }
+
     /// All remotes.
     pub fn remotes(&self) -> Result<Vec<RemoteInfo>, Problem> {
         let remotes = self.known_remotes()?;

@@ -68,7 +68,6 @@ impl Engine {
             snapshot: restored.then_some(id),
             disk_base: id,
             disk_number: 1,
-            run_number: 0,
             running: None,
             agent: false,
             timeline: Timeline::default(),
@@ -76,6 +75,9 @@ impl Engine {
             undo: None,
             awaited: !request.detach,
             line: None,
+            given: None,
+            is_clone: false,
+            kin: None,
             config,
         };
         let machine = self.add(record.clone())?;
@@ -132,6 +134,7 @@ impl Engine {
             true => Who::Clone {
                 parent: snapshot.machine_id.clone(),
                 index: 1,
+                asked: None,
             },
             false => Who::Same,
         };
@@ -379,6 +382,9 @@ impl Engine {
         } = launched;
         let live = Arc::new(live);
         machine.set_live(Some(live.clone()));
+        if let Some(agent) = live.agent() {
+            self.take_calls(machine, &agent);
+        }
         crash::step("start");
         let entered = self.update(machine, When::Now, |record| {
             record.phase = Phase::Running;
@@ -503,6 +509,7 @@ impl Engine {
             restart: request.restart,
             workdir: snapshot.labels.get("workdir").cloned(),
             user: snapshot.labels.get("user").cloned(),
+            fork: request.fork.clone(),
         })
     }
 
@@ -538,6 +545,7 @@ impl Engine {
     pub(crate) fn forget(&self, machine: &Arc<Machine>) -> Result<(), Problem> {
         let mut written = machine.writing();
         let record = machine.record();
+        self.remember_taken(&record)?;
         let forgotten = self.state.remove_machine(&record.id);
         if let Err(error) = forgotten {
             tracing::warn!(%error, machine = record.name, "its record stays behind");
@@ -554,8 +562,15 @@ impl Engine {
         crash::step("end");
         lock(&self.machines).remove(&record.name);
         machine.set_pins(Vec::new());
+        for id in record.snapshot.iter().chain([&record.disk_base]) {
+            if let Err(problem) = self.forget_unused(id) {
+                tracing::warn!(%problem, snapshot = %id, "it still comes, for nobody");
+            }
+        }
         let _ = std::fs::remove_dir_all(self.dirs.machine(&record.id));
         crash::step("end");
+        drop(written);
+        self.tickets.forget_unused(&record.id);
         Ok(())
     }
 

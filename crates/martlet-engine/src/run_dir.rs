@@ -39,14 +39,8 @@ pub fn replace(old: &Path, new: &Path) -> io::Result<()> {
     }
 }
 
-/// Puts `new` where nothing is in use.
-pub fn take(dir: &Path, new: &Path) -> io::Result<()> {
-    remove(dir)?;
-    std::fs::rename(new, dir)
-}
-
 /// The logs in `new` go on where those in `old` end.
-pub fn carry_logs(old: &Path, new: &Path) -> io::Result<()> {
+fn carry_logs(old: &Path, new: &Path) -> io::Result<()> {
     for log in LOGS {
         append_tail(&old.join(log), LOG_CARRIED_BYTES, &new.join(log))?;
     }

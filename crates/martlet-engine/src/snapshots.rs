@@ -129,6 +129,23 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes the name of a snapshot that was made for something that is over. Machines that use it keep it for as long as
+    /// they do.
+    pub(crate) fn unname(&self, reference: &str) -> Result<(), Problem> {
+        let (id, _) = self.snapshot_named(reference)?;
+        let name: RefName = reference.parse().told()?;
+        self.move_latest(&name, &id)?;
+        self.store.drop_ref(&name).told()?;
+        let left = self.store.refs_to(&id);
+        if left.iter().all(|name| name.tag() == LATEST) {
+            for name in left {
+                self.store.drop_ref(&name).told()?;
+            }
+            self.forget_unused(&id)?;
+        }
+        Ok(())
+    }
+
     /// When `name:latest` means the snapshot that loses `name`, it means the newest of the others from now on.
     fn move_latest(&self, name: &RefName, id: &SnapshotId) -> Result<(), Problem> {
         let latest = RefName::new(name.name(), LATEST).told()?;

@@ -191,7 +191,7 @@ mod tests {
         for vm in [1, 1, 2, 3] {
             read_page(&stalls, vm);
         }
-        // It goes on in another process.
+        // It is found again by another daemon.
         stalls.watch(VmKey(4), &first);
         read_page(&stalls, 4);
         let sums = |run: &Run| (run.ledger().sources[0].reads, run.ledger().sources[0].came_bytes);

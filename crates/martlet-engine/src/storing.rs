@@ -15,9 +15,8 @@ use martlet_disk::{BlockChange, FrozenLayer};
 use martlet_image::{
     DiskRecord, FrameId, Hardware, Manifest, MemoryRecord, PAGE_SIZE, PageLocation, PageSet, SnapshotRecord,
 };
-use martlet_pager::Layer;
 use martlet_store::{Batch, Pin, RefName};
-use martlet_vm::capture::CapturedMemory;
+use martlet_vm::capture::{CapturedMemory, PausedMemory};
 use std::collections::BTreeSet;
 
 /// A memory image as far as its pages were put into the store ahead of the pause in which the rest is taken.
@@ -80,6 +79,10 @@ impl Engine {
             true => None,
             false => Some(batch.put_blob(&touched.encode()).told_as(full)?),
         };
+        let starter = match captured.ends {
+            true => self.put_starter(&mut batch, live, captured, &memory.manifest)?,
+            false => None,
+        };
         let base = self.store.snapshot(&record.disk_base).told()?;
         let snapshot = SnapshotRecord {
             machine: record.name.clone(),
@@ -92,6 +95,7 @@ impl Engine {
                 size_bytes: record.config.memory_bytes,
                 descriptor,
                 trace,
+                starter,
                 free_pages: memory.unstored_pages,
             }),
             disks: vec![DiskRecord {
@@ -186,7 +190,7 @@ impl Engine {
         let total = Some(captured.own.size_bytes());
         let ahead = match &mut captured.own {
             Own::Copied { ahead, .. } => ahead.take(),
-            Own::InPlace { .. } => None,
+            Own::Twin(_) | Own::InPlace(_) => None,
         };
         let ahead = ahead.unwrap_or_else(|| PutAhead::over(&image));
         let (mut manifest, mut gone) = (ahead.manifest, ahead.pages);
@@ -202,38 +206,26 @@ impl Engine {
             });
             Ok::<_, martlet_store::StoreError>(())
         };
-        let mut put_layer = |batch: &mut Batch, manifest: &mut Manifest, layer: &Layer| {
-            read_layer(layer, |some| put(batch, manifest, some).told_as(full))
+        let mut put_in_place = |batch: &mut Batch, manifest: &mut Manifest, memory: &PausedMemory| {
+            read_in_place(memory, |some| put(batch, manifest, some).told_as(full))
         };
-        let free = match &captured.own {
-            Own::InPlace { unsaved, .. } => {
-                for layer in unsaved.layers() {
-                    put_layer(batch, &mut manifest, layer)?;
-                }
-                unsaved.zeros().clone()
-            }
-            Own::Copied { memory, free, .. } => {
+        match &captured.own {
+            Own::Twin(twin) => put_in_place(batch, &mut manifest, twin.memory())?,
+            Own::InPlace(memory) => put_in_place(batch, &mut manifest, memory)?,
+            Own::Copied { memory, .. } => {
                 // Of what was put ahead the guest has given up some since.
                 gone.and_not(memory.pages());
                 gone.iter()
                     .for_each(|page| manifest.set(page, image.locate(page)));
-                let before = live.memory.image.unsaved().unwrap_or_default();
-                for layer in before.layers() {
-                    let mut layer = layer.clone();
-                    layer.pages.and_not(memory.pages());
-                    put_layer(batch, &mut manifest, &layer)?;
-                }
                 let mut pages = memory.iter().peekable();
                 while pages.peek().is_some() {
                     let some: Vec<_> = pages.by_ref().take(PAGES_AT_ONCE).collect();
                     put(batch, &mut manifest, &some).told_as(full)?;
                 }
-                let mut free = free.clone();
-                free.or(before.zeros());
-                free.and_not(memory.pages());
-                free
             }
-        };
+        }
+        let mut free = captured.free.clone();
+        free.and_not(captured.own.pages());
         // What the guest reported free and has not touched since: it does not care what is there, and zero is free.
         let mut free_pages = 0;
         for range in free.iter_ranges() {
@@ -254,9 +246,9 @@ struct PutImage {
     unstored_pages: u64,
 }
 
-/// Hands over all pages of a layer, some at a time.
-fn read_layer(
-    layer: &Layer,
+/// Hands over all pages that are where they were, some at a time.
+fn read_in_place(
+    memory: &PausedMemory,
     mut put: impl FnMut(&[(u64, &[u8; PAGE_SIZE])]) -> Result<(), Problem>,
 ) -> Result<(), Problem> {
     let mut buffer = vec![0; PAGES_AT_ONCE * PAGE_SIZE];
@@ -266,12 +258,12 @@ fn read_layer(
         let some: Vec<_> = numbers.drain(..).zip(pages).collect();
         put(&some)
     };
-    for range in layer.pages.iter_ranges() {
+    for range in memory.pages().iter_ranges() {
         let mut start = range.start;
         while start < range.end {
             let end = range.end.min(start + (PAGES_AT_ONCE - numbers.len()) as u64);
             let bytes = numbers.len() * PAGE_SIZE..(numbers.len() + (end - start) as usize) * PAGE_SIZE;
-            let read = layer.source.read(start..end, &mut buffer[bytes]);
+            let read = memory.read(start..end, &mut buffer[bytes]);
             read.told_as("the guest's memory could not be read")?;
             numbers.extend(start..end);
             if numbers.len() == PAGES_AT_ONCE {

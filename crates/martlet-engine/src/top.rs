@@ -17,6 +17,7 @@ impl Engine {
             cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
             load: load(&std::fs::read_to_string("/proc/loadavg").unwrap_or_default()),
             store_bytes: self.store.pack_bytes().told()?,
+            clones_left: self.clones_left_to(machines.iter()),
             machines: machines.iter().map(|machine| self.usage_of(machine)).collect(),
         })
     }

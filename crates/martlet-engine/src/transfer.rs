@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::hosts::PeerPlace;
 use crate::nearest::Later;
 use crate::problem::Told;
+use crate::starter;
 use martlet_api::{
     AwaySnapshot, FetchRequest, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit, PullRequest,
     PushRequest, TransferReport,
@@ -288,6 +289,7 @@ impl Engine {
     /// Nothing waits for a snapshot's frames any more.
     pub(crate) fn forget_away(&self, id: &SnapshotId) -> Result<(), Problem> {
         self.away.forget(id);
+        self.starters.forget(id);
         self.list(id, None)
     }
 
@@ -351,9 +353,13 @@ impl Engine {
 
     /// Has the rest of a snapshot come, while nobody reads it.
     pub(crate) fn bring_rest(self: &Arc<Self>, id: SnapshotId) {
-        let (engine, away) = (Arc::downgrade(self), self.away.clone());
+        let (engine, away, store) = (Arc::downgrade(self), self.away.clone(), self.store.clone());
         let first = self.read_first(&id).unwrap_or_default(); // without, it comes all the same
+        let starter = self.expect_starter(&id);
         let bring = move || {
+            if let Some((starter, chunks)) = starter {
+                starter::bring(&store, &starter, &chunks);
+            }
             loop {
                 match away.complete(&id, first.clone()) {
                     Ok(false) => return,
@@ -370,23 +376,32 @@ impl Engine {
         };
         if let Err(error) = std::thread::Builder::new().name("rest".into()).spawn(bring) {
             tracing::warn!(%error, snapshot = %id, "its rest comes only as it is read");
+            self.starters.forget(&id);
         }
     }
 
-    /// Frames that earlier runs read first, in that order.
+    /// What the next start will read first: its starter; frames that earlier runs read first, in that order, but those last
+    /// that the starter does without.
     pub(crate) fn read_first(&self, id: &SnapshotId) -> Option<Vec<Key>> {
         let trace = self.trace(id)?;
         let memory = self.store.snapshot(id).ok()?.memory?;
         let manifest = self.store.manifest(&memory.manifest).ok()?;
+        let starter = self.starter_chunks(id).unwrap_or_default();
+        let in_starter: HashSet<u32> = starter.iter().flat_map(|(_, pages)| pages).copied().collect();
+        let (later, sooner): (Vec<u32>, Vec<u32>) =
+            trace.pages().iter().partition(|page| in_starter.contains(page));
         let mut seen = HashSet::new();
-        let frames = trace
-            .pages()
-            .iter()
-            .filter_map(|page| match manifest.locate(u64::from(*page)) {
-                PageLocation::Frame { frame, .. } => Some(Key::new(Kind::Frame, frame.0)),
-                PageLocation::Zero => None,
-            });
-        Some(frames.filter(|frame| seen.insert(*frame)).collect())
+        let frames =
+            sooner
+                .into_iter()
+                .chain(later)
+                .filter_map(|page| match manifest.locate(u64::from(page)) {
+                    PageLocation::Frame { frame, .. } => Some(Key::new(Kind::Frame, frame.0)),
+                    PageLocation::Zero => None,
+                });
+        let frames = frames.filter(|frame| seen.insert(*frame));
+        let chunks = starter.iter().map(|(chunk, _)| Key::new(Kind::Blob, chunk.0));
+        Some(chunks.chain(frames).collect())
     }
 
     /// All of a snapshot is here, if it was away.

@@ -1,7 +1,7 @@
 //! Watching over running machines: QEMU's end is seen at once, and what a run touched is kept as its snapshot's trace.
 
-use crate::engine::{Engine, lock};
-use crate::launch::Who;
+use crate::engine::Engine;
+use crate::launch::{LOAD_PAGES, Who};
 use crate::live::Live;
 use crate::machine::Machine;
 use crate::phase::Phase;
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// A run's first touches up to this age are what the next start will want first.
 const TRACE_AGE: Duration = Duration::from_secs(10);
+/// What a machine of this age has of its memory, the next start will want at once: first commands are in it.
+const START_AGE: Duration = Duration::from_secs(2);
 /// Most pages kept of a trace: 64 MiB.
 const TRACE_PAGES: usize = 16384;
 /// So many pages that a run wrote are little: 16 MiB.
@@ -42,16 +44,23 @@ impl Engine {
             Arc::downgrade(live),
         );
         let watcher = move || {
-            let trace_at = Instant::now() + TRACE_AGE;
-            let mut traced = false;
+            let begun = Instant::now();
+            let (mut started, mut traced) = (false, false);
             loop {
-                let left = match traced {
-                    true => LOOK_AT_LOGS,
-                    false => trace_at.saturating_duration_since(Instant::now()),
+                let left = match (started, traced) {
+                    (false, _) => START_AGE.saturating_sub(begun.elapsed()),
+                    (true, false) => TRACE_AGE.saturating_sub(begun.elapsed()),
+                    (true, true) => LOOK_AT_LOGS,
                 };
                 match events.recv_timeout(left) {
                     Ok(VmEvent::Ended) | Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
                     Ok(_) => {}
+                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !started => {
+                        started = true;
+                        if let Some(live) = live.upgrade() {
+                            live.start_pages();
+                        }
+                    }
                     Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !traced => {
                         traced = true;
                         if let (Some(engine), Some(live)) = (engine.upgrade(), live.upgrade()) {
@@ -74,7 +83,7 @@ impl Engine {
 
     /// Adds what a run touched to the trace of the snapshot it started from.
     pub(crate) fn keep_trace(&self, live: &Live) {
-        let Some(id) = live.memory.snapshot() else { return };
+        let Some(id) = live.memory.snapshot else { return };
         let known = self.trace(&id).map_or(0, |trace| trace.pages().len());
         let trace = self.touched(live);
         if trace.pages().len() > known
@@ -86,7 +95,7 @@ impl Engine {
 
     /// What earlier runs of a run's snapshot touched, and then it.
     pub(crate) fn touched(&self, live: &Live) -> Trace {
-        let known = live.memory.below().and_then(|id| self.trace(&id));
+        let known = live.memory.snapshot.and_then(|id| self.trace(&id));
         let mut pages = known.map(|trace| trace.pages().to_vec()).unwrap_or_default();
         let known: HashSet<u32> = pages.iter().copied().collect();
         let run = live.memory.image.trace();
@@ -95,10 +104,11 @@ impl Engine {
         Trace::new(pages)
     }
 
-    /// What the next run will want first, wherever that is: what this run touched and what it wrote. That comes first, unless
-    /// it is much: of a page that was handed over with others the trace says nothing, and what was written is mostly that.
+    /// What the next run will want first, wherever that is: what this run touched and what it wrote. What was touched before
+    /// the guest ran comes first of all. Then what was written, unless it is much: of a page that was handed over with others the
+    /// trace says nothing, and what was written is mostly that.
     pub(crate) fn wanted_next(&self, live: &Live, now: &Manifest) -> Trace {
-        if live.memory.below().is_none() {
+        if live.memory.snapshot.is_none() {
             return Trace::default(); // it was booted, which says nothing of a resume
         }
         let touched = self.touched(live);
@@ -112,14 +122,14 @@ impl Engine {
         });
         let written = written.filter_map(|(page, _, _)| u32::try_from(page).ok());
         let written: Vec<u32> = written.take(TRACE_PAGES).collect();
-        let touched = touched.pages().to_vec();
-        let (first, then) = match written.len() <= WRITTEN_FIRST_PAGES {
-            true => (written, touched),
-            false => (touched, written),
+        let touched = touched.pages();
+        let (at_load, later) = touched.split_at(touched.len().min(LOAD_PAGES));
+        let parts = match written.len() <= WRITTEN_FIRST_PAGES {
+            true => [at_load, &written, later],
+            false => [at_load, later, &written],
         };
         let mut known = HashSet::new();
-        let mut pages = first;
-        pages.extend(then);
+        let mut pages = parts.concat();
         pages.retain(|page| known.insert(*page));
         pages.truncate(TRACE_PAGES);
         Trace::new(pages)
@@ -185,23 +195,6 @@ impl Engine {
             _ => None,
         };
         self.after_end(machine, live, phase, how);
-    }
-
-    /// A process has ended that `live` was handed over from and whose pages were not in the store yet. Sooner or later its
-    /// guest would touch one of them: it is at its end now, and is told why.
-    fn ended_with_predecessor(self: &Arc<Self>, machine: &Arc<Machine>, live: Arc<Live>, before: &Live) {
-        let status = match before.vm.wait(Duration::from_secs(5)) {
-            Ok(ChildState::Ended { status, .. }) => status.to_string(),
-            _ => "ended".into(),
-        };
-        let again = machine.count_end(live.since.elapsed() < SOON) < ENDS_MAX;
-        let _ = live.vm.kill(); // it is waited for below
-        self.end_live(machine);
-        let why = format!(
-            "the process that it was handed over from held pages which were not in the store yet, and {status}"
-        );
-        let how = (machine.record().config.restart && again).then_some(Restart::Checkpoint);
-        self.after_end(machine, live, Phase::Failed { why }, how);
     }
 
     fn after_end(
@@ -283,13 +276,5 @@ fn ended(engine: &Weak<Engine>, machine: &Weak<Machine>, live: &Weak<Live>) {
     if !live.expect_end() {
         return;
     }
-    let was_before = |present: &Arc<Live>| {
-        let predecessors = lock(&present.predecessors);
-        predecessors.iter().any(|predecessor| predecessor.was(&live))
-    };
-    match machine.live().filter(was_before) {
-        None => engine.ended_by_itself(&machine, live),
-        Some(present) if present.expect_end() => engine.ended_with_predecessor(&machine, present, &live),
-        Some(_) => {}
-    }
+    engine.ended_by_itself(&machine, live);
 }

@@ -66,5 +66,8 @@ macro_rules! id {
 
 id!(FrameId, "a frame's uncompressed pages");
 id!(ManifestId, "an encoded manifest");
-id!(BlobId, "a blob: a descriptor, kernel, initramfs or trace");
+id!(
+    BlobId,
+    "a blob: a descriptor, kernel, initramfs, trace, or a part of a starter"
+);
 id!(SnapshotId, "an encoded snapshot record");

@@ -11,15 +11,19 @@ mod manifest_codec;
 mod page;
 mod page_set;
 mod snapshot;
+mod starter;
 mod trace;
 mod wire;
 
-pub use frame::{Codec, EncodedFrame, compress, decode_frame, decompress, encode_frame};
+pub use frame::{Codec, EncodedFrame, compress, compress_well, decode_frame, decompress, encode_frame};
 pub use id::{BlobId, FrameId, IdError, ManifestId, SnapshotId};
 pub use manifest::{MANIFEST_PAGES_MAX, Manifest, ManifestDiff, PageLocation};
 pub use manifest_codec::{MANIFEST_DEPTH_MAX, ManifestHeader, ManifestParent};
 pub use page::{FRAME_PAGES_MAX, PAGE_SIZE, ZERO_PAGE, is_zero, pages_for};
 pub use page_set::PageSet;
-pub use snapshot::{BootRecord, DiskRecord, Hardware, MemoryRecord, SNAPSHOT_BYTES_MAX, SnapshotRecord};
+pub use snapshot::{
+    BootRecord, DiskRecord, Hardware, MemoryRecord, SNAPSHOT_BYTES_MAX, SnapshotRecord, StarterRecord,
+};
+pub use starter::{STARTER_CHUNK_PAGES, STARTER_CHUNKS_MAX, StarterIndex};
 pub use trace::{TRACE_PAGES_MAX, Trace};
 pub use wire::FormatError;

@@ -15,7 +15,7 @@
 //! an image holds.
 
 use crate::manifest::MANIFEST_PAGES_MAX;
-use crate::wire::{FormatError, Reader, put_varint, unzigzag, zigzag};
+use crate::wire::{FormatError, Reader, head, put_varint, unzigzag, zigzag};
 use crate::{FRAME_PAGES_MAX, FrameId, Manifest, ManifestId, PageLocation};
 use std::collections::HashMap;
 
@@ -82,12 +82,9 @@ impl Manifest {
         pages: impl Iterator<Item = (u64, PageLocation)>,
     ) -> Vec<u8> {
         let (ids, runs) = runs(pages);
-        let mut out = Vec::with_capacity(64 + ids.len() * 32 + runs.len());
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.push(u8::from(parent.is_some()));
-        out.push(depth);
-        out.extend_from_slice(&(ids.len() as u32).to_le_bytes());
+        let flags = [u8::from(parent.is_some()), depth];
+        let mut out = head(MAGIC, VERSION, flags, ids.len() as u32);
+        out.reserve(48 + ids.len() * 32 + runs.len());
         out.extend_from_slice(&self.page_count().to_le_bytes());
         out.extend_from_slice(&self.stored_count().to_le_bytes());
         out.extend_from_slice(&parent.map_or([0; 32], |id| id.0));

@@ -8,7 +8,7 @@
 //! that a reader does not know are ignored, and fields that a writer did not know take their defaults. A change that
 //! a reader must not ignore raises the version.
 
-use crate::wire::{FormatError, Reader};
+use crate::wire::{FormatError, Reader, head};
 use crate::{BlobId, ManifestId, SnapshotId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -74,9 +74,22 @@ pub struct MemoryRecord {
     /// Order in which the last run touched pages.
     #[serde(default)]
     pub trace: Option<BlobId>,
+    /// The pages that a start touches first, a second time. (Not written when there is none: a record that was made before
+    /// there were starters keeps its id.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starter: Option<StarterRecord>,
     /// Pages written as zero because the guest had reported them free.
     #[serde(default)]
     pub free_pages: u64,
+}
+
+/// What a starter consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StarterRecord {
+    /// Which pages are where: a [`StarterIndex`](crate::StarterIndex).
+    pub index: BlobId,
+    /// Its chunks, in that order.
+    pub chunks: Vec<BlobId>,
 }
 
 /// A disk of a snapshot.
@@ -129,11 +142,7 @@ impl SnapshotRecord {
         if json.len() > SNAPSHOT_BYTES_MAX {
             return Err(malformed("it is longer than 1 MiB"));
         }
-        let mut out = Vec::with_capacity(16 + json.len());
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
-        out.extend_from_slice(&(json.len() as u32).to_le_bytes());
+        let mut out = head(MAGIC, VERSION, [0; 2], json.len() as u32);
         out.extend_from_slice(&json);
         Ok(out)
     }
@@ -163,14 +172,22 @@ impl SnapshotRecord {
     /// Every blob it needs.
     pub fn blobs(&self) -> impl Iterator<Item = BlobId> + '_ {
         let boot = self.boot.iter().flat_map(|boot| [boot.kernel, boot.initrd]);
-        self.resume_blobs().chain(boot)
+        let chunks = self.starter().into_iter().flat_map(|starter| &starter.chunks);
+        self.resume_blobs().chain(chunks.copied()).chain(boot)
     }
 
-    /// Those that a resume needs: what is booted by is only read when it is booted.
+    /// Those that a resume needs before it can begin: what is booted by is only read when it is booted, and a starter's
+    /// chunks come while it goes on.
     pub fn resume_blobs(&self) -> impl Iterator<Item = BlobId> + '_ {
         let memory = self.memory.iter();
         let blobs = memory.flat_map(|memory| [Some(memory.descriptor), memory.trace]);
-        blobs.flatten()
+        let index = self.starter().map(|starter| starter.index);
+        blobs.flatten().chain(index)
+    }
+
+    /// Its starter, if it has one.
+    pub fn starter(&self) -> Option<&StarterRecord> {
+        self.memory.as_ref()?.starter.as_ref()
     }
 }
 

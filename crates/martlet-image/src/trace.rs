@@ -4,7 +4,7 @@
 //!  0  magic "MARTTRAC" 8 | 8  format version = 1  2 | 10  reserved 2 | 12  count 4 | 16  zigzag varints: page - last page
 //! ```
 
-use crate::wire::{FormatError, Reader, put_varint, unzigzag, zigzag};
+use crate::wire::{FormatError, Reader, head, put_varint, unzigzag, zigzag};
 
 const WHAT: &str = "trace";
 const MAGIC: &[u8; 8] = b"MARTTRAC";
@@ -33,11 +33,7 @@ impl Trace {
 
     /// As bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(16 + self.pages.len() * 2);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
-        out.extend_from_slice(&(self.pages.len() as u32).to_le_bytes());
+        let mut out = head(MAGIC, VERSION, [0; 2], self.pages.len() as u32);
         let mut last = 0;
         for &page in &self.pages {
             put_varint(&mut out, zigzag(i64::from(page) - last));

@@ -131,6 +131,11 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// What each format begins with; flags are zero where there are none.
+pub(crate) fn head(magic: &[u8; 8], version: u16, flags: [u8; 2], count: u32) -> Vec<u8> {
+    [&magic[..], &version.to_le_bytes(), &flags, &count.to_le_bytes()].concat()
+}
+
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);

@@ -145,6 +145,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         size_bytes: 20_480_000,
         descriptor,
         trace: None,
+        starter: None,
         free_pages: 7,
     };
     let boot = BootRecord {

@@ -13,25 +13,24 @@
 //! * [`MemoryImage`] is a guest's memory that any number of VMs map. It records the order in which pages are
 //!   first touched (the trace), remembers for each VM the pages its guest reported as free, and hands pages that
 //!   were decoded anyway to a [`PushQueue`].
-//! * What is in no store yet ([`Unsaved`]) is read where it is, for instance in the memory of a process that stands still.
+//! * Of a [`Starter`] pages are read, and pushed as they come, before any frame of theirs is here.
 //! * A [`PagePush`] may wait for a lock which a fault in flight holds (a kernel's page lock does), so it is never called
 //!   on the thread that answers a fault.
 
 mod cache;
-mod content;
 mod memory;
 mod pager;
 mod prefetch;
 mod push;
 mod sequence;
 mod source;
+mod starter;
 #[cfg(test)]
 mod testing;
-mod unsaved;
 
 pub use memory::{MemoryImage, MemoryStats, VmKey};
 pub use pager::{Pager, PagerStats};
 pub use prefetch::{Cancel, PrefetchReport};
 pub use push::{PagePush, PushQueue};
 pub use source::{FrameSource, SourceError};
-pub use unsaved::{Layer, PageSource, Unsaved};
+pub use starter::Starter;

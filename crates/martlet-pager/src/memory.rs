@@ -1,11 +1,13 @@
 //! A guest's memory as any number of VMs map it.
 
 use crate::cache::lock;
-use crate::content::{Content, Where};
 use crate::push::{PagePush, Piece, PushBuffer, PushQueue};
 use crate::sequence::Sequence;
-use crate::{Pager, SourceError, Unsaved};
-use martlet_image::{FRAME_PAGES_MAX, Manifest, PAGE_SIZE, PageSet, TRACE_PAGES_MAX, Trace};
+use crate::starter::Starter;
+use crate::{Pager, SourceError};
+use martlet_image::{
+    FRAME_PAGES_MAX, FrameId, Manifest, PAGE_SIZE, PageLocation, PageSet, TRACE_PAGES_MAX, Trace,
+};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -48,6 +50,8 @@ struct Record {
     known: PageSet,
     /// Pages that were asked for.
     asked: PageSet,
+    /// Pages of reads that were refused.
+    refused: PageSet,
     /// First touches by demand, in order.
     trace: Vec<u32>,
     demand_pages: u64,
@@ -62,7 +66,8 @@ pub(crate) struct PushPath {
 pub struct MemoryImage {
     me: Weak<MemoryImage>, // for what outlives a read: the queue
     pub(crate) pager: Arc<Pager>,
-    content: Mutex<Content>,
+    manifest: Arc<Manifest>,
+    starter: Mutex<Option<Arc<Starter>>>,
     page_count: u64,
     record: Mutex<Record>,
     sequence: Mutex<Sequence>,
@@ -91,10 +96,8 @@ impl MemoryImage {
             me: me.clone(),
             pager,
             page_count: manifest.page_count(),
-            content: Mutex::new(Content {
-                manifest,
-                unsaved: None,
-            }),
+            manifest,
+            starter: Mutex::default(),
             record: Mutex::default(),
             sequence: Mutex::default(),
             free: Mutex::default(),
@@ -107,33 +110,23 @@ impl MemoryImage {
         })
     }
 
-    /// What the image is made of, as far as it is in a store.
+    /// What the image is made of.
     pub fn manifest(&self) -> Arc<Manifest> {
-        self.content().manifest
+        self.manifest.clone()
     }
-    /// What is in no store yet.
-    pub fn unsaved(&self) -> Option<Arc<Unsaved>> {
-        self.content().unsaved
-    }
-    /// Lays unsaved pages over the manifest. Refused once anything was read: an image does not change.
-    #[must_use]
-    pub fn lay(&self, unsaved: Unsaved) -> bool {
-        let mut content = lock(&self.content);
-        let is_unread = self.reads.load(Relaxed) == 0 && self.pushed_pages.load(Relaxed) == 0;
-        if is_unread {
-            content.unsaved = Some(Arc::new(unsaved));
+    /// The frame that a page is in; none if it is zero.
+    pub(crate) fn frame_of(&self, page: u64) -> Option<FrameId> {
+        match self.manifest.locate(page) {
+            PageLocation::Zero => None,
+            PageLocation::Frame { frame, .. } => Some(frame),
         }
-        is_unread
     }
-    /// What was unsaved is in the store now: `manifest` describes the same bytes.
-    pub fn settle(&self, manifest: Arc<Manifest>) {
-        *lock(&self.content) = Content {
-            manifest,
-            unsaved: None,
-        };
+    /// From now on, pages that are in a starter of this image are read from there; `None` ends it.
+    pub fn set_starter(&self, starter: Option<Arc<Starter>>) {
+        *lock(&self.starter) = starter;
     }
-    pub(crate) fn content(&self) -> Content {
-        lock(&self.content).clone()
+    fn starter(&self) -> Option<Arc<Starter>> {
+        lock(&self.starter).clone()
     }
     /// Pages in it.
     pub fn page_count(&self) -> u64 {
@@ -154,33 +147,77 @@ impl MemoryImage {
 
     /// Answers a fault: fills `buf` with the bytes from `offset` (zeros beyond the end). What shares a frame with the
     /// pages read, and was not handed over before, goes to the push queue.
+    ///
+    /// A read of several pages is refused when a starter has some of them and others would have to be got: it is of one page that
+    /// somebody waits for and of those around it, and a kernel asks for that page alone then. What was refused once is read
+    /// when it is asked for again, in whatever piece.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
+        let end = offset.saturating_add(buf.len() as u64).div_ceil(PAGE_SIZE as u64);
+        let pages = offset / PAGE_SIZE as u64..end.min(self.page_count);
+        if self.is_apart(pages.clone()) && self.is_first_refusal(pages.clone()) {
+            return Err(SourceError::Apart { page: pages.start });
+        }
         self.reading.fetch_add(1, Relaxed);
         let _reading = Reading(&self.reading);
         self.reads.fetch_add(1, Relaxed);
-        if let Err(error) = self.fill(offset, buf) {
+        if let Err(error) = self.fill(offset, buf, true) {
             self.failures.fetch_add(1, Relaxed);
             return Err(error);
         }
-        let end = offset.saturating_add(buf.len() as u64).div_ceil(PAGE_SIZE as u64);
-        let pages = offset / PAGE_SIZE as u64..end.min(self.page_count);
         if !pages.is_empty() {
-            let content = self.content();
-            self.push_ahead(&content, pages.clone());
+            self.push_ahead(pages.clone());
             self.note_access(pages.clone());
-            self.push_around(&content, pages);
+            self.push_around(pages);
         }
         Ok(())
     }
 
-    fn fill(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
-        match self.content().read(&self.pager, offset, buf) {
-            // Its place may have gone just when it was no longer needed.
-            Err(SourceError::Unsaved { .. }) if self.unsaved().is_none() => {
-                self.content().read(&self.pager, offset, buf)
-            }
-            read => read,
+    fn is_apart(&self, pages: Range<u64>) -> bool {
+        let Some(starter) = self.starter().filter(|_| pages.end > pages.start + 1) else {
+            return false;
+        };
+        let is_elsewhere = |page: &u64| {
+            let is_here = |frame| self.pager.cached(&frame).is_some();
+            !starter.has(*page) && !self.frame_of(*page).is_none_or(is_here)
+        };
+        pages.clone().any(|page| starter.has(page)) && pages.clone().any(|page| is_elsewhere(&page))
+    }
+
+    fn is_first_refusal(&self, pages: Range<u64>) -> bool {
+        let mut record = lock(&self.record);
+        let is_first = !pages.clone().any(|page| record.refused.contains(page));
+        if is_first {
+            record.refused.insert_range(pages);
         }
+        is_first
+    }
+
+    /// Fills `buf` from a starter as far as that has it, or with `wait` will have it, and else from frames.
+    fn fill(&self, offset: u64, buf: &mut [u8], wait: bool) -> Result<(), SourceError> {
+        let Some(starter) = self.starter() else {
+            return self.fill_from_frames(offset, buf);
+        };
+        // What lies between pages of the starter is read at once. Begun behind `begin`, up to `at`.
+        let (mut begin, mut at) = (0, 0);
+        while at < buf.len() {
+            let from = offset.saturating_add(at as u64);
+            let (page, within) = (from / PAGE_SIZE as u64, (from % PAGE_SIZE as u64) as usize);
+            let end = buf.len().min(at + PAGE_SIZE - within);
+            let (is_there, waited) = starter.read(page, within, &mut buf[at..end], wait);
+            if let (true, Some(frame)) = (waited, self.frame_of(page)) {
+                self.pager.waited(&frame);
+            }
+            if is_there {
+                self.fill_from_frames(offset.saturating_add(begin as u64), &mut buf[begin..at])?;
+                begin = end;
+            }
+            at = end;
+        }
+        self.fill_from_frames(offset.saturating_add(begin as u64), &mut buf[begin..])
+    }
+
+    fn fill_from_frames(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
+        self.pager.read(&self.manifest, offset, buf)
     }
 
     /// Records that these pages were asked for.
@@ -204,7 +241,7 @@ impl MemoryImage {
     /// Queues what a reader that goes through the image in order will ask for next. Who asks for the same again does not
     /// have what follows either, although it was handed over before. Zeros cost the reader nothing but the way, and are
     /// left out.
-    fn push_ahead(&self, content: &Content, pages: Range<u64>) {
+    fn push_ahead(&self, pages: Range<u64>) {
         let first = pages.start;
         let ahead = lock(&self.sequence).note(pages, self.page_count);
         if ahead.is_empty() || self.pager.is_far() {
@@ -214,7 +251,7 @@ impl MemoryImage {
         let (Some(path), Some(image)) = (self.path(), self.me.upgrade()) else {
             return;
         };
-        let is_stored = |page: &u64| content.locate(*page) != Where::Zero;
+        let is_stored = |page: &u64| self.frame_of(*page).is_some();
         for begin in ahead.clone().step_by(PIECE_PAGES) {
             let some = begin..(begin + PIECE_PAGES as u64).min(ahead.end);
             let run = {
@@ -243,14 +280,18 @@ impl MemoryImage {
     }
 
     /// Queues the rest of the frames at both ends of `pages`, which are decoded already, with the zeros between.
-    fn push_around(&self, content: &Content, pages: Range<u64>) {
+    fn push_around(&self, pages: Range<u64>) {
         let (Some(path), Some(image)) = (self.path(), self.me.upgrade()) else {
             return;
         };
         let before = pages.start.saturating_sub(REACH_PAGES)..pages.start;
         let after = pages.end..pages.end.saturating_add(REACH_PAGES).min(self.page_count);
+        let starter = self.starter();
         for (asked, around) in [(pages.start, before), (pages.end - 1, after)] {
-            for run in self.take_mates(content, asked, around) {
+            if starter.as_ref().is_some_and(|starter| starter.has(asked)) {
+                continue; // its frame may be far away
+            }
+            for run in self.take_mates(asked, around) {
                 let piece = Piece {
                     image: image.clone(),
                     target: path.target.clone(),
@@ -265,28 +306,23 @@ impl MemoryImage {
 
     /// Runs of pages in `around` that nobody has and that are likely to be asked for after `asked`. They count as handed
     /// over now.
-    fn take_mates(&self, content: &Content, asked: u64, around: Range<u64>) -> Vec<Range<u64>> {
+    fn take_mates(&self, asked: u64, around: Range<u64>) -> Vec<Range<u64>> {
         let mut record = lock(&self.record);
-        let place = content.locate(asked);
-        let is_like = |page: &u64| content.locate(*page) == place;
+        let place = self.frame_of(asked);
+        let is_like = |page: &u64| self.frame_of(*page) == place;
         let hull = match place {
-            Where::Frame(_) => hull(asked, around, is_like),
-            // What its guest wrote near each other, as far as nothing else is between.
-            Where::Unsaved if around.start > asked => {
-                let run = around.clone().take(FRAME_PAGES_MAX).take_while(is_like).count() as u64;
-                around.start..around.start + run
-            }
+            Some(_) => hull(asked, around, is_like),
             // A guest that goes through free memory in order: zeros cost nothing but the way here.
-            Where::Zero if around.start > asked && asked > 0 && record.known.contains(asked - 1) => {
+            None if around.start > asked && asked > 0 && record.known.contains(asked - 1) => {
                 let zeros = around.clone().take(FRAME_PAGES_MAX).take_while(is_like).count() as u64;
                 around.start..around.start + zeros
             }
-            Where::Zero | Where::Unsaved => return Vec::new(),
+            None => return Vec::new(),
         };
         let mut runs: Vec<Range<u64>> = Vec::new();
         for page in hull {
-            let here = content.locate(page);
-            let wanted = here == Where::Zero || here == place;
+            let here = self.frame_of(page);
+            let wanted = here.is_none() || here == place;
             if !wanted || !record.known.insert(page) {
                 continue;
             }
@@ -307,7 +343,9 @@ impl MemoryImage {
     ) -> Handed {
         let count = pages.end - pages.start;
         let offset_bytes = pages.start * PAGE_SIZE as u64;
-        let filled = buffer.fill(count as usize * PAGE_SIZE, |bytes| self.fill(offset_bytes, bytes));
+        let filled = buffer.fill(count as usize * PAGE_SIZE, |bytes| {
+            self.fill(offset_bytes, bytes, false)
+        });
         let handed = match filled {
             Err(_) => Handed::Failed,
             Ok(bytes) if target.push(offset_bytes, bytes) => Handed::Pushed,

@@ -109,6 +109,11 @@ impl Pager {
         Ok(())
     }
 
+    /// See [`FrameSource::waited`].
+    pub(crate) fn waited(&self, frame: &FrameId) {
+        self.source.waited(frame);
+    }
+
     /// See [`FrameSource::is_far`].
     pub(crate) fn is_far(&self) -> bool {
         self.source.is_far()

@@ -7,9 +7,9 @@
 //! spends no more than its budget, and ends when it is cancelled.
 
 use crate::MemoryImage;
-use crate::content::Where;
 use crate::memory::Handed;
-use crate::push::PushBuffer;
+use crate::push::{PagePush, PushBuffer};
+use crate::starter::Starter;
 use martlet_image::{PAGE_SIZE, Trace};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -83,6 +83,25 @@ impl MemoryImage {
         }
     }
 
+    /// Pushes the pages of a starter as its chunks come, until all have come or it is cancelled; then the starter has done
+    /// its work. Blocks: give it a thread of its own.
+    pub fn hand_out(&self, starter: &Starter, cancel: &Cancel) -> PrefetchReport {
+        let (mut report, mut buffer) = (PrefetchReport::default(), PushBuffer::default());
+        let mut seen = Vec::new();
+        while let Some(chunk) = starter.next_here(&mut seen, cancel) {
+            let Some(path) = self.path() else { return report };
+            let pages = self.take_pages(starter.pages(chunk));
+            for run in runs(&pages) {
+                self.push_run(&*path.target, run, &mut buffer, &mut report);
+            }
+        }
+        report.complete = !cancel.is_cancelled();
+        if report.complete {
+            self.set_starter(None);
+        }
+        report
+    }
+
     /// False when the budget is spent, the path gone, or the prefetch cancelled.
     fn prefetch_window(
         &self,
@@ -104,39 +123,39 @@ impl MemoryImage {
         pages.sort_unstable();
 
         let mut buffer = PushBuffer::default();
-        let mut start = 0;
-        while start < pages.len() {
-            let run = pages[start..]
-                .iter()
-                .zip(pages[start]..)
-                .take_while(|(page, next)| **page == *next)
-                .count();
-            let run = &pages[start..start + run];
-            start += run.len();
+        for run in runs(&pages) {
             self.fetch_run(run, cancel);
             self.yield_to_faults(cancel);
-            let (count, pages) = (run.len() as u64, run[0]..run[0] + run.len() as u64);
-            if cancel.is_cancelled() {
-                self.give_back(pages);
-                continue;
-            }
-            match self.hand_over(&*path.target, pages, &mut buffer) {
-                Handed::Pushed => {
-                    report.pushes += 1;
-                    report.pushed_pages += count;
-                }
-                Handed::Refused => report.refused_pages += count,
-                Handed::Failed => report.failed_pages += count,
+            match cancel.is_cancelled() {
+                true => self.give_back(run[0]..run[0] + run.len() as u64),
+                false => self.push_run(&*path.target, run, &mut buffer, report),
             }
         }
         true
     }
 
+    fn push_run(
+        &self,
+        target: &dyn PagePush,
+        run: &[u64],
+        buffer: &mut PushBuffer,
+        report: &mut PrefetchReport,
+    ) {
+        let count = run.len() as u64;
+        match self.hand_over(target, run[0]..run[0] + count, buffer) {
+            Handed::Pushed => {
+                report.pushes += 1;
+                report.pushed_pages += count;
+            }
+            Handed::Refused => report.refused_pages += count,
+            Handed::Failed => report.failed_pages += count,
+        }
+    }
+
     /// Brings the frames of a run into the cache, one at a time, faults first.
     fn fetch_run(&self, run: &[u64], cancel: &Cancel) {
-        let content = self.content();
         for &page in run {
-            if let Where::Frame(frame) = content.locate(page)
+            if let Some(frame) = self.frame_of(page)
                 && self.pager.cached(&frame).is_none()
             {
                 self.yield_to_faults(cancel);
@@ -151,6 +170,11 @@ impl MemoryImage {
             std::thread::sleep(YIELD_STEP);
         }
     }
+}
+
+/// Ascending pages in runs of neighbours.
+fn runs(pages: &[u64]) -> impl Iterator<Item = &[u64]> {
+    pages.chunk_by(|page, next| *page + 1 == *next)
 }
 
 #[cfg(test)]

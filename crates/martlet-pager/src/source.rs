@@ -66,13 +66,11 @@ pub enum SourceError {
         /// Its words.
         reason: String,
     },
-    /// A page that is in no store yet cannot be had.
-    #[error("page {page} cannot be read where it is: {reason}")]
-    Unsaved {
-        /// Which page of the image.
+    /// Of what was asked for, some is in a starter and some in frames that are not: to be asked for page by page.
+    #[error("page {page} and those behind it are not in one place")]
+    Apart {
+        /// The first of them.
         page: u64,
-        /// What is wrong.
-        reason: String,
     },
 }
 
@@ -96,7 +94,7 @@ impl From<SourceError> for io::Error {
             SourceError::Missing { .. } => io::ErrorKind::NotFound,
             SourceError::Damaged { .. } => io::ErrorKind::InvalidData,
             SourceError::Io { kind, .. } => *kind,
-            SourceError::Unsaved { .. } => io::ErrorKind::UnexpectedEof,
+            SourceError::Apart { .. } => io::ErrorKind::InvalidInput,
         };
         io::Error::new(kind, error)
     }

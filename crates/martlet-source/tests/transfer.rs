@@ -70,6 +70,7 @@ impl Host {
                 size_bytes: IMAGE_PAGES * PAGE_SIZE as u64,
                 descriptor: batch.put_blob(called.as_bytes()).unwrap(),
                 trace: None,
+                starter: None,
                 free_pages: 0,
             }),
             ..SnapshotRecord::default()

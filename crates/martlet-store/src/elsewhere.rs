@@ -10,7 +10,7 @@
 
 use crate::record::{Key, Kind};
 use crate::store::{Inner, Store};
-use crate::{Result, StoreError, Stored};
+use crate::{Result, StoreError, Verified};
 use martlet_image::{BlobId, FrameId};
 use std::fmt::Debug;
 use std::sync::{Arc, Weak};
@@ -20,8 +20,8 @@ pub trait Elsewhere: Debug + Send + Sync {
     /// Can this object be had?
     fn promises(&self, key: &Key) -> bool;
 
-    /// Gets an object. Blocks for as long as it takes. Its content is not believed.
-    fn fetch(&self, key: &Key) -> Result<Stored>;
+    /// Gets an object. Blocks for as long as it takes.
+    fn fetch(&self, key: &Key) -> Result<Verified>;
 }
 
 impl Store {
@@ -44,7 +44,7 @@ impl Store {
         match self.inner.read(key) {
             Err(error @ (StoreError::NotFound(_) | StoreError::Damaged { .. })) => {
                 match self.inner.fetch(&key) {
-                    Some(fetched) => fetched?.content(),
+                    Some(fetched) => fetched.map(Verified::into_content),
                     None => Err(error),
                 }
             }
@@ -65,11 +65,12 @@ impl Inner {
     }
 
     /// Gets what is promised; `None` for what is not.
-    pub(crate) fn fetch(&self, key: &Key) -> Option<Result<Stored>> {
+    pub(crate) fn fetch(&self, key: &Key) -> Option<Result<Verified>> {
         let elsewhere = self.elsewhere().filter(|_| self.is_promised(key))?;
-        Some(elsewhere.fetch(key).and_then(|stored| match stored.key == *key {
-            true => Ok(stored),
-            false => Err(StoreError::Invalid(format!("{} came for {key}", stored.key))),
-        }))
+        let is_it = |fetched: Verified| match fetched.stored().key {
+            came if came == *key => Ok(fetched),
+            came => Err(StoreError::Invalid(format!("{came} came for {key}"))),
+        };
+        Some(elsewhere.fetch(key).and_then(is_it))
     }
 }

@@ -35,8 +35,36 @@ impl Stored {
             content_len: self.content_len,
             codec: self.codec,
         };
-        crate::store::open_content(&self.key, &location, self.bytes.clone())
+        crate::store::open_content(&self.key, &location, &self.bytes)
             .map_err(|reason| wrong(reason.to_string()))
+    }
+
+    /// Finds out whether its content is what its id says.
+    pub fn verify(self) -> Result<Verified> {
+        let content = self.content()?;
+        Ok(Verified {
+            stored: self,
+            content,
+        })
+    }
+}
+
+/// An object whose content was found to be what its id says: who has it need not look again.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    stored: Stored,
+    content: Vec<u8>,
+}
+
+impl Verified {
+    /// As it is stored.
+    pub fn stored(&self) -> &Stored {
+        &self.stored
+    }
+
+    /// What is in it.
+    pub fn into_content(self) -> Vec<u8> {
+        self.content
     }
 }
 
@@ -96,7 +124,8 @@ impl Store {
         let missing = || StoreError::NotFound(key.to_string());
         loop {
             let Some(location) = self.inner.index.get(key)? else {
-                return self.inner.fetch(key).unwrap_or_else(|| Err(missing()));
+                let fetched = self.inner.fetch(key).unwrap_or_else(|| Err(missing()))?;
+                return Ok(fetched.stored);
             };
             match self.inner.packs.read(key, &location) {
                 Ok(bytes) => {

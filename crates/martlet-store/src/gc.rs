@@ -224,7 +224,7 @@ impl Inner {
             let Ok(stored) = self.packs.read(&key, &location) else {
                 return Ok(false);
             };
-            if crate::store::open_content(&key, &location, stored.clone()).is_err() {
+            if crate::store::open_content(&key, &location, &stored).is_err() {
                 return Ok(false);
             }
             let moved = writer.append(key, location.codec, &stored, location.content_len as usize)?;

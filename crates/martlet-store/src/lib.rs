@@ -34,7 +34,7 @@ pub use backend::Backend;
 pub use batch::{Batch, Committed, IngestStats};
 pub use elsewhere::Elsewhere;
 pub use error::{Result, StoreError};
-pub use exchange::Stored;
+pub use exchange::{Stored, Verified};
 pub use files::{File, Files, RealFiles};
 pub use gc::GcReport;
 pub use index::Location;

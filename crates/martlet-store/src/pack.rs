@@ -94,6 +94,13 @@ impl Packs {
 
     /// The stored bytes of a record whose header is what the index promises; why not, otherwise.
     pub(crate) fn read(&self, key: &Key, location: &Location) -> Result<Vec<u8>, String> {
+        let mut bytes = self.record(key, location)?;
+        bytes.drain(..RECORD_HEADER);
+        Ok(bytes)
+    }
+
+    /// The same behind the header of its record.
+    pub(crate) fn record(&self, key: &Key, location: &Location) -> Result<Vec<u8>, String> {
         let file = self
             .file(location.pack)
             .map_err(|error| format!("the pack cannot be opened: {error}"))?;
@@ -107,7 +114,6 @@ impl Packs {
             Some(header) if header.key == *key && header.stored_len == location.stored_len => {}
             _ => return Err("its record header is damaged".to_owned()),
         }
-        bytes.drain(..RECORD_HEADER);
         Ok(bytes)
     }
 

@@ -133,7 +133,7 @@ impl Found {
             self.objects.insert(key, location);
             return;
         }
-        let Ok(content) = open_content(&key, &location, stored.to_vec()) else {
+        let Ok(content) = open_content(&key, &location, stored) else {
             tracing::warn!(%key, pack = location.pack, offset = location.offset, "skipping a damaged record");
             return;
         };

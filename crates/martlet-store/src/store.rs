@@ -13,7 +13,7 @@ use crate::cache::ManifestCache;
 use crate::files::Files;
 use crate::index::{Change, Index, Location};
 use crate::pack::{PackWriter, Packs};
-use crate::record::{Key, Kind};
+use crate::record::{Key, Kind, RECORD_HEADER};
 use crate::{Batch, Elsewhere, LATEST, RefName, Result, Root, StoreError, recover};
 use martlet_image::{
     FrameId, Manifest, ManifestHeader, ManifestId, SnapshotId, SnapshotRecord, compress, decompress,
@@ -362,10 +362,8 @@ impl Inner {
     }
 
     pub(crate) fn read_at(&self, key: &Key, location: &Location) -> Result<Vec<u8>> {
-        let content = self
-            .packs
-            .read(key, location)
-            .and_then(|stored| open_content(key, location, stored));
+        let record = self.packs.record(key, location);
+        let content = record.and_then(|record| open_content(key, location, &record[RECORD_HEADER..]));
         content.map_err(|reason| StoreError::Damaged {
             pack: crate::pack::pack_name(location.pack),
             offset: location.offset,
@@ -466,11 +464,11 @@ impl Inner {
 }
 
 /// Decompresses stored bytes and verifies them against the id; why not, otherwise.
-pub(crate) fn open_content(key: &Key, location: &Location, stored: Vec<u8>) -> Result<Vec<u8>, String> {
+pub(crate) fn open_content(key: &Key, location: &Location, stored: &[u8]) -> Result<Vec<u8>, String> {
     if location.content_len as usize > crate::record::CONTENT_BYTES_MAX {
         return Err("its length is impossible".to_owned());
     }
-    let content = decompress(location.codec, &stored, location.content_len as usize)
+    let content = decompress(location.codec, stored, location.content_len as usize)
         .map_err(|error| error.to_string())?;
     if *blake3::hash(&content).as_bytes() != key.id {
         return Err("its content does not match its id".to_owned());

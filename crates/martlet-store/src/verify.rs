@@ -206,7 +206,7 @@ fn find_copies(
                 content_len: header.content_len,
                 codec: header.codec,
             };
-            if open_content(&header.key, &location, stored.clone()).is_ok() {
+            if open_content(&header.key, &location, &stored).is_ok() {
                 wanted.remove(&header.key);
                 copies.insert(header.key, (location, stored));
             }

@@ -4,7 +4,7 @@ mod support;
 
 use martlet_image::{Manifest, ManifestId, PageLocation};
 use martlet_store::faulty::FaultyFiles;
-use martlet_store::{Elsewhere, Key, Kind, Result, Store, StoreError, Stored};
+use martlet_store::{Elsewhere, Key, Kind, Result, Store, StoreError, Verified};
 use std::sync::{Arc, Weak};
 use support::{IMAGE_PAGES, Image, assert_holds, open, page};
 
@@ -20,12 +20,12 @@ impl Elsewhere for Other {
         self.store.lacks(&[*key]).is_ok_and(|lacking| lacking.is_empty())
     }
 
-    fn fetch(&self, key: &Key) -> Result<Stored> {
+    fn fetch(&self, key: &Key) -> Result<Verified> {
         let mut stored = self.store.stored(key)?;
         if self.lies {
             stored.bytes[0] ^= 1;
         }
-        Ok(stored)
+        stored.verify()
     }
 }
 

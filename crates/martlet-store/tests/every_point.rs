@@ -204,6 +204,7 @@ impl World {
                 size_bytes: IMAGE_BYTES,
                 descriptor: batch.put_blob(&self.clock.to_be_bytes().repeat(300))?,
                 trace: None,
+                starter: None,
                 free_pages: 0,
             }),
             disks: vec![disk_record(disk)],

@@ -148,6 +148,7 @@ impl World {
                 size_bytes,
                 descriptor,
                 trace: None,
+                starter: None,
                 free_pages: 0,
             }),
             disks: vec![DiskRecord { manifest, size_bytes }],

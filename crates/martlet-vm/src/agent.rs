@@ -18,10 +18,12 @@ mod tests;
 pub use error::AgentError;
 pub use stream::{AgentExec, ExecEvent, ExecInput, ExecOutcome, ExecOutput, TarReader, TarWriter};
 
-use link::{Awaited, Hush, Link};
+pub use link::CallTaker;
+use link::{Awaited, Link};
+use martlet_agent_api::guest::GuestReply;
 use martlet_agent_api::{
-    Command, ExecSpec, FEATURE_QUIET, HelloReply, Identified, Identity, Metrics, PROTOCOL, PROTOCOL_OLDEST,
-    Prepared, Request, Response, Start,
+    Command, ExecSpec, HelloReply, Identified, Identity, Metrics, PROTOCOL, PROTOCOL_OLDEST, Prepared,
+    Request, Response, Start,
 };
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -30,30 +32,6 @@ use std::time::{Duration, Instant};
 
 /// Ordinary requests are answered within this time, or the guest is not well.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A channel in which nothing is under way: the guest's user code is held. Dropping it lets others speak again.
-pub struct Movable {
-    hush: Hush,
-}
-
-impl Movable {
-    /// The guest goes on in another process: this is the socket of its agent port.
-    pub fn move_to(self, socket: UnixStream) -> Result<(), AgentError> {
-        self.hush.move_to(socket)
-    }
-}
-
-fn prepare(timeout: Duration) -> (Request, Duration) {
-    let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-    (Request::Prepare { timeout_ms }, timeout + Duration::from_secs(5))
-}
-
-fn prepared(response: Response) -> Result<Prepared, AgentError> {
-    match response {
-        Response::Prepared(prepared) => Ok(prepared),
-        _ => Err(AgentError::protocol("Prepare was not answered by Prepared")),
-    }
-}
 
 /// A connection to the agent of one guest. Clones share it.
 #[derive(Clone, Debug)]
@@ -109,22 +87,12 @@ impl AgentClient {
 
     /// Holds user code. On failure nothing is held.
     pub fn prepare(&self, timeout: Duration) -> Result<Prepared, AgentError> {
-        let (request, patience) = prepare(timeout);
-        prepared(self.link.request(&request, patience)?)
-    }
-
-    /// Can the guest go on in another process, with its streams? See [`AgentClient::prepare_to_move`].
-    pub fn can_move(&self) -> bool {
-        self.link.has_feature(FEATURE_QUIET)
-    }
-
-    /// Holds user code, and with it the channel: nothing is under way in it while the answer lives. On failure nothing
-    /// is held, unless it is a timeout.
-    pub fn prepare_to_move(&self, timeout: Duration) -> Result<Movable, AgentError> {
-        let (request, patience) = prepare(timeout);
-        let hush = self.link.hush(patience)?;
-        prepared(hush.request(&request, patience)?)?;
-        Ok(Movable { hush })
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        let patience = timeout + Duration::from_secs(5);
+        match self.link.request(&Request::Prepare { timeout_ms }, patience)? {
+            Response::Prepared(prepared) => Ok(prepared),
+            _ => Err(AgentError::protocol("Prepare was not answered by Prepared")),
+        }
     }
 
     /// Lets user code go on, with the clock stepped first when a time is given. How long it was held, by the guest's clock,
@@ -253,6 +221,17 @@ impl AgentClient {
             Response::Grown { size_bytes } => Ok(size_bytes),
             _ => Err(AgentError::protocol("GrowRoot was not answered by Grown")),
         }
+    }
+
+    /// From now on calls of the guest's programs go to `taker`; those that have come already too. Each is to be answered
+    /// ([`AgentClient::answer`]), at some time.
+    pub fn take_calls(&self, taker: CallTaker) {
+        self.link.take_calls(taker);
+    }
+
+    /// Answers a call of a program in the guest.
+    pub fn answer(&self, call: u32, reply: GuestReply) -> Result<(), AgentError> {
+        self.done(Request::Answer { ask: call, reply }, REPLY_TIMEOUT)
     }
 
     /// Is the connection at its end?

@@ -22,6 +22,7 @@ mod paused;
 mod scan;
 #[cfg(test)]
 mod testing;
+mod twin;
 mod written;
 
 use buffer::CaptureBuffer;
@@ -29,6 +30,7 @@ use written::WriteWatch;
 
 pub use ahead::Capture;
 pub use paused::PausedMemory;
+pub use twin::{ToFork, Twin};
 
 /// Most pages of a mapping we take care of: 16 TiB would be a lie.
 const PAGES_MAX: u64 = 1 << 32;
@@ -127,6 +129,12 @@ fn hex(text: &str) -> Option<u64> {
 pub fn private_pages(pid: u32, mapping: &Mapping) -> Result<PageSet, VmError> {
     scan::private_pages(pid, mapping)
         .map_err(VmError::io(format!("ask for the private pages of process {pid}")))
+}
+
+/// The pages of a mapping that the process has: those it touched, and what the kernel mapped around them.
+pub fn mapped_pages(pid: u32, mapping: &Mapping) -> Result<PageSet, VmError> {
+    scan::mapped_pages(pid, mapping)
+        .map_err(VmError::io(format!("ask for the mapped pages of process {pid}")))
 }
 
 /// Copies these pages, in order, into the buffer. All of them should be private.

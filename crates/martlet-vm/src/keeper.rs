@@ -82,11 +82,15 @@ enum Reply {
 /// The body of the keeper's process: serves until there is nothing left to keep. Fails if another keeper serves this
 /// socket already.
 pub fn run(socket_path: &Path) -> io::Result<()> {
-    if connect_to(socket_path).is_ok() {
-        return Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "a keeper serves this socket already",
-        ));
+    match connect_to_living(socket_path) {
+        // One that is stopped is there as well.
+        Err(e) if e.kind() != io::ErrorKind::WouldBlock => {}
+        _ => {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "a keeper serves this socket already",
+            ));
+        }
     }
     // What a keeper that was killed has left behind.
     if let Err(e) = std::fs::remove_file(socket_path)
@@ -120,6 +124,16 @@ fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     Ok(stream)
 }
 
+/// A connection to a keeper that answers. One that is being killed may have lost its connections and still listen.
+fn connect_to_living(path: &Path) -> io::Result<OwnedFd> {
+    let connection = connect_to(path)?;
+    fd_passing::send(connection.as_fd(), &serde_json::to_vec(&Request::Children)?, &[])?;
+    match fd_passing::receive(connection.as_fd(), &mut vec![0; PACKET_MAX])?.0 {
+        0 => Err(io::ErrorKind::ConnectionReset.into()),
+        _ => Ok(connection),
+    }
+}
+
 /// How a keeper is started: `program args...`, as a process of nobody's. The program must call [`run`] with this
 /// socket. What it says goes to `log`.
 #[derive(Debug, Clone)]
@@ -139,7 +153,7 @@ impl KeeperProgram {
         start_detached(&self.program, &self.args, &self.log)?;
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            match connect_to(&self.socket) {
+            match connect_to_living(&self.socket) {
                 Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
                 other => return other.map_err(lost),
             }
@@ -186,7 +200,7 @@ impl KeeperClient {
     /// Connects to the keeper, after starting it if there is none.
     pub fn connect_or_start(program: &KeeperProgram) -> Result<Self, SpawnError> {
         Ok(Self::over(
-            connect_to(&program.socket).or_else(|_| program.start())?,
+            connect_to_living(&program.socket).or_else(|_| program.start())?,
         ))
     }
 
@@ -211,16 +225,17 @@ impl KeeperClient {
         let mut connection = self.connection();
         connection.socket = new;
         let Connection { socket, kept } = &mut *connection;
-        kept.retain(|pid, Kept { tag, log }| {
-            let (pid, tag, log) = (*pid, tag.clone(), log.clone());
-            let adopted =
-                ask(socket, &Request::Adopt { pid, tag, log }, &[]).and_then(|(reply, _)| done(reply));
-            adopted
-                .inspect_err(
-                    |error| tracing::info!(%error, pid, "a process has ended together with its keeper"),
-                )
-                .is_ok()
-        });
+        let mut ended = Vec::new();
+        for (&pid, Kept { tag, log }) in kept.iter() {
+            let (tag, log) = (tag.clone(), log.clone());
+            // Without an answer this keeper has died as well, and the next is given all of them.
+            let (reply, _) = ask(socket, &Request::Adopt { pid, tag, log }, &[])?;
+            if let Err(error) = done(reply) {
+                tracing::info!(%error, pid, "a process has ended together with its keeper");
+                ended.push(pid);
+            }
+        }
+        kept.retain(|pid, _| !ended.contains(pid));
         Ok(())
     }
 

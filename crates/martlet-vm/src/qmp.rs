@@ -5,9 +5,9 @@
 //! that nobody asked for is dropped, and every command has a deadline.
 //!
 //! ```text
-//!  execute() ──► writer ──► socket ──► reader thread ─┬─ {"return"|"error", "id"} ─► the waiting execute()
-//!                                                     ├─ {"event"} ─► on_message(Event)
-//!                                                     └─ end, garbage ─► every waiter fails; on_message(Closed)
+//!  ask() ──► writer ──► socket ──► reader thread ─┬─ {"return"|"error", "id"} ─► who waits for that answer()
+//!                                                 ├─ {"event"} ─► on_message(Event)
+//!                                                 └─ end, garbage ─► every waiter fails; on_message(Closed)
 //! ```
 
 use crate::fd_passing;
@@ -17,7 +17,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -183,6 +183,16 @@ impl QmpClient {
         fds: &[BorrowedFd<'_>],
         timeout: Duration,
     ) -> Answer {
+        self.ask(command, arguments, fds)?.answer(timeout)
+    }
+
+    /// Sends a command whose answer is waited for later: QEMU takes commands in order, and reads them byte by byte.
+    pub fn ask(
+        &self,
+        command: &str,
+        arguments: Value,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Asked<'_>, QmpError> {
         let (sender, receiver) = sync_channel(1);
         let id = {
             let mut shared = lock(&self.shared);
@@ -194,33 +204,18 @@ impl QmpClient {
             shared.waiting.insert(id, sender);
             id
         };
+        let asked = Asked {
+            client: self,
+            id,
+            command: command.into(),
+            receiver,
+        };
         let mut line = json!({ "execute": command, "id": id });
         if !arguments.is_null() {
             line["arguments"] = arguments;
         }
-        let sent = self.send(format!("{line}\n").as_bytes(), fds);
-        let answer = match sent {
-            Err(e) => Err(e),
-            Ok(()) => match receiver.recv_timeout(timeout) {
-                Ok(answer) => answer,
-                Err(RecvTimeoutError::Timeout) => Err(QmpError::Timeout {
-                    command: command.into(),
-                    after_ms: timeout.as_millis() as u64,
-                }),
-                Err(RecvTimeoutError::Disconnected) => Err(QmpError::Closed("no answer came".into())),
-            },
-        };
-        lock(&self.shared).waiting.remove(&id);
-        answer.map_err(|e| match e {
-            QmpError::Refused {
-                class, description, ..
-            } => QmpError::Refused {
-                command: command.into(),
-                class,
-                description,
-            },
-            other => other,
-        })
+        self.send(format!("{line}\n").as_bytes(), fds)?;
+        Ok(asked)
     }
 
     fn send(&self, mut bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), QmpError> {
@@ -228,6 +223,44 @@ impl QmpClient {
         let sent = fd_passing::send(self.stream.as_fd(), bytes, fds)?;
         bytes = &bytes[sent..];
         Ok((&self.stream).write_all(bytes)?)
+    }
+}
+
+/// A command that was sent.
+pub struct Asked<'a> {
+    client: &'a QmpClient,
+    id: u64,
+    command: String,
+    receiver: Receiver<Answer>,
+}
+
+impl Asked<'_> {
+    /// Waits for its answer.
+    pub fn answer(self, timeout: Duration) -> Answer {
+        let answer = match self.receiver.recv_timeout(timeout) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => Err(QmpError::Timeout {
+                command: self.command.clone(),
+                after_ms: timeout.as_millis() as u64,
+            }),
+            Err(RecvTimeoutError::Disconnected) => Err(QmpError::Closed("no answer came".into())),
+        };
+        answer.map_err(|e| match e {
+            QmpError::Refused {
+                class, description, ..
+            } => QmpError::Refused {
+                command: self.command.clone(),
+                class,
+                description,
+            },
+            other => other,
+        })
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        lock(&self.client.shared).waiting.remove(&self.id);
     }
 }
 

@@ -56,6 +56,25 @@ fn event(name: &str) -> Message {
 }
 
 #[test]
+fn several_are_asked_before_the_first_answer_and_one_may_be_given_up() {
+    let (client, _messages, fake) = client(|mut fake| {
+        fake.greet();
+        let ids = ["a", "b", "c"].map(|command| fake.hear(command));
+        for id in ids {
+            fake.say(&format!(r#"{{"return":{id},"id":{id}}}"#));
+        }
+        fake.hear("quit");
+    });
+    let [a, b, c] = ["a", "b", "c"].map(|command| client.ask(command, Value::Null, &[]).unwrap());
+    drop(b);
+    let (a, c) = (a.answer(SOON).unwrap(), c.answer(SOON).unwrap());
+    assert_eq!(c.as_u64().unwrap() - a.as_u64().unwrap(), 2);
+    assert!(lock(&client.shared).waiting.is_empty());
+    client.execute("quit", Value::Null, SOON).unwrap_err();
+    fake.join().unwrap();
+}
+
+#[test]
 fn answers_find_whoever_asked_and_events_come_in_order() {
     let (client, messages, fake) = client(|mut fake| {
         fake.greet();

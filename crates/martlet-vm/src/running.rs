@@ -16,7 +16,7 @@
 use crate::VmError;
 use crate::hypervisor::Qemu;
 use crate::process::{ChildState, LAST_WORDS_MAX, Limits, SpawnRequest, Spawner, User, tail};
-use crate::qmp::{Message, QmpClient, QmpError};
+use crate::qmp::{self, Message, QmpClient, QmpError};
 use crate::spec::{MachineSpec, QMP_SOCKET, STDERR_LOG};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
@@ -29,10 +29,12 @@ use std::time::{Duration, Instant};
 mod bind;
 mod descriptor_file;
 mod forward;
+mod layout;
 mod room;
 mod tap;
 
 use descriptor_file::DescriptorFile;
+pub use layout::Layout;
 
 /// Largest descriptor taken or loaded. A machine of ours has one of some 100 KiB.
 pub const DESCRIPTOR_MAX_BYTES: u64 = 64 << 20;
@@ -219,7 +221,14 @@ impl RunningVm {
         }
         let pid = spawner.spawn(&request(qemu, spec, options), Vec::new())?;
         let handle = VmHandle::in_dir(pid, &spec.run_dir, spec.net.as_ref().map(|net| net.address));
-        let connected = Self::connect_to_new(handle, spawner.clone());
+        let connected = Self::connect_to_new(handle, spawner.clone()).and_then(|vm| {
+            if spec.incoming {
+                // How loading goes; asked for now, because each byte of a command takes QEMU some microseconds.
+                let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+                vm.command("starting", "migrate-set-capabilities", events)?;
+            }
+            Ok(vm)
+        });
         if connected.is_err() {
             // Half a machine is of no use to anybody.
             spawner.signal(pid, libc::SIGKILL).ok();
@@ -375,10 +384,9 @@ impl RunningVm {
         }
         let begun = Instant::now();
         let file = DescriptorFile::for_reading(descriptor).map_err(VmError::io(DURING))?;
-        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
-        self.command(DURING, "migrate-set-capabilities", events)?;
-        self.command_with_fds(DURING, "getfd", json!({ "fdname": "descriptor" }), &[file.fd()])?;
-        let loading = self.command(DURING, "migrate-incoming", json!({ "uri": "fd:descriptor" }));
+        let given = self.ask(DURING, "getfd", json!({ "fdname": "state" }), &[file.fd()])?;
+        let loading = self.ask(DURING, "migrate-incoming", json!({ "uri": "fd:state" }), &[])?;
+        let loading = given.answer().and_then(|_| loading.answer());
         loading.and_then(|_| self.wait_for_load()).map_err(|e| match e {
             VmError::Ended { last_words, .. } => VmError::BadDescriptor { reason: last_words },
             other => other,
@@ -470,9 +478,42 @@ impl RunningVm {
         arguments: Value,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Value, VmError> {
-        self.qmp
-            .execute_with_fds(name, arguments, fds, COMMAND_TIMEOUT)
-            .map_err(|source| failure(&self.handle, &*self.spawner, during, source))
+        self.ask(during, name, arguments, fds)?.answer()
+    }
+
+    /// Sends a command whose answer is waited for later.
+    fn ask(
+        &self,
+        during: &'static str,
+        name: &str,
+        arguments: Value,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Asked<'_>, VmError> {
+        match self.qmp.ask(name, arguments, fds) {
+            Ok(asked) => Ok(Asked {
+                vm: self,
+                during,
+                asked,
+            }),
+            Err(source) => Err(failure(&self.handle, &*self.spawner, during, source)),
+        }
+    }
+}
+
+/// A command that was sent.
+struct Asked<'a> {
+    vm: &'a RunningVm,
+    during: &'static str,
+    asked: qmp::Asked<'a>,
+}
+
+impl Asked<'_> {
+    /// Waits for its answer.
+    fn answer(self) -> Result<Value, VmError> {
+        let Self { vm, during, asked } = self;
+        asked
+            .answer(COMMAND_TIMEOUT)
+            .map_err(|source| failure(&vm.handle, &*vm.spawner, during, source))
     }
 }
 

@@ -1,8 +1,7 @@
 //! Tap interfaces of the host: what a guest sends comes out of one, and what is sent to it reaches the guest.
 //!
 //! Whoever administers the host makes them, and says who may use them (`ip tuntap add vm0 mode tap user martlet`); here
-//! they are only attached to. One that outlives its users is asked for, because a machine lets go of its for a moment when
-//! it is handed over to another process.
+//! they are only attached to. One that outlives its users is asked for, because a machine lets go of its when it is suspended.
 #![allow(unsafe_code)] // TUNSETIFF and TUNGETIFF have no safe form in std
 
 use std::fs::File;

@@ -2,7 +2,9 @@
 
 use martlet_vm::process::{ChildState, ExitStatus, SpawnRequest};
 use martlet_vm::{KeeperClient, KeeperProgram, SpawnError, Spawner};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen, recv, send, socket,
+};
 use proptest::prelude::*;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -186,6 +188,27 @@ fn a_keeper_that_was_killed_is_replaced_by_one_that_keeps_the_same() {
         client.wait(asleep, SOON).unwrap(),
         ChildState::Ended { .. }
     ));
+}
+
+#[test]
+fn a_keeper_that_still_listens_while_it_dies_is_not_taken_for_another() {
+    let kept = Kept::new();
+    let dying = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .unwrap();
+    bind(dying.as_raw_fd(), &UnixAddr::new(&kept.socket()).unwrap()).unwrap();
+    listen(&dying, Backlog::new(16).unwrap()).unwrap();
+    let end = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(dying);
+    });
+    let client = kept.client();
+    end.join().unwrap();
+    assert_eq!(client.children().unwrap(), []);
 }
 
 #[test]

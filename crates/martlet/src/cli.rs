@@ -1,14 +1,16 @@
 //! The command line: each option is defined once, here, and feeds help, man pages and completions.
 
 mod access;
+mod bench;
 mod elsewhere;
 mod line;
 
 pub use access::*;
+pub use bench::*;
 pub use elsewhere::*;
 pub use line::*;
 
-use crate::values::{env_pair, name, new_reference, port, probe, reference, size, tag};
+use crate::values::{env_pair, name, new_reference, place, port, probe, reference, size, tag};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use martlet_api::{Accel, CheckpointMethod, InitKind, PortForward, Probe};
@@ -221,9 +223,47 @@ pub enum Command {
         method: Method,
         #[command(flatten)]
         probe: ProbeArg,
+        /// Hosts of the fleet that start the clones by turns; `auto` chooses those that have room, `plugin:NAME` asks an allocator [default:
+        /// this host]
+        #[arg(long, value_name = "HOST,…", value_delimiter = ',', value_parser = place)]
+        on: Vec<String>,
+        /// A command is killed when it has run for so many seconds
+        #[arg(long, value_name = "SECONDS", requires = "command")]
+        timeout: Option<u64>,
+        /// Keep the clones when their command has ended
+        #[arg(long, requires = "command")]
+        keep: bool,
         /// Machine, or snapshot (NAME:TAG or id)
         #[arg(value_parser = reference)]
         source: String,
+        /// Run this in each clone, show how it ended, and remove the clone; `{id}` is the clone's number
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Run a command over a list of inputs in clones, and collect its outputs in order
+    Map {
+        /// How many clones [default: as many as the hosts have processors]
+        #[arg(short = 'n', long)]
+        count: Option<u32>,
+        /// Inputs, one on each line; `-` is standard input
+        #[arg(short, long, value_name = "FILE", default_value = "-")]
+        input: PathBuf,
+        /// Hosts of the fleet that start the clones by turns; `auto` chooses those that have room, `plugin:NAME` asks an allocator [default:
+        /// this host]
+        #[arg(long, value_name = "HOST,…", value_delimiter = ',', value_parser = place)]
+        on: Vec<String>,
+        /// The command is killed when it has run for so many seconds over one input
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+        /// Clones are called PREFIX-1, PREFIX-2, … [default: the machine's name]
+        #[arg(long, value_parser = name)]
+        prefix: Option<String>,
+        /// Machine, or snapshot (NAME:TAG or id)
+        #[arg(value_parser = reference)]
+        source: String,
+        /// Run this for each input, which is put in for `{}`, or added at its end
+        #[arg(last = true, value_name = "COMMAND", required = true)]
+        command: Vec<String>,
     },
     /// Put a machine back to one of its snapshots
     Rollback {
@@ -517,6 +557,15 @@ pub struct RunArgs {
     /// Lead its network to this tap interface of the host, instead of user-mode networking
     #[arg(long, value_name = "INTERFACE", conflicts_with_all = ["ports", "outbound"])]
     pub tap: Option<String>,
+    /// Let programs of these users of the guest fork it by `martlet-guest` [example: root,1000; or: any]
+    #[arg(long, value_delimiter = ',', value_name = "USER,...")]
+    pub fork_by: Vec<String>,
+    /// How many processes they may have in clones at the same time
+    #[arg(long, default_value_t = martlet_api::FORK_MOST, requires = "fork_by", value_name = "N")]
+    pub fork_most: u32,
+    /// Hosts of the fleet where those clones start, `auto`, or `plugin:NAME` [default: this one]
+    #[arg(long, value_delimiter = ',', requires = "fork_by", value_name = "HOST,...", value_parser = place)]
+    pub fork_on: Vec<String>,
     /// Return at once: the start goes on by itself, `ps` and `inspect` show what becomes of it
     #[arg(short, long)]
     pub detach: bool,
@@ -615,13 +664,12 @@ pub struct CheckpointArgs {
 /// How a machine that goes on leaves its memory to a checkpoint.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub enum Method {
-    /// Whichever pauses it less
+    /// By handover where that is possible
     #[default]
     Auto,
-    /// It is copied while the machine stands still
+    /// It is copied, most of it while the machine runs
     Copy,
-    /// The machine goes on in a fresh process: the pause does not grow with memory, connections through user-mode
-    /// networking end
+    /// A twin of its process keeps it as it is until it is stored
     Handover,
 }
 
@@ -657,93 +705,4 @@ pub enum DaemonCommand {
     Stop,
     /// Is it there?
     Status,
-}
-
-/// What is measured.
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-    /// Checkpoint, resume, fork, boot and the store on this host, beside QEMU's own way, casync and restic
-    ///
-    /// Takes turns with a stock QEMU that has the same hardware and disk, and saves to and restores from a file, and with
-    /// casync and restic, which must be installed. Leaves nothing behind.
-    Local(BenchLocalArgs),
-    /// Ways to keep free memory, page cache and deleted files out of checkpoints, beside giving up nothing
-    ///
-    /// Ways that Martlet does not go are measured in a stock QEMU with the same hardware and disk. Leaves nothing behind.
-    Dead(BenchDeadArgs),
-    /// Single pages, resumes and sessions on another host, over links of 1000, 100, 20 and 5 Mb/s, by each policy
-    ///
-    /// Hosts are network namespaces of this one, with daemons and stores of their own; between them is an S3 server, which
-    /// must be installed (`script/bootstrap --tests`). Needs root. Leaves nothing behind.
-    Roam(BenchRoamArgs),
-    /// Pushes, pulls and suspends that are interrupted at random moments and continued: does anything get lost?
-    ///
-    /// Daemons and commands are killed, links are cut, disks are full. What came of each is compared with what it was.
-    /// Needs what `roam` needs. Leaves nothing behind.
-    Interrupted(BenchInterruptedArgs),
-}
-
-/// How often is interrupted.
-#[derive(Debug, Args)]
-pub struct BenchInterruptedArgs {
-    /// How often
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N")]
-    pub times: u32,
-    /// Moments follow from it
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub seed: u64,
-    /// Base of the machine [default: a tiny one, made for this and removed]
-    #[arg(long, value_parser = name)]
-    pub base: Option<String>,
-}
-
-/// How roaming is measured.
-#[derive(Debug, Args)]
-pub struct BenchRoamArgs {
-    /// Links to measure, in Mb/s: single pages at 1000, sessions at the others; move: moves of a busy machine
-    #[arg(long, value_delimiter = ',', default_value = "1000,move,100,20,5", value_name = "LINK,...", value_parser = ["1000", "move", "100", "20", "5"])]
-    pub links: Vec<String>,
-    /// Rounds of each figure; the median is shown
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub rounds: u32,
-    /// Guest memory
-    #[arg(long, default_value = "512M", value_parser = size, value_name = "SIZE")]
-    pub memory: u64,
-    /// Base to measure [default: a tiny one, made for this and removed]
-    #[arg(long, value_parser = name)]
-    pub base: Option<String>,
-}
-
-/// How it is measured.
-#[derive(Debug, Args)]
-pub struct BenchLocalArgs {
-    /// Rounds of each figure; the median is shown
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub rounds: u32,
-    /// Guest memory
-    #[arg(long, default_value = "512M", value_parser = size, value_name = "SIZE")]
-    pub memory: u64,
-    /// Base to measure [default: a tiny one, made for this and removed]
-    #[arg(long, value_parser = name)]
-    pub base: Option<String>,
-    /// Clones of the large fork
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
-    pub clones: u32,
-}
-
-/// How dead bytes are measured.
-#[derive(Debug, Args)]
-pub struct BenchDeadArgs {
-    /// Rounds of each figure; the median is shown
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub rounds: u32,
-    /// Guest memory, below 2G
-    #[arg(long, default_value = "256M", value_parser = size, value_name = "SIZE")]
-    pub memory: u64,
-    /// Base to measure [default: a tiny one, made for this and removed]
-    #[arg(long, value_parser = name)]
-    pub base: Option<String>,
-    /// How long a guest has to report what it freed
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=600), value_name = "SECONDS")]
-    pub settle: u64,
 }

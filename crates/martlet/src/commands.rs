@@ -7,6 +7,7 @@ mod explain;
 mod host;
 mod line;
 mod machine;
+mod map;
 mod moves;
 mod realm;
 mod remote;
@@ -68,8 +69,18 @@ pub fn run(cli: Cli) -> Outcome<u8> {
             allow_agentless,
             method,
             probe,
+            on,
+            timeout,
+            keep,
+            command,
         } => {
             let request = martlet_api::ForkRequest {
+                on,
+                command: (!command.is_empty()).then_some(martlet_api::CloneCommand {
+                    argv: command,
+                    timeout_s: timeout,
+                    keep,
+                }),
                 count,
                 prefix,
                 allow_agentless,
@@ -77,6 +88,26 @@ pub fn run(cli: Cli) -> Outcome<u8> {
                 probe: probe.probe,
             };
             return snapshot::fork(&context, &source, &request);
+        }
+        Command::Map {
+            source,
+            count,
+            input,
+            on,
+            timeout,
+            prefix,
+            command,
+        } => {
+            let request = martlet_api::MapRequest {
+                count,
+                on,
+                prefix,
+                argv: command,
+                inputs: map::inputs(&input)?,
+                timeout_s: timeout,
+                ..martlet_api::MapRequest::default()
+            };
+            return map::map(&context, &source, &request);
         }
         Command::Verify { repair_from } => return store::verify(&context, &repair_from),
         Command::Daemon(command) => return service::daemon(&context, command),
@@ -169,6 +200,7 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Df => store::df(&context),
         Command::Bench(BenchCommand::Local(args)) => bench::local(&context, &args),
         Command::Bench(BenchCommand::Dead(args)) => bench::dead(&context, &args),
+        Command::Bench(BenchCommand::Fork(args)) => bench::fork(&context, &args),
         Command::Bench(BenchCommand::Roam(args)) => bench::roam(&context, &args),
         Command::Bench(BenchCommand::Interrupted(args)) => bench::interrupted(&context, &args),
         Command::Completions { shell } => service::completions(shell),

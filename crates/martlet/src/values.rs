@@ -97,6 +97,11 @@ pub fn name(text: &str) -> Result<String, String> {
     checked(text, names::check_name)
 }
 
+/// Where clones go: a host, `auto` or `plugin:NAME`.
+pub fn place(text: &str) -> Result<String, String> {
+    checked(text, names::check_place)
+}
+
 /// A tag.
 pub fn tag(text: &str) -> Result<String, String> {
     checked(text, names::check_tag)

@@ -3,7 +3,7 @@
 //! Whether a thing exists, fits this host or is in the right state is the engine's to say; here is only what no
 //! host could mean: zero virtual CPUs, an exabyte of memory, a package called `--option`.
 
-use martlet_api::names::{NAME_MAX, check_name, check_reference, check_tag};
+use martlet_api::names::{NAME_MAX, check_name, check_places, check_reference, check_tag};
 use martlet_api::*;
 use std::ops::RangeInclusive;
 
@@ -14,6 +14,7 @@ const CPUS: RangeInclusive<u64> = 1..=255;
 const CLONES: RangeInclusive<u64> = 1..=1000;
 const TOKEN_DAYS: RangeInclusive<u64> = 1..=3650;
 const TIMEOUT_MS: RangeInclusive<u64> = 0..=24 * 3600 * 1000;
+const INPUTS_MAX: usize = 10_000;
 const NOTE_MAX_BYTES: usize = 4096;
 
 type Checked = Result<(), Problem>;
@@ -75,6 +76,11 @@ pub fn run(request: &RunRequest) -> Checked {
             )));
         }
     }
+    if let Some(fork) = &request.fork {
+        fork.check()?;
+        check_places(&fork.on)?;
+        bounds("number of processes in clones", Some(fork.most.into()), CLONES)?;
+    }
     probe(request.probe.as_ref())
 }
 
@@ -94,10 +100,35 @@ pub fn checkpoint(request: &CheckpointRequest) -> Checked {
 
 /// Checks a request to fork.
 pub fn fork(request: &ForkRequest) -> Checked {
-    bounds("number of clones", Some(request.count.into()), CLONES)?;
-    if let Some(prefix) = &request.prefix {
+    clones(Some(request.count), request.prefix.as_deref(), &request.on)?;
+    if let Some(work) = &request.command {
+        command(&work.argv)?;
+    }
+    probe(request.probe.as_ref())
+}
+
+/// Checks a request to run a command over inputs.
+pub fn map(request: &MapRequest) -> Checked {
+    clones(request.count, request.prefix.as_deref(), &request.on)?;
+    if request.argv.is_empty() {
+        return Err(invalid("there is no command to run".into()).remediation("`martlet map NAME -- COMMAND`"));
+    }
+    if request.inputs.len() > INPUTS_MAX {
+        return Err(invalid(format!(
+            "{} inputs are too many at once; {INPUTS_MAX} are allowed",
+            request.inputs.len()
+        ))
+        .remediation("give them in several commands"));
+    }
+    command(&request.argv)?;
+    command(&request.inputs)
+}
+
+fn clones(count: Option<u32>, prefix: Option<&str>, on: &[String]) -> Checked {
+    bounds("number of clones", count.map(u64::from), CLONES)?;
+    if let Some(prefix) = prefix {
         check_name(prefix)?;
-        let longest = format!("{prefix}-{}", request.count);
+        let longest = format!("{prefix}-{}", count.unwrap_or(*CLONES.end() as u32));
         if longest.len() > NAME_MAX {
             return Err(invalid(format!(
                 "the clone's name {longest:?} would be longer than {NAME_MAX} bytes"
@@ -105,7 +136,7 @@ pub fn fork(request: &ForkRequest) -> Checked {
             .remediation("give a shorter --prefix"));
         }
     }
-    probe(request.probe.as_ref())
+    check_places(on)
 }
 
 /// Checks a request to execute a command.
@@ -265,6 +296,8 @@ mod tests {
                 allow_agentless: false,
                 method: martlet_api::CheckpointMethod::Auto,
                 probe: None,
+                on: Vec::new(),
+                command: None,
             })
         };
         fork_of(8, Some("web")).unwrap();

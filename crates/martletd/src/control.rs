@@ -10,8 +10,6 @@ use martlet_api::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Receiver;
 
 /// Answer of every verb.
@@ -61,7 +59,7 @@ pub trait Control: Send + Sync + 'static {
     /// Where the console log of a machine is kept.
     fn logs(&self, name: &str) -> Answer<LogSource>;
     /// Connects to the serial console.
-    fn console(&self, name: &str) -> Answer<ConsoleSession>;
+    fn console(&self, name: &str) -> Answer<UnixStream>;
 
     /// Takes a checkpoint; the machine goes on.
     fn checkpoint(
@@ -81,6 +79,8 @@ pub trait Control: Send + Sync + 'static {
     fn resume(&self, name: &str, request: ResumeRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo>;
     /// Starts clones of a running machine or of a snapshot. One clone's failure is in the report and not an error.
     fn fork(&self, source: &str, request: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport>;
+    /// Runs a command over inputs in clones of a running machine or of a snapshot.
+    fn map(&self, source: &str, request: MapRequest, progress: ProgressSink<'_>) -> Answer<MapReport>;
     /// Goes back to an earlier snapshot of the same machine.
     fn rollback(
         &self,
@@ -243,14 +243,6 @@ pub enum ExecEvent {
     Exit(ExitStatus),
     /// It could not be started, or was lost.
     Problem(Problem),
-}
-
-/// A connection to a serial console.
-pub struct ConsoleSession {
-    /// The connection; whoever has one keeps it open.
-    pub socket: Arc<UnixStream>,
-    /// It has ended because the machine was about to go on in another process: it can be had again.
-    pub moved: Arc<AtomicBool>,
 }
 
 /// A console log on disk that may still grow.

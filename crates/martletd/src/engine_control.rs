@@ -5,9 +5,10 @@ use martlet_agent_api::{Finished, TtySize as GuestTtySize};
 use martlet_api::*;
 use martlet_engine::{Engine, Tell};
 use martlet_vm::agent::{AgentExec, ExecEvent as GuestEvent, ExecInput as GuestInput};
-use martletd::control::{Answer, ConsoleSession, Control, ExecEvent, ExecInput, ExecSession, LogSource};
+use martletd::control::{Answer, Control, ExecEvent, ExecInput, ExecSession, LogSource};
 use martletd::metrics::Metric;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
@@ -125,9 +126,8 @@ impl Control for EngineControl {
             carried_max_bytes: martlet_engine::LOG_CARRIED_BYTES,
         })
     }
-    fn console(&self, name: &str) -> Answer<ConsoleSession> {
-        let martlet_engine::Console { socket, moved } = self.0.console(name)?;
-        Ok(ConsoleSession { socket, moved })
+    fn console(&self, name: &str) -> Answer<UnixStream> {
+        self.0.console(name)
     }
 
     fn checkpoint(
@@ -151,6 +151,10 @@ impl Control for EngineControl {
     }
     fn fork(&self, source: &str, request: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport> {
         self.0.fork(source, request, progress)
+    }
+
+    fn map(&self, source: &str, request: MapRequest, progress: ProgressSink<'_>) -> Answer<MapReport> {
+        self.0.map(source, request, progress)
     }
     fn rollback(
         &self,

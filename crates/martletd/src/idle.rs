@@ -92,10 +92,12 @@ impl Idle {
             let control = self.control.clone();
             let lives =
                 tokio::task::spawn_blocking(move || control.is_at_work() || any_lives(&*control)).await;
-            if !lives.unwrap_or(true) {
+            if lives.unwrap_or(true) {
+                tokio::time::sleep(after).await;
+            } else if self.activity.idle() >= after {
+                // Nor has anything begun while the machines were looked at.
                 return;
             }
-            tokio::time::sleep(after).await;
         }
     }
 }

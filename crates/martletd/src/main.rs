@@ -55,7 +55,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    allocator::limit_arenas();
+    allocator::limit();
     start_log();
     let done = match args.command {
         Some(Command::Keeper { ref socket }) => wiring::keeper(socket),

@@ -13,11 +13,15 @@ const POOL_MAX: usize = 256;
 /// The holder of a line gives a few signs in that time, and nobody waits longer to know that it is gone.
 const LEASE_S: RangeInclusive<u32> = 2..=86_400;
 
+/// Where the programs of allocators are installed.
+const ALLOCATORS: &str = "/usr/lib/martlet/allocators";
+
 /// Opens the engine on a state directory.
 ///
 /// The agent lies beside this program, or where `MARTLET_AGENT` says; `MARTLET_QEMU` names a QEMU that is not the
 /// distribution's, `MARTLET_POOL` how many of it are started ahead, `MARTLET_LEASE` for how many seconds the holder of a
-/// machine's line may be silent, `MARTLET_TAKE=no` that machines of other hosts may not go on here.
+/// machine's line may be silent, `MARTLET_TAKE=no` that machines of other hosts may not go on here, `MARTLET_CLONES_MAX` how many
+/// clones may live here at the same time, `MARTLET_ALLOCATORS` where the programs of allocators are.
 pub fn control(state_dir: &Path) -> Result<Arc<EngineControl>> {
     let program = std::env::current_exe().context("cannot find out where this program lies")?;
     let beside = program.with_file_name("martlet-agent");
@@ -29,6 +33,8 @@ pub fn control(state_dir: &Path) -> Result<Arc<EngineControl>> {
         pool_size: pool_size()?,
         lease_s: lease_s()?,
         takes_machines: takes_machines()?,
+        clones_max: clones_max()?,
+        allocators: std::env::var_os("MARTLET_ALLOCATORS").map_or(ALLOCATORS.into(), PathBuf::from),
     };
     let engine = Engine::open(options).map_err(|problem| {
         let because = problem
@@ -63,6 +69,17 @@ fn takes_machines() -> Result<bool> {
         Ok("yes") | Err(_) => Ok(true),
         Ok("no") => Ok(false),
         Ok(text) => anyhow::bail!("MARTLET_TAKE is {text:?}; yes and no are possible"),
+    }
+}
+
+/// How many clones may live here at the same time: `MARTLET_CLONES_MAX`, or as many as there is room for.
+fn clones_max() -> Result<Option<u32>> {
+    match std::env::var("MARTLET_CLONES_MAX") {
+        Ok(text) => match text.parse() {
+            Ok(most) => Ok(Some(most)),
+            Err(_) => anyhow::bail!("MARTLET_CLONES_MAX is {text:?}; a number is possible"),
+        },
+        Err(_) => Ok(None),
     }
 }
 

@@ -211,6 +211,7 @@ impl Stored {
                 size_bytes: IMAGE_PAGES * PAGE_SIZE as u64,
                 descriptor: batch.put_blob(called.as_bytes()).unwrap(),
                 trace: None,
+                starter: None,
                 free_pages: 0,
             }),
             ..SnapshotRecord::default()

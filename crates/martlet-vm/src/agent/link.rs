@@ -1,15 +1,12 @@
 //! The socket: one reader thread, many writers, and the table of who waits for which stream.
-//!
-//! The guest may go on in another process of the hypervisor. For that all writers but one are held up ([`Hush`]), the
-//! agent is asked to be quiet, and then, with nothing under way in either direction, the socket is exchanged. Every
-//! stream goes on.
 
-use super::AgentError;
 use super::stream::Inbox;
+use super::{AgentClient, AgentError};
 use martlet_agent_api::frame::{self, Frame, Kind, PREAMBLE_BYTES};
+use martlet_agent_api::guest::Ask;
 use martlet_agent_api::{
-    Control, Decoder, Hello, HelloReply, PROTOCOL, PROTOCOL_OLDEST, Reply, Request, Response, Start,
-    from_payload, to_payload,
+    Control, Decoder, FEATURE_ASKS, Hello, HelloReply, PROTOCOL, PROTOCOL_OLDEST, Reply, Request, Response,
+    Start, from_payload, to_payload,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
@@ -19,7 +16,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// Read at once from a guest: each machine has a buffer of its own, and QEMU passes on no more than a few pages.
@@ -30,6 +27,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A clone's stream begins with the rest of one frame that its parent was sending, so a few are normal.
 const DAMAGED_FRAMES_MAX: u64 = 256;
+
+/// Calls that may come before somebody takes them: an agent has fewer at the same time.
+const EARLY_CALLS_MAX: usize = 64;
 
 /// An agent that lives says so within this time, or is slow.
 const LIFE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,59 +53,29 @@ enum Waiter {
 struct Table {
     waiters: HashMap<u32, Waiter>,
     hello: Option<SyncSender<HelloReply>>,
-    features: Vec<String>,
     next_stream: u32,
     closed: Option<String>,
 }
 
-struct Writer {
-    socket: Arc<UnixStream>,
-    hushed: bool,
-}
+/// Who takes the calls of a guest's programs: their numbers, and what they ask. It must not wait.
+pub type CallTaker = Box<dyn Fn(AgentClient, u32, Ask) + Send + Sync>;
 
-/// Who writes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum By {
-    Anybody,
-    Husher,
-}
-
-/// Nobody else writes while it lives.
-pub(super) struct Hush {
-    link: Arc<Link>,
-}
-
-impl Hush {
-    /// Asks for something.
-    pub(super) fn request(&self, request: &Request, timeout: Duration) -> Result<Response, AgentError> {
-        self.link.request_by(By::Husher, request, timeout)
-    }
-
-    /// The agent is heard and spoken to over another socket from now on. What still comes over the former one is heard, too.
-    pub(super) fn move_to(&self, socket: UnixStream) -> Result<(), AgentError> {
-        let socket = Arc::new(socket);
-        set_write_timeout(&socket)?;
-        *lock(&self.link.socket) = socket.clone();
-        lock(&self.link.writer).socket = socket.clone();
-        start_reader(socket, Arc::downgrade(&self.link))
-    }
-}
-
-impl Drop for Hush {
-    fn drop(&mut self) {
-        lock(&self.link.writer).hushed = false;
-        self.link.unhushed.notify_all();
-    }
+#[derive(Default)]
+struct Calls {
+    taker: Option<Arc<CallTaker>>,
+    /// Those that came before there was one.
+    early: Vec<(u32, Ask)>,
 }
 
 /// The connection that the handles of one client share.
 pub(super) struct Link {
     epoch: u64,
-    writer: Mutex<Writer>,
-    unhushed: Condvar,
-    /// The present socket, for what must not wait for a writer.
-    socket: Mutex<Arc<UnixStream>>,
+    socket: Arc<UnixStream>,
+    /// Held by who writes.
+    writing: Mutex<()>,
     table: Mutex<Table>,
+    /// Calls of the guest's programs.
+    calls: Mutex<Calls>,
     /// A request was not answered in time, and nothing has been heard since: the guest is slow, or its agent is a new
     /// one that does not know this epoch.
     silent: AtomicBool,
@@ -130,39 +100,20 @@ impl Link {
         let table = Table {
             waiters: HashMap::new(),
             hello: None,
-            features: Vec::new(),
             next_stream: 1,
             closed: None,
         };
         let link = Arc::new(Self {
             epoch,
-            writer: Mutex::new(Writer {
-                socket: socket.clone(),
-                hushed: false,
-            }),
-            unhushed: Condvar::new(),
-            socket: Mutex::new(socket.clone()),
+            socket: socket.clone(),
+            writing: Mutex::new(()),
             table: Mutex::new(table),
+            calls: Mutex::default(),
             silent: AtomicBool::new(false),
             greeting: Mutex::new(()),
         });
         start_reader(socket, Arc::downgrade(&link))?;
         Ok(link)
-    }
-
-    /// Holds up all who write, until it is dropped.
-    pub(super) fn hush(self: &Arc<Self>, timeout: Duration) -> Result<Hush, AgentError> {
-        self.greet_again_if_silent(timeout)?;
-        let writer = self
-            .unhushed
-            .wait_while(lock(&self.writer), |writer| writer.hushed);
-        writer.unwrap_or_else(PoisonError::into_inner).hushed = true;
-        Ok(Hush { link: self.clone() })
-    }
-
-    /// Can the agent do this?
-    pub(super) fn has_feature(&self, feature: &str) -> bool {
-        lock(&self.table).features.iter().any(|known| known == feature)
     }
 
     /// Sends Hello until it is answered.
@@ -176,6 +127,7 @@ impl Link {
             protocol: PROTOCOL,
             protocol_oldest: PROTOCOL_OLDEST,
             start,
+            features: vec![FEATURE_ASKS.to_owned()],
         });
         let (sender, receiver) = sync_channel(1);
         lock(&self.table).hello = Some(sender);
@@ -199,7 +151,7 @@ impl Link {
                 continue; // it boots yet and finds the greeting later; more of them would fill the socket
             }
             // Perhaps the guest still waits for the rest of a frame of its former life.
-            self.write(By::Anybody, &vec![0; PREAMBLE_BYTES])?;
+            self.write(&vec![0; PREAMBLE_BYTES])?;
             self.send(Kind::Hello, 0, 0, &hello)?;
         }
     }
@@ -235,13 +187,9 @@ impl Link {
         request: &Request,
         timeout: Duration,
     ) -> Result<Response, AgentError> {
-        self.request_by(By::Anybody, request, timeout)
-    }
-
-    fn request_by(&self, by: By, request: &Request, timeout: Duration) -> Result<Response, AgentError> {
         let (sender, receiver) = sync_channel(1);
         let stream = self.register(Waiter::Reply(sender))?;
-        let sent = self.send_request(by, stream, request);
+        let sent = self.send_request(stream, request);
         let answer = sent.and_then(|()| self.await_reply(&receiver, timeout));
         self.forget(stream);
         answer
@@ -253,7 +201,7 @@ impl Link {
         let (sender, receiver) = sync_channel(1);
         let inbox = Arc::new(Inbox::new(sender));
         let stream = self.register(Waiter::Stream(Arc::clone(&inbox)))?;
-        let sent = self.send_request(By::Anybody, stream, request);
+        let sent = self.send_request(stream, request);
         match sent.and_then(|()| self.await_reply(&receiver, timeout)) {
             Ok(Response::Started) => Ok((stream, inbox)),
             Ok(_) => {
@@ -271,7 +219,7 @@ impl Link {
         }
     }
 
-    fn send_request(&self, by: By, stream: u32, request: &Request) -> Result<(), AgentError> {
+    fn send_request(&self, stream: u32, request: &Request) -> Result<(), AgentError> {
         let payload = to_payload(request);
         if payload.len() > frame::MAX_PAYLOAD_BYTES {
             return Err(AgentError::Remote(martlet_agent_api::RemoteError {
@@ -282,7 +230,7 @@ impl Link {
                 ),
             }));
         }
-        self.send_by(by, Kind::Request, 0, stream, &payload)
+        self.send(Kind::Request, 0, stream, &payload)
     }
 
     fn await_reply(&self, receiver: &Receiver<Reply>, timeout: Duration) -> Result<Response, AgentError> {
@@ -316,20 +264,14 @@ impl Link {
     }
 
     pub(super) fn send(&self, kind: Kind, flags: u8, stream: u32, payload: &[u8]) -> Result<(), AgentError> {
-        self.send_by(By::Anybody, kind, flags, stream, payload)
-    }
-
-    fn send_by(&self, by: By, kind: Kind, flags: u8, stream: u32, payload: &[u8]) -> Result<(), AgentError> {
         let mut bytes = Vec::with_capacity(frame::HEADER_BYTES + payload.len());
         frame::encode(kind, flags, stream, self.epoch, payload, &mut bytes);
-        self.write(by, &bytes)
+        self.write(&bytes)
     }
 
-    fn write(&self, by: By, bytes: &[u8]) -> Result<(), AgentError> {
-        let waits = |writer: &mut Writer| by == By::Anybody && writer.hushed;
-        let writer = self.unhushed.wait_while(lock(&self.writer), waits);
-        let writer = writer.unwrap_or_else(PoisonError::into_inner);
-        (&*writer.socket).write_all(bytes).map_err(|error| {
+    fn write(&self, bytes: &[u8]) -> Result<(), AgentError> {
+        let _one_at_a_time = lock(&self.writing);
+        (&*self.socket).write_all(bytes).map_err(|error| {
             // Half a frame may have gone out: this connection is of no more use.
             self.close(None);
             match error.kind() {
@@ -343,9 +285,36 @@ impl Link {
 
     /// The other side takes what it is sent: Linux calls a unix socket writable while most of its buffer is free.
     fn is_read(&self) -> bool {
-        let socket = lock(&self.socket).clone();
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    pub(super) fn take_calls(self: &Arc<Self>, taker: CallTaker) {
+        let taker = Arc::new(taker);
+        let early = {
+            let mut calls = lock(&self.calls);
+            calls.taker = Some(taker.clone());
+            std::mem::take(&mut calls.early)
+        };
+        for (number, ask) in early {
+            taker(AgentClient { link: self.clone() }, number, ask);
+        }
+    }
+
+    fn called(self: &Arc<Self>, number: u32, ask: Ask) -> Result<(), String> {
+        let taker = {
+            let mut calls = lock(&self.calls);
+            match calls.taker.clone() {
+                Some(taker) => taker,
+                None if calls.early.len() < EARLY_CALLS_MAX => {
+                    calls.early.push((number, ask));
+                    return Ok(());
+                }
+                None => return Err("the guest calls too often".into()),
+            }
+        };
+        taker(AgentClient { link: self.clone() }, number, ask);
+        Ok(())
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -370,10 +339,10 @@ impl Link {
         };
         disconnect(waiters);
         // Already closed by the other side is just as well.
-        let _ = lock(&self.socket).shutdown(Shutdown::Both);
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 
-    fn dispatch(&self, frame: Frame) -> Result<(), String> {
+    fn dispatch(self: &Arc<Self>, frame: Frame) -> Result<(), String> {
         if frame.epoch != self.epoch {
             return Ok(()); // late output of a former life
         }
@@ -382,9 +351,7 @@ impl Link {
             Kind::HelloReply => {
                 let reply: HelloReply =
                     from_payload(&frame.payload, "HelloReply").map_err(|e| e.to_string())?;
-                let mut table = lock(&self.table);
-                table.features.clone_from(&reply.features);
-                if let Some(sender) = table.hello.take() {
+                if let Some(sender) = lock(&self.table).hello.take() {
                     let _ = sender.try_send(reply); // the caller may have given up
                 }
                 Ok(())
@@ -405,6 +372,10 @@ impl Link {
                 };
                 inbox.accept(frame)
             }
+            Kind::Ask => {
+                let ask: Ask = from_payload(&frame.payload, "Ask").map_err(|e| e.to_string())?;
+                self.called(frame.stream, ask)
+            }
             Kind::Hello | Kind::Request | Kind::Control => Err(format!("the guest sent a {:?}", frame.kind)),
         }
     }
@@ -420,7 +391,7 @@ fn disconnect(waiters: HashMap<u32, Waiter>) {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let _ = lock(&self.socket).shutdown(Shutdown::Both); // wakes the reader
+        let _ = self.socket.shutdown(Shutdown::Both); // wakes the reader
     }
 }
 
@@ -438,11 +409,11 @@ fn start_reader(socket: Arc<UnixStream>, link: Weak<Link>) -> Result<(), AgentEr
         .map(drop)
 }
 
-fn read_frames(socket: &Arc<UnixStream>, link: &Weak<Link>) {
+fn read_frames(mut socket: &UnixStream, link: &Weak<Link>) {
     let mut decoder = Decoder::new();
     let mut buffer = vec![0; READ_BYTES];
     let reason = loop {
-        let count = match (&**socket).read(&mut buffer) {
+        let count = match socket.read(&mut buffer) {
             Ok(0) => break None,
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
@@ -465,10 +436,6 @@ fn read_frames(socket: &Arc<UnixStream>, link: &Weak<Link>) {
         }
     };
     if let Some(link) = link.upgrade() {
-        let is_present = Arc::ptr_eq(&lock(&link.socket), socket);
-        // The end of a socket that the agent is not spoken to over any more means nothing.
-        if is_present || reason.is_some() {
-            link.close(reason);
-        }
+        link.close(reason);
     }
 }

@@ -1,4 +1,4 @@
-//! The own pages of a process that stands still, read where they are.
+//! The own pages of a process that runs no more, read where they are.
 
 use super::{Mapping, private_pages};
 use crate::VmError;
@@ -8,7 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-/// Private pages of a machine that was stopped for good. Its memory is known by an open file, so a process that takes
+/// Private pages of a process that was stopped for good. Its memory is known by an open file, so a process that takes
 /// over its number is never taken for it.
 #[derive(Debug)]
 pub struct PausedMemory {
@@ -47,7 +47,12 @@ impl PausedMemory {
 
     /// Fills `buf` with these pages. Any other than its private ones is refused: it would have to be asked for from our own
     /// file server.
-    pub fn read(&self, pages: Range<u64>, buf: &mut [u8]) -> io::Result<()> {
+    pub fn read(&self, pages: Range<u64>, buf: &mut [u8]) -> Result<(), VmError> {
+        self.read_pages(pages, buf)
+            .map_err(VmError::io("read guest memory"))
+    }
+
+    fn read_pages(&self, pages: Range<u64>, buf: &mut [u8]) -> io::Result<()> {
         let refused = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()));
         if buf.len() as u64 != (pages.end - pages.start) * PAGE_SIZE as u64 {
             return refused("as many bytes as pages are to be read");

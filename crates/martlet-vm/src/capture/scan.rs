@@ -1,5 +1,5 @@
-//! Which pages of a mapping are private: the `PAGEMAP_SCAN` call (Linux 6.7), or plain reads of the page map before
-//! that.
+//! Which pages of a mapping are private, or there at all: the `PAGEMAP_SCAN` call (Linux 6.7), or plain reads of the page
+//! map before that.
 #![allow(unsafe_code)] // the ioctl has no safe interface
 
 use super::written::Seen;
@@ -49,12 +49,28 @@ struct ScanArg {
 }
 
 pub fn private_pages(pid: u32, mapping: &Mapping) -> io::Result<PageSet> {
+    pages(pid, mapping, Which::Private)
+}
+
+pub fn mapped_pages(pid: u32, mapping: &Mapping) -> io::Result<PageSet> {
+    pages(pid, mapping, Which::Mapped)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// The process's own.
+    Private,
+    /// All that it has.
+    Mapped,
+}
+
+fn pages(pid: u32, mapping: &Mapping, which: Which) -> io::Result<PageSet> {
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
     let mut pages = PageSet::new();
     for segment in &mapping.segments {
-        match scan(&pagemap, segment, &mut pages) {
+        match scan(&pagemap, segment, which, &mut pages) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
-                read(&pagemap, segment, &mut pages)?;
+                read(&pagemap, segment, which, &mut pages)?;
             }
             other => other?,
         }
@@ -68,30 +84,42 @@ pub fn written_pages(pagemap: &File, segment: &Segment, protect: bool, seen: &mu
         true => PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
         false => PM_SCAN_CHECK_WPASYNC,
     };
-    scan_regions(pagemap, segment, flags, PAGE_IS_WRITTEN, |pages, categories| {
-        if categories & PAGE_IS_WRITTEN != 0 {
-            seen.written.insert_range(pages.clone());
-        }
-        seen.private.insert_range(pages);
-    })
+    scan_regions(
+        pagemap,
+        segment,
+        Which::Private,
+        flags,
+        PAGE_IS_WRITTEN,
+        |pages, categories| {
+            if categories & PAGE_IS_WRITTEN != 0 {
+                seen.written.insert_range(pages.clone());
+            }
+            seen.private.insert_range(pages);
+        },
+    )
 }
 
-fn scan(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()> {
-    scan_regions(pagemap, segment, 0, PAGE_IS_FILE, |region, _| {
+fn scan(pagemap: &File, segment: &Segment, which: Which, pages: &mut PageSet) -> io::Result<()> {
+    scan_regions(pagemap, segment, which, 0, PAGE_IS_FILE, |region, _| {
         pages.insert_range(region)
     })
 }
 
-/// Goes through the private pages. When the vector is full, the kernel may step back and report the last regions again:
+/// Goes through these pages. When the vector is full, the kernel may step back and report the last regions again:
 /// adding them to a set a second time does no harm, counting them would.
 fn scan_regions(
     pagemap: &File,
     segment: &Segment,
+    which: Which,
     flags: u64,
     return_mask: u64,
     mut found: impl FnMut(Range<u64>, u64),
 ) -> io::Result<()> {
     let end = segment.start + segment.page_count * PAGE_SIZE as u64;
+    let category_mask = match which {
+        Which::Private => PAGE_IS_FILE,
+        Which::Mapped => 0,
+    };
     let mut regions = vec![PageRegion::default(); REGIONS];
     let mut start = segment.start;
     while start < end {
@@ -103,7 +131,7 @@ fn scan_regions(
             vec: regions.as_mut_ptr() as u64,
             vec_len: regions.len() as u64,
             category_inverted: PAGE_IS_FILE,
-            category_mask: PAGE_IS_FILE,
+            category_mask,
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask,
             ..ScanArg::default()
@@ -130,7 +158,7 @@ fn scan_regions(
     Ok(())
 }
 
-fn read(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()> {
+fn read(pagemap: &File, segment: &Segment, which: Which, pages: &mut PageSet) -> io::Result<()> {
     const PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
     const FILE: u64 = 1 << 61;
     let mut bytes = vec![0; 64 << 10];
@@ -141,7 +169,7 @@ fn read(pagemap: &File, segment: &Segment, pages: &mut PageSet) -> io::Result<()
         pagemap.read_exact_at(chunk, (segment.start / PAGE_SIZE as u64 + done) * 8)?;
         for (index, entry) in chunk.as_chunks::<8>().0.iter().enumerate() {
             let entry = u64::from_le_bytes(*entry);
-            if entry & PRESENT_OR_SWAPPED != 0 && entry & FILE == 0 {
+            if entry & PRESENT_OR_SWAPPED != 0 && (entry & FILE == 0 || which == Which::Mapped) {
                 pages.insert(segment.first_page + done + index as u64);
             }
         }
@@ -176,7 +204,13 @@ mod tests {
         assert_eq!(private_pages(pid, &mapping).unwrap(), expected);
         let mut plain = PageSet::new();
         let pagemap = File::open("/proc/self/pagemap").unwrap();
-        read(&pagemap, &mapping.segments[0], &mut plain).unwrap();
+        read(&pagemap, &mapping.segments[0], Which::Private, &mut plain).unwrap();
         assert_eq!(plain, expected);
+        // More than was touched, as the kernel maps what is around.
+        let there = mapped_pages(pid, &mapping).unwrap();
+        let mut plain = PageSet::new();
+        read(&pagemap, &mapping.segments[0], Which::Mapped, &mut plain).unwrap();
+        assert_eq!(there, plain);
+        assert!((0..page_count as u64).all(|page| !matches!(page % 7, 0 | 1 | 3) || there.contains(page)));
     }
 }

@@ -37,16 +37,6 @@ impl RunningVm {
         Err(VmError::BadSpec("no free port found on the host".into()))
     }
 
-    /// Ends a forward. Connections through it go on.
-    pub fn remove_forward(&self, host_port: u16) -> Result<(), VmError> {
-        self.guest_address()?;
-        let answer = self.human(&format!("hostfwd_remove net tcp:127.0.0.1:{host_port}"))?;
-        if answer.contains("not found") || answer.contains("invalid") {
-            return Err(VmError::BadSpec(format!("port {host_port} is not forwarded")));
-        }
-        Ok(())
-    }
-
     fn guest_address(&self) -> Result<Ipv4Addr, VmError> {
         self.handle
             .address

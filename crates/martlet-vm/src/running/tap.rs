@@ -1,5 +1,4 @@
-//! The end of a machine's network cable that is a tap interface: plugged in while the machine is there, so that another
-//! process can take it over, with every connection through it.
+//! The end of a machine's network cable that is a tap interface: plugged in when a QEMU that was started ahead becomes the machine.
 
 use super::{RunningVm, VmError};
 use crate::spec;
@@ -36,11 +35,5 @@ impl RunningVm {
             .inspect_err(|_| {
                 let _ = self.command(DURING, "netdev_del", json!({ "id": TAP }));
             })
-    }
-
-    /// Pulls it out again. The guest is told nothing; what it sends is lost.
-    pub fn unbind_tap(&self) -> Result<(), VmError> {
-        self.command(DURING, "netdev_del", json!({ "id": PORT }))?;
-        self.command(DURING, "netdev_del", json!({ "id": TAP })).map(drop)
     }
 }

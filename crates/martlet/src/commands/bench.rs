@@ -16,6 +16,7 @@ mod carried;
 mod dead;
 mod dead_stock;
 mod flock;
+mod fork;
 mod handover;
 mod interrupted;
 mod one;
@@ -23,6 +24,7 @@ mod roam;
 mod store;
 
 pub use dead::dead;
+pub use fork::fork;
 pub use interrupted::interrupted;
 pub use roam::roam;
 

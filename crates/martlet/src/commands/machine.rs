@@ -31,8 +31,26 @@ pub fn run(context: &Context, args: RunArgs) -> Outcome {
         restart: args.restart,
         probe: args.probe.probe,
         allow_agentless: args.allow_agentless,
+        fork: (!args.fork_by.is_empty()).then_some(martlet_api::ForkPolicy {
+            by: args.fork_by,
+            most: args.fork_most,
+            on: args.fork_on,
+        }),
     };
     run_request(context, &request, "")
+}
+
+/// `root,1000, 64 processes at a, b`; nothing when nobody may.
+fn fork_policy(fork: Option<&ForkPolicy>) -> String {
+    let Some(fork) = fork else {
+        return String::new();
+    };
+    let on = if fork.on.is_empty() {
+        "this host".into()
+    } else {
+        fork.on.join(", ")
+    };
+    format!("{}: {} processes at {on}", fork.by.join(", "), fork.most)
 }
 
 /// Runs a machine from a snapshot, as that was; after `before`, which is said with it.
@@ -135,6 +153,7 @@ pub fn inspect(context: &Context, name: &str) -> Outcome {
 }
 
 fn describe(machine: MachineInfo) -> String {
+    let fork = fork_policy(machine.fork.as_ref());
     let accel = match machine.accel {
         Accel::Kvm => "kvm",
         Accel::Tcg => "tcg",
@@ -159,6 +178,7 @@ fn describe(machine: MachineInfo) -> String {
         ("host name", machine.hostname),
         ("address", format!("{} ({})", machine.address, machine.mac)),
         ("ports", ports(&machine.ports)),
+        ("fork by", show::or_none(&fork)),
         ("tap", show::or_none(machine.tap.as_deref().unwrap_or_default())),
         (
             "process",

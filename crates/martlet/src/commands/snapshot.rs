@@ -45,7 +45,7 @@ fn report(report: CheckpointReport) -> String {
                 show::duration(report.pause_ms),
                 show::duration(report.stop_ms),
                 match report.method {
-                    CheckpointMethod::Handover => ", handed over to a fresh process",
+                    CheckpointMethod::Handover => ", handed over to a twin",
                     CheckpointMethod::Auto | CheckpointMethod::Copy => "",
                 }
             ),
@@ -101,31 +101,83 @@ fn because(means: AvoidedMeans) -> &'static str {
     }
 }
 
-/// Clones that did not start are in the table, each with its reason, and in the exit status.
+/// Clones that did not start, or whose command failed, are in the table, each with its reason, and in the exit status.
 pub fn fork(context: &Context, source: &str, request: &ForkRequest) -> Outcome<u8> {
     let path = format!("/v1/machines/{source}/fork");
     let answer = context.operation(&path, request, &format!("forking {source}"))?;
     let report: ForkReport = understood(answer.clone())?;
-    let failed = report
-        .clones
-        .iter()
-        .filter(|clone| clone.problem.is_some())
-        .count();
-    context.show(answer, forked)?;
+    let is_bad = |clone: &&CloneResult| {
+        let ended_well = |output: &CloneOutput| output.status == ExitStatus::Code(0);
+        clone.problem.is_some() || !clone.output.as_ref().is_none_or(ended_well)
+    };
+    let failed = report.clones.iter().filter(is_bad).count();
+    match request.command {
+        Some(_) => context.show(answer, worked)?,
+        None => context.show(answer, forked)?,
+    }
     if failed == 0 {
         return Ok(0);
     }
     if !context.json {
-        let whole = format!("{failed} of {} clones did not start", report.clones.len());
+        let what = match request.command {
+            Some(_) => "did not do what they were to do",
+            None => "did not start",
+        };
+        let whole = format!("{failed} of {} clones {what}", report.clones.len());
         eprint!("{}", Failure::new(ProblemCode::GuestFailed, whole).text(false));
     }
     Ok(PARTIAL)
 }
 
+/// What each clone's command wrote, in their order, and how it ended if not well.
+fn worked(report: ForkReport) -> String {
+    let mut text = String::new();
+    for clone in &report.clones {
+        let at = clone
+            .host
+            .as_ref()
+            .map(|host| format!(" at {host}"))
+            .unwrap_or_default();
+        text += &format!("== {}{at}", clone.name);
+        match &clone.output {
+            Some(output) => {
+                text += &match output.status {
+                    ExitStatus::Code(0) => "\n".to_owned(),
+                    ExitStatus::Code(code) => format!(": exited with {code}\n"),
+                    ExitStatus::Signal(signal) => format!(": ended by signal {signal}\n"),
+                };
+                for part in [&output.stdout, &output.stderr] {
+                    text += part;
+                    if !part.is_empty() && !part.ends_with('\n') {
+                        text.push('\n');
+                    }
+                }
+                if output.is_cut {
+                    text += "(there was more)\n";
+                }
+            }
+            None => text.push('\n'),
+        }
+        if let Some(problem) = &clone.problem {
+            text += &Failure::from(problem.clone()).text(false);
+        }
+    }
+    text + &format!("all done after {}\n", show::duration(report.total_ms))
+}
+
 fn forked(report: ForkReport) -> String {
     let [load, instruction, exec, response] = timeline::COLUMNS;
     let table = show::table(
-        ["CLONE", load, instruction, exec, response, "ADDRESS", "PORTS"],
+        [
+            "CLONE",
+            "HOST",
+            load,
+            instruction,
+            exec,
+            response,
+            "ADDRESS",
+            "PORTS",
+        ],
         report.clones.iter().map(|clone| {
             let [load, instruction, exec, response] = timeline::cells(&clone.timeline);
             let (address, ports) = match &clone.machine {
@@ -134,6 +186,7 @@ fn forked(report: ForkReport) -> String {
             };
             [
                 clone.name.clone(),
+                clone.host.clone().unwrap_or_else(|| show::NONE.into()),
                 load,
                 instruction,
                 exec,
@@ -150,8 +203,12 @@ fn forked(report: ForkReport) -> String {
         }
     }
     let (pause, total) = (show::duration(report.pause_ms), show::duration(report.total_ms));
+    let sent = match report.sent_bytes {
+        0 => String::new(),
+        bytes => format!(", {} sent ahead", show::size(bytes)),
+    };
     text + &format!(
-        "\nsnapshot {}, parent paused {pause}, all done after {total}\n",
+        "\nsnapshot {}, parent paused {pause}, all done after {total}{sent}\n",
         show::short_id(&report.snapshot)
     )
 }

@@ -1,4 +1,4 @@
-//! The daemon is killed at every step of a fork, a checkpoint, a handover, a suspend, a resume, a removal, a collection and an import
+//! The daemon is killed at every step of a fork, a checkpoint, a suspend, a resume, a removal, a collection and an import
 //! (`MARTLET_CRASH_AT`, docs/faults.md). Afterwards the parent runs on with every byte as it was, each clone is whole or
 //! wholly gone, what was half done can be done again, and nothing is left that nobody knows of.
 
@@ -197,14 +197,13 @@ fn a_machine_sleeps_and_wakes_whole() {
 }
 
 #[test]
-fn a_handover_is_whole_or_taken_back() {
+fn a_copied_checkpoint_is_whole_or_taken_back() {
     let daemon = with_machine();
     let mut before = daemon.start_counter("a");
-    let handover = ["checkpoint", "a", "--method", "handover"];
-    daemon.cut_short_at_every_step("handover", &handover, |_| {
+    let copy = ["checkpoint", "a", "--method", "copy"];
+    daemon.cut_short_at_every_step("checkpoint", &copy, |_| {
         assert_eq!(daemon.exec("a", RIGHT), "a");
         before = daemon.assert_counting("a", before);
-        // It writes what a handover that was cut short has left in another process.
         daemon.ok(&["checkpoint", "a"]);
         daemon.assert_whole(&["a"]);
         before = daemon.assert_counting("a", before);

@@ -1,14 +1,14 @@
-//! A machine that is handed over to a fresh process goes on with all that it had.
+//! A machine whose pages are handed over to a twin of its process goes on with all that it had.
 
 use crate::bad_input::FULL;
 use crate::commands::pty::Pty;
 use crate::deadline::wait_for;
-use crate::recovery::{exists, kill};
+use crate::recovery::kill;
 use crate::{Daemon, Fixture};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 const HANDOVERS: usize = 3;
@@ -22,7 +22,7 @@ impl Daemon {
 }
 
 #[test]
-fn all_that_a_machine_does_goes_on_in_another_process() {
+fn all_that_a_machine_does_goes_on() {
     let daemon = Daemon::new(Fixture::Tiny);
     daemon.ok(&["run", "tiny0:booted", "--name", "a", "-p", "7777", "-p", "7778"]);
     let ports = daemon.json(&["inspect", "a"])["ports"].clone();
@@ -32,7 +32,7 @@ fn all_that_a_machine_does_goes_on_in_another_process() {
         "a",
         "head -c 12000000 /dev/urandom >/dev/shm/noise; head -c 6000000 /dev/urandom >/noise; sync; \
          (while :; do echo hello | nc -l -p 7777; done) </dev/null >/dev/null 2>&1 &
-         (sleep 1000 | nc -l -p 7778) </dev/null >/dev/null 2>&1 &
+         (nc -l -p 7778 -e cat) </dev/null >/dev/null 2>&1 &
          (while read line; do echo heard $line; done) </dev/ttyS0 >/dev/ttyS0 2>&1 &",
     );
     let sums = daemon.exec("a", "sha256sum /dev/shm/noise /noise");
@@ -72,13 +72,25 @@ fn all_that_a_machine_does_goes_on_in_another_process() {
     let mut log = daemon.command(&["logs", "--follow", "a"]);
     let mut log = log.stdout(Stdio::piped()).spawn().unwrap();
     let mut log_out = BufReader::new(log.stdout.take().unwrap());
-    let mut connection = TcpStream::connect(("127.0.0.1", lasting)).unwrap();
+    let connection = TcpStream::connect(("127.0.0.1", lasting)).unwrap();
+    connection
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let mut connection = BufReader::new(connection);
+    let mut ask_the_guest = move |word: &str| {
+        writeln!(connection.get_mut(), "{word}").unwrap();
+        let mut line = String::new();
+        connection.read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), word);
+    };
+    ask_the_guest("before");
+    let qemu = daemon.qemu("a");
 
     for round in 0..HANDOVERS {
-        let before = daemon.qemu("a");
         daemon.hand_over("a", &format!("round-{round}"));
-        assert_ne!(daemon.qemu("a"), before);
-        wait_for("the end of the process before", || !exists(before));
+        assert_eq!(daemon.processes("-name a,"), [qemu]);
+        daemon.assert_childless(qemu);
+        ask_the_guest(&format!("round {round}"));
         count = daemon.assert_counting("a", count);
         ask(&format!("round {round}"));
         terminal.write(format!("word {round}\r").as_bytes());
@@ -92,13 +104,6 @@ fn all_that_a_machine_does_goes_on_in_another_process() {
             })
         });
     }
-    // What QEMU's user-mode network kept in the process before has ended with it, and its peer is told.
-    connection
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
-    let mut rest = Vec::new();
-    let _ = connection.read_to_end(&mut rest); // an end or a reset, and no wait
-
     flooded.join().unwrap();
     assert!(flood.wait().unwrap().success());
     drop(ask);
@@ -160,16 +165,13 @@ fn a_handover_cut_short_at_any_time_harms_nothing() {
         }
         assert_eq!(daemon.json(&["verify"])["damaged"], json!([]), "round {round}");
         if round % 3 == 2 {
-            // Any checkpoint that comes to its end writes what those before have left.
-            daemon.ok(&["checkpoint", "a"]);
+            daemon.ok(&["checkpoint", "a", "--method", "copy"]);
         }
     }
-    // One that is whole needs none of the processes that were left.
     daemon.hand_over("a", "whole");
-    let own = [daemon.qemu("a")];
-    wait_for("the end of all processes before", || {
-        daemon.machines_of("a") == own
-    });
+    let qemu = daemon.qemu("a");
+    assert_eq!(daemon.processes("-name a,"), [qemu]);
+    daemon.assert_childless(qemu);
     assert_eq!(daemon.exec("a", "sha256sum /dev/shm/noise"), sum);
     daemon.ok(&["run", "a:whole", "--name", "b"]);
     daemon.assert_counting("b", count);
@@ -197,23 +199,16 @@ fn a_machine_that_is_killed_while_it_is_handed_over_is_gone() {
 }
 
 impl Daemon {
-    /// Processes that are, or were, the machine's. Those that wait in the pool are not: they have no disk of it.
-    fn machines_of(&self, name: &str) -> Vec<u64> {
-        let id = self.json(&["inspect", name])["id"].as_str().unwrap().to_owned();
-        let has_its_disk = |pid: &u64| {
-            let open = Command::new("ls")
-                .args(["-l", &format!("/proc/{pid}/fd")])
-                .output();
-            String::from_utf8_lossy(&open.unwrap().stdout).contains(&format!("/disk/{id}-"))
-        };
-        let mut pids = self.processes("-name ");
-        pids.retain(has_its_disk);
-        pids
+    /// Nothing is left of the twins of a process, not even their numbers.
+    #[track_caller]
+    fn assert_childless(&self, pid: u64) {
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        assert_eq!(children, "");
     }
 }
 
 #[test]
-fn without_room_for_its_pages_a_machine_keeps_them_where_they_are() {
+fn without_room_for_its_pages_a_machine_has_them_all_the_same() {
     let mut daemon = Daemon::empty();
     daemon.set_env("MARTLET_POOL", "0");
     daemon.on_small_disk();
@@ -221,68 +216,25 @@ fn without_room_for_its_pages_a_machine_keeps_them_where_they_are() {
     daemon.quiet_disk("a");
     daemon.exec(
         "a",
-        "mkdir -p /dev/shm; head -c 12000000 /dev/urandom >/dev/shm/x; sha256sum /dev/shm/x >/dev/shm/sum",
-    );
-    daemon.ok(&["checkpoint", "a", "--tag", "before"]);
-    daemon.exec(
-        "a",
-        "head -c 8000000 /dev/urandom >/dev/shm/y; sha256sum /dev/shm/y >>/dev/shm/sum",
+        "mkdir -p /dev/shm; head -c 20000000 /dev/urandom >/dev/shm/x; sha256sum /dev/shm/x >/dev/shm/sum",
     );
     let ballast = daemon.fill_up(4);
-    let full = ["checkpoint", "a", "--method", "handover", "--tag", "full"];
-    daemon.refused_for(&full, FULL, "space");
-    // It runs in another process, and its pages are in the one before: in both of them, the second time.
-    daemon.exec("a", "sha256sum -c /dev/shm/sum");
-    assert_eq!(daemon.machines_of("a").len(), 2);
-    daemon.exec(
-        "a",
-        "head -c 2000000 /dev/urandom >/dev/shm/z; sha256sum /dev/shm/z >>/dev/shm/sum",
-    );
-    daemon.refused_for(&full, FULL, "space");
-    daemon.exec("a", "sha256sum -c /dev/shm/sum");
-    assert_eq!(daemon.machines_of("a").len(), 3);
-
-    // So it is to the next daemon, and after its keeper's death.
+    let qemu = daemon.qemu("a");
+    for _ in 0..3 {
+        let full = ["checkpoint", "a", "--method", "handover", "--tag", "full"];
+        daemon.refused_for(&full, FULL, "space");
+        assert_eq!(daemon.processes("-name a,"), [qemu]);
+        daemon.assert_childless(qemu);
+        daemon.exec("a", "sha256sum -c /dev/shm/sum");
+    }
     daemon.kill_daemon();
     daemon.exec("a", "sha256sum -c /dev/shm/sum");
-    assert_eq!(daemon.machines_of("a").len(), 3);
 
-    // With room, a checkpoint of any kind frees them.
     std::fs::remove_file(&ballast).unwrap();
-    let report = daemon.json(&["checkpoint", "a", "--tag", "room"]);
-    assert_eq!(report["method"], "copy");
-    wait_for("the end of the processes before", || {
-        daemon.machines_of("a") == [daemon.qemu("a")]
-    });
-    daemon.exec("a", "sha256sum -c /dev/shm/sum");
+    daemon.hand_over("a", "room");
     daemon.ok(&["run", "a:room", "--name", "b"]);
-    daemon.exec("b", "sha256sum -c /dev/shm/sum");
-    daemon.kill_daemon();
-    daemon.ok(&["run", "a:room", "--name", "c"]);
-    for name in ["a", "b", "c"] {
+    for name in ["a", "b"] {
         daemon.exec(name, "sha256sum -c /dev/shm/sum");
     }
-    daemon.ok(&["rm", "--force", "b", "c"]);
-
-    // Who kills a process whose pages are nowhere else ends the machine, which says so.
-    daemon.exec("a", "head -c 8000000 /dev/urandom >/dev/shm/y");
-    let ballast = daemon.fill_up(4);
-    daemon.refused_for(&full, FULL, "space");
-    let present = daemon.qemu("a");
-    for pid in daemon.machines_of("a").into_iter().filter(|pid| *pid != present) {
-        kill(pid, "-9");
-    }
-    wait_for("the machine's end", || daemon.state("a") == "failed");
-    let error = daemon.last_error("a");
-    assert!(
-        error.contains("handed over") && error.contains("signal 9"),
-        "{error}"
-    );
-    std::fs::remove_file(&ballast).unwrap();
-    wait_for("the end of its processes", || {
-        daemon.processes("-name a").is_empty()
-    });
-    daemon.ok(&["rollback", "a", "a:room"]);
-    daemon.exec("a", "sha256sum -c /dev/shm/sum");
     assert_eq!(daemon.json(&["verify"])["damaged"], json!([]));
 }

@@ -5,6 +5,7 @@
 //! - at most two tests run at a time ([`Daemon::new`] waits for its turn);
 //! - a test that takes longer than its deadline ends the whole program with its daemons' logs, so that nothing hangs.
 
+mod allocators;
 mod bad_input;
 mod bench;
 mod clones;
@@ -15,9 +16,11 @@ mod deadline;
 mod documents;
 mod every_step;
 mod fixture;
+mod flock;
 mod handover;
 mod hosts;
 mod imports;
+mod inside;
 mod life;
 mod lines;
 mod moves;
@@ -26,6 +29,7 @@ mod pool;
 mod pressure;
 mod recovery;
 mod remotes;
+mod slurm;
 mod stress;
 mod tap;
 

@@ -260,12 +260,43 @@ fn a_host_whose_qemu_cannot_run_it_refuses_and_it_is_said_which_could() {
         assert_eq!(problem["code"], "incompatible", "{problem}");
         problem["remediation"].as_str().unwrap().to_owned()
     };
-    assert_eq!(refused(&here, &["move", "a", "couch"]), "hosts that could: attic");
+    let remedy = "resume it on a host (or with a QEMU, see MARTLET_QEMU) that has what it needs";
+    let hosts = refused(&here, &["move", "a", "couch"]);
+    assert_eq!(hosts, format!("{remedy}; hosts that could: attic"));
     let count = here.assert_counting("a", count);
     // The same of a snapshot that is to start there.
     here.ok(&["checkpoint", "a", "--tag", "now"]);
     let hosts = refused(&there, &["clone", "desk", "a:now"]);
-    assert_eq!(hosts, "hosts that could: desk, attic");
+    assert_eq!(hosts, format!("{remedy}; hosts that could: desk, attic"));
     here.ok(&["move", "a", "attic"]);
     third.assert_counting("a", count);
+}
+
+/// A host that has not heard that its machine was taken does not go on with it, also when it is not there any more.
+#[test]
+fn what_was_taken_stays_taken() {
+    let here = Daemon::new(Fixture::Tiny);
+    let there = here.another();
+    fleet(&[(&here, "desk"), (&there, "couch")]);
+    here.ok(&["run", "tiny0:booted", "--name", "a"]);
+    let count = here.start_counter("a");
+    here.kill_daemon();
+    // It dies when the other host has said that it goes on, and before that is written down.
+    let dying = here
+        .command(&["ps"])
+        .env("MARTLET_CRASH_AT", "move:3")
+        .output()
+        .unwrap();
+    assert!(dying.status.success(), "{dying:?}");
+    wait_for("the hosts to know each other", || here.answers("couch"));
+    assert!(!here.call(&["move", "a", "couch"]).status.success());
+    assert_eq!(here.pid(), None);
+    there.assert_counting("a", count);
+    there.ok(&["rm", "--force", "a"]);
+    wait_for("it to be known", || {
+        let states = here.states();
+        assert!(!states.contains(&("a".into(), "running".into())), "{states:?}");
+        states.is_empty()
+    });
+    here.assert_nothing_left();
 }

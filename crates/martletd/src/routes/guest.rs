@@ -2,7 +2,7 @@
 
 use crate::check;
 use crate::console;
-use crate::control::{ConsoleSession, Control, LogSource};
+use crate::control::{Control, LogSource};
 use crate::exec;
 use crate::extract::{Body, Named, Params};
 use crate::failure::Failure;
@@ -23,14 +23,10 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often a followed log is looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
-/// A machine goes on in another process within this time.
-const MOVE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often it is looked whether it does.
-const MOVE_INTERVAL: Duration = Duration::from_millis(10);
 
 pub fn routes(routes: Routes) -> Routes {
     let path = |spec: Spec, what| spec.query("path", "string", true, what).needs(Role::Run);
@@ -109,30 +105,13 @@ async fn execute(State(server): State<Server>, Named(name): Named, mut request: 
 async fn attach(State(server): State<Server>, Named(name): Named, mut request: Request) -> Reply {
     wants("martlet-console", request.headers())?;
     let upgrade = hyper::upgrade::on(&mut request);
-    let asked = name.clone();
-    let socket = server.call(move |control| control.console(&asked)).await?;
+    let socket = server.call(move |control| control.console(&name)).await?;
     tokio::spawn(async move {
-        let again = || console_again(server.clone(), name.clone());
-        if let Err(error) = console::serve(upgrade, socket, again).await {
+        if let Err(error) = console::serve(upgrade, socket).await {
             tracing::debug!(%error, "a console connection ended");
         }
     });
     Ok(switch_to("martlet-console"))
-}
-
-/// The console of a machine that is about to go on in another process, when it does.
-async fn console_again(server: Server, name: String) -> Option<ConsoleSession> {
-    let deadline = Instant::now() + MOVE_TIMEOUT;
-    loop {
-        let asked = name.clone();
-        if let Ok(session) = server.call(move |control| control.console(&asked)).await {
-            return Some(session);
-        }
-        if Instant::now() >= deadline || !still_runs(&*server.control, &name) {
-            return None;
-        }
-        tokio::time::sleep(MOVE_INTERVAL).await;
-    }
 }
 
 #[derive(Deserialize)]

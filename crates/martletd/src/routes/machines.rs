@@ -118,6 +118,16 @@ pub fn routes(routes: Routes) -> Routes {
                 .needs(Role::Run),
             fork,
         )
+        .route(
+            Post,
+            "/v1/machines/{name}/map",
+            Spec::new("Run a command over inputs, in clones of a running machine or of a snapshot")
+                .takes::<MapRequest>()
+                .gives::<MapReport>()
+                .with_events()
+                .needs(Role::Run),
+            map,
+        )
 }
 
 async fn list(State(server): State<Server>) -> Reply {
@@ -263,6 +273,20 @@ async fn fork(
     server
         .operation(events, move |control, progress| {
             control.fork(&source, request, progress)
+        })
+        .await
+}
+
+async fn map(
+    State(server): State<Server>,
+    Referenced(source): Referenced,
+    WantsEvents(events): WantsEvents,
+    Body(request): Body<MapRequest>,
+) -> Reply {
+    check::map(&request)?;
+    server
+        .operation(events, move |control, progress| {
+            control.map(&source, request, progress)
         })
         .await
 }

@@ -70,6 +70,7 @@ pub fn machine(name: &str, state: MachineState) -> MachineInfo {
         mac: "52:4d:00:00:00:01".into(),
         hostname: name.into(),
         tap: None,
+        fork: None,
         ports: vec![PortForward {
             host_port: 8080,
             guest_port: 80,
@@ -369,14 +370,11 @@ impl Control for Fake {
             carried_max_bytes: 0,
         })
     }
-    fn console(&self, name: &str) -> Answer<ConsoleSession> {
+    fn console(&self, name: &str) -> Answer<UnixStream> {
         self.machine(name)?;
         let (ours, theirs) = UnixStream::pair().unwrap();
         *self.console.lock().unwrap() = Some(theirs);
-        Ok(ConsoleSession {
-            socket: ours.into(),
-            moved: Arc::default(),
-        })
+        Ok(ours)
     }
     fn checkpoint(
         &self,
@@ -410,6 +408,8 @@ impl Control for Fake {
             CloneResult {
                 index,
                 machine: (!fails).then(|| machine(&name, MachineState::Running)),
+                host: None,
+                output: None,
                 timeline: Timeline {
                     first_exec_ms: (!fails).then_some(77.0),
                     ..Timeline::default()
@@ -423,7 +423,31 @@ impl Control for Fake {
             snapshot: "ab".repeat(32),
             pause_ms: 10.0,
             total_ms: 100.0,
+            sent_bytes: 0,
             clones,
+        })
+    }
+    fn map(&self, _: &str, r: MapRequest, progress: ProgressSink<'_>) -> Answer<MapReport> {
+        progress(stage("working", 0));
+        let outputs = r.inputs.into_iter().map(|input| MapOutput {
+            output: Some(CloneOutput {
+                status: ExitStatus::Code(0),
+                stdout: format!("{input}\n"),
+                stderr: String::new(),
+                is_cut: false,
+            }),
+            input,
+            clone: Some("web-1".into()),
+            host: None,
+            took_ms: 5.0,
+            problem: None,
+        });
+        Ok(MapReport {
+            snapshot: "ab".repeat(32),
+            pause_ms: 10.0,
+            total_ms: 100.0,
+            outputs: outputs.collect(),
+            clones: Vec::new(),
         })
     }
     fn rollback(&self, name: &str, _: RollbackRequest, _: ProgressSink<'_>) -> Answer<MachineInfo> {
@@ -628,6 +652,7 @@ impl Control for Fake {
             cpus: 4,
             load: 0.52,
             store_bytes: 5 << 30,
+            clones_left: None,
             machines: self.usage()?,
         };
         let top = |name: &str, usage, problem: Option<&str>| HostTop {

@@ -1,4 +1,4 @@
-//! A machine of this daemon, carried to sites of a lab: they reach nothing outside, and a directory is the same for all.
+//! A snapshot of this daemon, carried to sites of a lab: they reach nothing outside, and a directory is the same for all.
 
 use super::{Bench, failed};
 use crate::commands::understood;
@@ -19,8 +19,12 @@ pub(super) struct Carried {
 impl Bench<'_> {
     /// Suspends the machine, and puts it into a directory.
     pub(super) fn carry(&self, machine: &MachineInfo) -> Outcome<Carried> {
-        let name = format!("{}:travels", machine.name);
         self.machine_verb("suspend", &json!({ "tag": "travels" }))?;
+        self.carry_snapshot(format!("{}:travels", machine.name))
+    }
+
+    /// Puts a snapshot into a directory.
+    pub(super) fn carry_snapshot(&self, name: String) -> Outcome<Carried> {
         let dir = tempfile::tempdir().map_err(|error| Failure::io("cannot make a directory", error))?;
         let remote = format!("lab-{}", std::process::id());
         self.act(
@@ -46,9 +50,9 @@ impl Bench<'_> {
 
 impl Carried {
     /// Has these sites be of its realm, and the first have the snapshot.
-    pub(super) fn bring_to(&self, first: &Site, second: &Site) -> Outcome {
+    pub(super) fn bring_to(&self, first: &Site, others: &[&Site]) -> Outcome {
         let bring = || {
-            for site in [first, second] {
+            for site in [&[first], others].concat() {
                 site.run_with_input(&["realm", "join"], &self.invitation)?;
             }
             let address = self.dir.path().join("remote");

@@ -1,4 +1,4 @@
-//! How long a machine pauses that is handed over, and how that grows with its memory.
+//! How long a machine pauses whose memory is handed over, and how that grows with it.
 
 use super::{Bench, failed};
 use crate::commands::understood;
@@ -18,7 +18,7 @@ const DIRTY_PART: u64 = 2;
 const WRITE_AGAIN: &str = "dd if=/dev/shm/load of=/dev/shm/load bs=64k conv=notrunc 2>/dev/null";
 
 impl Bench<'_> {
-    /// What was written before each round, because a machine that was handed over has nothing of its own at first.
+    /// All is written again before each round, so that the checkpoint before has nothing in common with it.
     pub(super) fn handovers(&mut self, theirs: &Stock, state: &Path) -> Outcome {
         let large = format!("{}-large", self.machine);
         let large_bytes = self.memory_bytes * TIMES_LARGER;

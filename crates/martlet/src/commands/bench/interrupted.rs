@@ -158,7 +158,7 @@ impl Trials {
             std::env::current_exe().map_err(|error| Failure::io("cannot find this program", error))?;
         let site = |name| Site::on_small_disk(lab, name, &program, DISK_MIB).map_err(failed);
         let (home, away) = (site("home")?, site("away")?);
-        carried.bring_to(&home, &away)?;
+        carried.bring_to(&home, &[&away])?;
         let shelf_dir = tempfile::tempdir().map_err(|error| Failure::io("cannot make a directory", error))?;
         let shelf = SmallDisk::mount(shelf_dir.path(), SHELF_MIB).map_err(failed)?;
         let bucket = Bucket::start(lab).map_err(failed)?;

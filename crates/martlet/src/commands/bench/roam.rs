@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 mod behind;
-mod fault;
+pub(super) mod fault;
 mod moves;
 
 /// The links of sessions, as they are called in the figures, by rate and round-trip time.
@@ -93,23 +93,26 @@ impl Bench<'_> {
             .iter()
             .any(|link| [fault::LINK, moves::LINK].contains(&&**link))
         {
-            home.join(&away).map_err(failed)?;
+            home.found_fleet()
+                .and_then(|()| home.admit(&away))
+                .map_err(failed)?;
         }
         if links.iter().any(|link| link == fault::LINK) {
-            self.faults(&home, &away)?;
+            self.faults("fault_remote", &home, &away)?;
         }
         if let Some(recipe) = recipe {
             self.moves(&lab, &home, &away, &recipe)?;
         }
-        if links
-            .iter()
-            .all(|link| [fault::LINK, moves::LINK].contains(&&**link))
-        {
+        if links.iter().any(|link| link == behind::LINK) {
+            self.suspend_behind(&home, true).map_err(failed)?;
+        }
+        let has_sessions = |link: &String| LINKS.iter().any(|(session, ..)| session == link);
+        if !links.iter().any(has_sessions) {
             return Ok(());
         }
         let local = self.local_sessions(&home)?;
         self.second_pull(&home, &away).map_err(failed)?;
-        self.suspend_behind(&home).map_err(failed)?;
+        self.suspend_behind(&home, false).map_err(failed)?;
         let usb = tempfile::tempdir().map_err(|error| Failure::io("cannot make a directory", error))?;
         let usb = usb.path().join("usb").to_string_lossy().into_owned();
         home.run(&["carry", &usb, "m:first"]).map_err(failed)?;
@@ -136,7 +139,7 @@ impl Bench<'_> {
             "{}; 37 MiB of memory and 16 MiB of disk that compress to half; S3 (SeaweedFS) over links of a lab",
             self.host(machine)
         );
-        carried.bring_to(home, away)?;
+        carried.bring_to(home, &[away])?;
         let prepare = || {
             for site in [home, away] {
                 bucket.add_to(site, "bucket", "snapshots")?;
@@ -167,10 +170,10 @@ impl Bench<'_> {
         Ok(sessions)
     }
 
-    /// What a pull of a second snapshot of the same machine moves, and a suspend sends.
+    /// What a pull of a second snapshot of the same machine moves.
     fn second_pull(&mut self, home: &Site, away: &Site) -> Result<(), BenchError> {
         self.step("a second snapshot");
-        let (mut pull, mut push) = (Samples::new(), Samples::new());
+        let mut pull = Samples::new();
         home.run(&["resume", "m"])?;
         away.run(&["pull", "bucket", "m:first"])?;
         for round in 0..self.rounds {
@@ -181,22 +184,15 @@ impl Bench<'_> {
             let name = format!("m:second{round}");
             let stored = home.run(&["checkpoint", "m", "--tag", &name[2..]])?;
             let new_bytes = stored["stored_bytes"].as_f64().unwrap_or(f64::NAN);
-            let sent = home.run(&["push", &name, "bucket"])?;
+            home.run(&["push", &name, "bucket"])?;
             let got = away.run(&["pull", "bucket", &name])?;
             let moved = |report: &Value| report["moved_bytes"].as_f64().unwrap_or(f64::NAN);
-            push.add(moved(&sent), new_bytes);
             pull.add(moved(&got), new_bytes);
             away.run(&["rmi", &name])?;
         }
         self.keep(
             &pull,
             "pull_second",
-            "bytes",
-            "what is new in the snapshot, as stored",
-        );
-        self.keep(
-            &push,
-            "suspend_bytes",
             "bytes",
             "what is new in the snapshot, as stored",
         );

@@ -15,11 +15,12 @@ const RTT_MS: f64 = 0.2;
 const APART_PAGES: usize = 16;
 /// Pages that are read before it is the bare connection's turn.
 const TURN_PAGES: usize = 25;
-const SNAPSHOT: &str = "m:first";
+/// What is read, as it is called at home.
+pub(in super::super) const SNAPSHOT: &str = "m:first";
 
 impl Bench<'_> {
     /// How long a page takes that is at home, and that nobody has read away.
-    pub(super) fn faults(&mut self, home: &Site, away: &Site) -> Outcome {
+    pub(in super::super) fn faults(&mut self, figure: &str, home: &Site, away: &Site) -> Outcome {
         self.step("single pages of another host");
         let scratch = tempfile::tempdir().map_err(|error| Failure::io("cannot make a directory", error))?;
         let measure = || {
@@ -33,7 +34,15 @@ impl Bench<'_> {
             let (pid, id) = mapping(&machine)?;
             let known = ImageFile::open(pid, &id, &scratch.path().join("image"))?;
             home.run(&["rm", "--force", "known"])?;
-            let machine = away.run(&["clone", "--policy", "demand", "--name", "f", "home", SNAPSHOT])?;
+            let machine = away.run(&[
+                "clone",
+                "--policy",
+                "demand",
+                "--name",
+                "f",
+                home.name(),
+                SNAPSHOT,
+            ])?;
             let (pid, id) = mapping(&machine)?;
             let samples = by_turns(&known.elsewhere(pid, &id)?, away, &mut Bare::between(away, home)?)?;
             away.run(&["rm", "--force", "f"])?;
@@ -47,7 +56,7 @@ impl Bench<'_> {
         );
         let against = "as many bytes over a bare connection";
         self.figures
-            .extend(samples.figure("fault_remote", "ms", against, &conditions));
+            .extend(samples.figure(figure, "ms", against, &conditions));
         Ok(())
     }
 }

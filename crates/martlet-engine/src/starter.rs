@@ -1,0 +1,327 @@
+//! Starters: what a start touches first, apart from its frames.
+//!
+//! ```text
+//!   a machine starts ──► has been alive for a moment: which pages does it have? ──► suspended: these pages, in chunks
+//!   a snapshot is away ──► its chunks come, before all frames that nobody reads ──► pushed, and faults are answered from them
+//! ```
+//!
+//! A suspend makes one, as the machine is then likely to leave the host, if there is anywhere to go: it takes some tenths of a
+//! second and some MiB. A checkpoint of a machine that goes on does not, since each would be larger by it. Chunks of which nothing
+//! has changed since the machine's start are those of the snapshot that it started from: they are stored once, and sent once.
+
+use crate::checkpoint::{Captured, Own};
+use crate::engine::{Engine, lock};
+use crate::live::Live;
+use crate::problem::Told;
+use martlet_api::Problem;
+use martlet_image::{
+    BlobId, Manifest, PAGE_SIZE, PageLocation, PageSet, STARTER_CHUNK_PAGES, STARTER_CHUNKS_MAX, SnapshotId,
+    StarterIndex, StarterRecord, Trace, compress, compress_well,
+};
+use martlet_pager::{MemoryImage, Starter};
+use martlet_store::{Batch, Key, Kind, Store, Stored};
+use martlet_vm::capture::{Mapping, PausedMemory, mapped_pages, private_pages};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// Most pages of a starter: 24 MiB, as a rule 8 when compressed.
+const PAGES_MAX: usize = 6144;
+/// So many pages that were written are little: 16 MiB.
+const SINCE_PAGES_MAX: u64 = 4096;
+/// So many of the pages that were touched after that moment are of first commands.
+const THEN_PAGES_MAX: usize = 384;
+/// Chunks that are asked for at the same time. While some come, others are on their way; those of two would end together.
+const CHUNKS_AT_ONCE: usize = 4;
+/// Of a chunk that is kept, no less than one page of so many is still wanted.
+const WANTED_PAGES_OF: usize = 2;
+
+/// What a machine has of its memory image when it has been alive for a moment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StartPages {
+    /// Pages that its process has, which are those that it touched, and others around them.
+    mapped: PageSet,
+    /// Those of them that it wrote.
+    written: PageSet,
+}
+
+impl StartPages {
+    /// Those that a process has now. That they cannot be told is no reason not to start: there will be no starter.
+    pub(crate) fn of(pid: u32, memory: &Path) -> Self {
+        let found = Mapping::find(pid, memory).and_then(|mapping| {
+            Ok(Self {
+                mapped: mapped_pages(pid, &mapping)?,
+                written: private_pages(pid, &mapping)?,
+            })
+        });
+        found.unwrap_or_else(|error| {
+            tracing::debug!(%error, pid, "which pages a start needed");
+            Self::default()
+        })
+    }
+
+    /// Those that another start will want: what a start writes, in chunks of its own, as it is what differs from one snapshot to
+    /// the next; what was written `since`, if it is little, as a guest takes what it let go of last; what was read, in the order in
+    /// which it was, and a little of what was read then; and what was there before anybody read it, of which nobody can tell whether it was.
+    fn wanted(&self, touched: &Trace, since: &PageSet) -> [Vec<u32>; 4] {
+        let all =
+            |pages: &PageSet| -> Vec<u32> { pages.iter().filter_map(|page| page.try_into().ok()).collect() };
+        if self.mapped.is_empty() {
+            return Default::default();
+        }
+        let mut since = match since.len() <= SINCE_PAGES_MAX {
+            true => since.clone(),
+            false => PageSet::new(),
+        };
+        since.and_not(&self.written);
+        let mut rest = self.mapped.clone();
+        rest.and_not(&self.written);
+        rest.and_not(&since);
+        let is_own = |page: u32| self.written.contains(page.into()) || since.contains(page.into());
+        let touched = touched.pages().iter().copied().filter(|page| !is_own(*page));
+        let (mut read, then): (Vec<u32>, Vec<u32>) =
+            touched.partition(|page| self.mapped.contains(u64::from(*page)));
+        read.extend(then.into_iter().take(THEN_PAGES_MAX));
+        rest.and_not(&read.iter().map(|page| u64::from(*page)).collect());
+        [all(&self.written), all(&since), read, all(&rest)]
+    }
+}
+
+/// Starters that come, or have come and are not used yet.
+#[derive(Debug, Default)]
+pub(crate) struct Starters(Mutex<HashMap<SnapshotId, Arc<Starter>>>);
+
+impl Starters {
+    /// That of a snapshot.
+    pub(crate) fn of(&self, id: &SnapshotId) -> Option<Arc<Starter>> {
+        lock(&self.0).get(id).cloned()
+    }
+
+    /// Nobody will want it.
+    pub(crate) fn forget(&self, id: &SnapshotId) {
+        if let Some(starter) = lock(&self.0).remove(id) {
+            starter.give_up();
+        }
+    }
+}
+
+impl Engine {
+    /// Puts the starter of a machine that stands still, whose memory is now what `now` describes. None, if nothing is known of
+    /// its start, or no place but this host.
+    pub(crate) fn put_starter(
+        &self,
+        batch: &mut Batch,
+        live: &Live,
+        captured: &Captured,
+        now: &Manifest,
+    ) -> Result<Option<StarterRecord>, Problem> {
+        let (Own::InPlace(own), Some(below)) = (&captured.own, live.memory.snapshot) else {
+            return Ok(None);
+        };
+        if !self.has_remotes()? && !self.has_fellows()? {
+            return Ok(None);
+        }
+        let before = live.memory.image.manifest();
+        let memory = Memory {
+            own,
+            // Another one than the machine's, whose trace this is not.
+            image: MemoryImage::new(self.pager.clone(), before.clone()),
+        };
+        let since = now.changes_from(&before).map(|(page, ..)| page).collect();
+        let mut wanted = live
+            .start_pages()
+            .wanted(&self.touched(live), &since)
+            .map(|pages| {
+                let is_stored = |page: &u32| now.locate(u64::from(*page)) != PageLocation::Zero;
+                pages.into_iter().filter(is_stored).collect::<Vec<u32>>()
+            });
+        wanted[1].retain(|page| memory.is_state(*page));
+        let is_wanted: HashSet<u32> = wanted.iter().flatten().copied().collect();
+        let mut kept = self.starter_chunks(&below).unwrap_or_default();
+        kept.retain(|(id, pages)| {
+            let is_same = |page: &u32| now.locate(u64::from(*page)) == before.locate(u64::from(*page));
+            let wanted = pages.iter().filter(|page| is_wanted.contains(page)).count();
+            pages.iter().all(is_same) && wanted * WANTED_PAGES_OF >= pages.len() && self.is_here(id)
+        });
+        let known: HashSet<u32> = kept.iter().flat_map(|(_, pages)| pages).copied().collect();
+        let here = self.readable(now, own.pages(), wanted.iter().flatten().copied())?;
+        let [written, since, read, rest] = wanted.map(|mut pages| {
+            pages.retain(|page| !known.contains(page) && here.contains(page));
+            pages
+        });
+        let mut left = PAGES_MAX.saturating_sub(known.len());
+        let mut new = |pages: &[u32]| {
+            let pages = &pages[..pages.len().min(left)];
+            left -= pages.len();
+            let chunks = pages.chunks(STARTER_CHUNK_PAGES).map(<[u32]>::to_vec);
+            chunks.map(|pages| (None, pages)).collect::<Vec<_>>()
+        };
+        let mut all = new(&written);
+        all.extend(new(&since));
+        all.extend(kept.into_iter().map(|(id, pages)| (Some(id), pages)));
+        all.extend(new(&read));
+        all.extend(new(&rest));
+        all.truncate(STARTER_CHUNKS_MAX);
+        let index = StarterIndex::new(all.iter().map(|(_, pages)| pages.clone()));
+        if index.chunks().is_empty() || index.chunks().len() != all.len() {
+            return Ok(None);
+        }
+        let full = "the starter could not be written";
+        let mut chunks = Vec::new();
+        for (pages, (id, _)) in index.chunks().iter().zip(&all) {
+            if let Some(id) = id {
+                batch.rely_on([Key::new(Kind::Blob, id.0)]);
+                chunks.push(*id);
+                continue;
+            }
+            let mut content = vec![0; pages.len() * PAGE_SIZE];
+            for (page, bytes) in pages.iter().zip(content.chunks_exact_mut(PAGE_SIZE)) {
+                if let Err(problem) = memory.read(*page, bytes) {
+                    // What is damaged is no reason not to save the machine.
+                    tracing::warn!(%problem, page, "a snapshot has no starter");
+                    return Ok(None);
+                }
+            }
+            let (codec, bytes) = compress_well(&content);
+            let id = BlobId::of(&content);
+            let stored = Stored {
+                key: Key::new(Kind::Blob, id.0),
+                codec,
+                content_len: content.len() as u32,
+                bytes,
+            };
+            batch.put_stored(&stored).told_as(full)?;
+            chunks.push(id);
+        }
+        Ok(Some(StarterRecord {
+            index: batch.put_blob(&index.encode()).told_as(full)?,
+            chunks,
+        }))
+    }
+
+    /// Those of these pages that can be had without asking another host for them.
+    fn readable(
+        &self,
+        now: &Manifest,
+        own: &PageSet,
+        pages: impl Iterator<Item = u32>,
+    ) -> Result<HashSet<u32>, Problem> {
+        let placed = pages.map(|page| match now.locate(u64::from(page)) {
+            PageLocation::Frame { frame, .. } if !own.contains(page.into()) => {
+                (page, Some(Key::new(Kind::Frame, frame.0)))
+            }
+            _ => (page, None),
+        });
+        let placed: Vec<_> = placed.collect();
+        let keys: Vec<Key> = placed.iter().filter_map(|(_, frame)| *frame).collect();
+        let lacking: HashSet<Key> = self.store.lacks(&keys).told()?.into_iter().collect();
+        let here = placed.into_iter();
+        let here = here.filter(|(_, frame)| frame.is_none_or(|frame| !lacking.contains(&frame)));
+        Ok(here.map(|(page, _)| page).collect())
+    }
+
+    /// The chunks of a snapshot's starter, and their pages; none if it has none, or a damaged one.
+    pub(crate) fn starter_chunks(&self, id: &SnapshotId) -> Option<Vec<(BlobId, Vec<u32>)>> {
+        let (starter, index) = self.starter_of(id)?;
+        Some(starter.chunks.into_iter().zip(index.chunks().to_vec()).collect())
+    }
+
+    fn starter_of(&self, id: &SnapshotId) -> Option<(StarterRecord, StarterIndex)> {
+        let starter = self.store.snapshot(id).ok()?.starter()?.clone();
+        let bytes = self.store.blob(&starter.index);
+        let index = bytes.and_then(|bytes| Ok(StarterIndex::decode(&bytes)?));
+        let index = index
+            .inspect_err(|error| tracing::warn!(%error, snapshot = %id, "its starter is of no use"))
+            .ok()?;
+        (index.chunks().len() == starter.chunks.len()).then_some((starter, index))
+    }
+
+    fn is_here(&self, blob: &BlobId) -> bool {
+        let lacking = self.store.lacks(&[Key::new(Kind::Blob, blob.0)]);
+        lacking.is_ok_and(|lacking| lacking.is_empty())
+    }
+
+    /// The starter of a snapshot that is away, of which nothing has come yet, and its chunks.
+    pub(crate) fn expect_starter(&self, id: &SnapshotId) -> Option<(Arc<Starter>, Vec<BlobId>)> {
+        let (record, index) = self.starter_of(id)?;
+        let memory = self.store.snapshot(id).ok()?.memory?;
+        let manifest = self.store.manifest(&memory.manifest).ok()?;
+        let starter = Starter::new(index, &manifest);
+        lock(&self.starters.0).insert(*id, starter.clone());
+        Some((starter, record.chunks))
+    }
+}
+
+/// The memory of a machine that stands still.
+struct Memory<'a> {
+    own: &'a PausedMemory,
+    image: Arc<MemoryImage>,
+}
+
+impl Memory<'_> {
+    fn read(&self, page: u32, bytes: &mut [u8]) -> Result<(), Problem> {
+        let page = u64::from(page);
+        let unread = "the guest's memory could not be read";
+        match self.own.pages().contains(page) {
+            true => self.own.read(page..page + 1, bytes).told_as(unread),
+            false => self.image.read(page * PAGE_SIZE as u64, bytes).told_as(unread),
+        }
+    }
+
+    /// Is it likely that a page holds a machine's state, rather than its user's data? That compresses worse.
+    fn is_state(&self, page: u32) -> bool {
+        let mut bytes = [0; PAGE_SIZE];
+        self.read(page, &mut bytes).is_ok() && compress(&bytes).1.len() * 2 < PAGE_SIZE
+    }
+}
+
+/// Whatever becomes of who brings a starter, nobody waits for it in vain.
+struct Ended<'a>(&'a Starter);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
+}
+
+/// Has the chunks of a starter come, each verified against its id. One that cannot be had is done without.
+pub(crate) fn bring(store: &Store, starter: &Starter, chunks: &[BlobId]) {
+    let begun = Instant::now();
+    let _ended = Ended(starter);
+    std::thread::scope(|scope| {
+        for _ in 0..CHUNKS_AT_ONCE {
+            scope.spawn(|| {
+                while let Some(at) = starter.take_wanted() {
+                    let content = store.blob(&chunks[at]);
+                    let content = content.inspect_err(
+                        |error| tracing::warn!(%error, chunk = at, "a part of a starter is done without"),
+                    );
+                    starter.settle(at, content.ok());
+                }
+            });
+        }
+    });
+    let took_ms = begun.elapsed().as_millis() as u64;
+    tracing::info!(chunks = chunks.len(), took_ms, "a starter has come");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_wants_what_was_written_then_what_was_read_then_what_else_there_was() {
+        let start = StartPages {
+            mapped: [1, 2, 3, 4, 10, 11].into_iter().collect(),
+            written: [4, 10].into_iter().collect(),
+        };
+        let touched = Trace::new(vec![3, 10, 20, 1]);
+        let wanted = start.wanted(&touched, &[4, 11, 30].into_iter().collect());
+        assert_eq!(wanted, [vec![4, 10], vec![11, 30], vec![3, 1, 20], vec![2]]);
+        let wanted = start.wanted(&touched, &(0..=SINCE_PAGES_MAX).collect());
+        assert_eq!(wanted, [vec![4, 10], vec![], vec![3, 1, 20], vec![2, 11]]);
+        let nothing = StartPages::default().wanted(&touched, &[1].into_iter().collect());
+        assert!(nothing.iter().all(Vec::is_empty));
+    }
+}

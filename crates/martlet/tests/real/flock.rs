@@ -1,0 +1,199 @@
+//! Forks whose clones start at other hosts of the fleet.
+
+use crate::deadline::wait_for;
+use crate::hosts::fleet;
+use crate::{Daemon, Fixture};
+use serde_json::{Value, json};
+
+const FILL: &str = "mkdir -p /dev/shm; for dir in /dev/shm /; do cd $dir; head -c 3000000 /dev/urandom > random; \
+                    sha256sum random > sum; done; sync";
+const RIGHT: &str =
+    "for dir in /dev/shm /; do cd $dir && sha256sum -c sum >/dev/null || exit 1; done; hostname";
+
+impl Daemon {
+    /// Names of all machines.
+    pub fn names(&self) -> Vec<String> {
+        let machines = self.json(&["ps"]);
+        let name = |machine: &Value| machine["name"].as_str().unwrap().to_owned();
+        machines.as_array().unwrap().iter().map(name).collect()
+    }
+}
+
+#[test]
+fn clones_start_at_other_hosts_and_outlive_their_parents() {
+    let here = Daemon::new(Fixture::Tiny);
+    let (couch, attic) = (here.another(), here.another());
+    fleet(&[(&here, "desk"), (&couch, "couch"), (&attic, "attic")]);
+    here.ok(&["run", "tiny0:booted", "--name", "w"]);
+    here.exec("w", FILL);
+
+    let fork = here.json(&["fork", "w", "-n", "5", "--on", "desk,couch,attic"]);
+    let clones = fork["clones"].as_array().unwrap();
+    let of = |clone: &Value| {
+        (
+            clone["name"].clone(),
+            clone["host"].clone(),
+            clone["problem"].clone(),
+        )
+    };
+    let told = |name: &str, host: Value| (json!(name), host, Value::Null);
+    assert_eq!(
+        clones.iter().map(of).collect::<Vec<_>>(),
+        [
+            told("w-1", Value::Null),
+            told("w-2", json!("couch")),
+            told("w-3", json!("attic")),
+            told("w-4", Value::Null),
+            told("w-5", json!("couch")),
+        ]
+    );
+    let sent_bytes = fork["sent_bytes"].as_u64().unwrap();
+    assert!((1..2 << 20).contains(&sent_bytes), "{sent_bytes}");
+    for (daemon, name) in [(&here, "w-1"), (&couch, "w-2"), (&attic, "w-3"), (&couch, "w-5")] {
+        assert_eq!(daemon.exec(name, RIGHT), name);
+    }
+    assert_eq!(here.exec("w", RIGHT), "w");
+
+    // When all has come, nothing of the parent is needed.
+    for daemon in [&couch, &attic] {
+        wait_for("the rest", || daemon.json(&["away"]) == json!([]));
+    }
+    here.ok(&["rm", "--force", "w"]);
+    here.kill_daemon();
+    for (daemon, name) in [(&couch, "w-2"), (&attic, "w-3"), (&couch, "w-5")] {
+        assert_eq!(daemon.exec(name, RIGHT), name);
+    }
+    // Nor is anything left of those that are gone.
+    couch.ok(&["rm", "--force", "w-2", "w-5"]);
+    assert_eq!(couch.names(), Vec::<String>::new());
+    couch.ok(&["gc"]);
+    let images = couch.json(&["images"]);
+    let is_of = |image: &Value| image["machine"] == "w";
+    assert!(!images.as_array().unwrap().iter().any(is_of), "{images}");
+}
+
+#[test]
+fn a_host_that_fails_fails_its_clones_and_no_others() {
+    let here = Daemon::new(Fixture::Tiny);
+    let (couch, attic) = (here.another(), here.another());
+    fleet(&[(&here, "desk"), (&couch, "couch"), (&attic, "attic")]);
+    here.ok(&["run", "tiny0:booted", "--name", "w"]);
+    let fails = |args: &[&str]| here.fails_with_input(args, "");
+    assert_eq!(fails(&["fork", "w", "-n", "2", "--on", "cellar"]), "not_found");
+    assert_eq!(
+        fails(&["fork", "w", "-n", "2", "--on", "auto,couch"]),
+        "invalid_argument"
+    );
+
+    // A name that is taken there, and a host that is gone.
+    here.ok(&["fork", "w", "-n", "2", "--on", "desk,couch"]);
+    here.ok(&["rm", "--force", "w-1"]);
+    attic.kill_daemon();
+    let output = here.call(&["--json", "fork", "w", "-n", "4", "--on", "desk,couch,attic"]);
+    let fork: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let codes = fork["clones"].as_array().unwrap().iter();
+    let codes: Vec<_> = codes.map(|clone| clone["problem"]["code"].clone()).collect();
+    assert_eq!(
+        codes,
+        [Value::Null, json!("already_exists"), json!("busy"), Value::Null]
+    );
+    assert!(!output.status.success());
+    assert_eq!(here.names(), ["w", "w-1", "w-4"]);
+    assert_eq!(here.exec("w-4", "hostname"), "w-4");
+    assert_eq!(couch.json(&["away"]), json!([]), "nothing comes for nobody");
+}
+
+#[test]
+fn clones_do_what_they_are_told_and_go() {
+    let here = Daemon::new(Fixture::Tiny);
+    let couch = here.another();
+    fleet(&[(&here, "desk"), (&couch, "couch")]);
+    here.ok(&["run", "tiny0:booted", "--name", "w"]);
+    let line = "echo {id} $(hostname); [ {id} = 2 ] && exit 7; [ {id} = 3 ] && sleep 100; true";
+    let fork = ["fork", "w", "-n", "4", "--on", "desk,couch", "--timeout", "20"];
+    let args = [&["--json"], &fork[..], &["--", "sh", "-c", line]].concat();
+    let output = here.call(&args);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(8), "{told}");
+    let clones = told["clones"].as_array().unwrap();
+    let ends = |at: usize| {
+        (
+            &clones[at]["output"]["status"],
+            &clones[at]["output"]["stdout"],
+            &clones[at]["host"],
+        )
+    };
+    assert_eq!(ends(0), (&json!({"code": 0}), &json!("1 w-1\n"), &Value::Null));
+    assert_eq!(ends(1), (&json!({"code": 7}), &json!("2 w-2\n"), &json!("couch")));
+    assert_eq!(clones[2]["problem"]["code"], "guest_failed");
+    assert_eq!(ends(3), (&json!({"code": 0}), &json!("4 w-4\n"), &json!("couch")));
+    assert_eq!((here.names(), couch.names()), (vec!["w".to_owned()], vec![]));
+    assert_eq!(couch.json(&["away"]), json!([]));
+    // Or stay.
+    here.ok(&["fork", "w", "-n", "1", "--prefix", "k", "--keep", "--", "true"]);
+    assert_eq!(here.names(), ["k-1", "w"]);
+}
+
+#[test]
+fn a_command_runs_for_each_input_in_clones_here_and_there() {
+    let here = Daemon::new(Fixture::Tiny);
+    let couch = here.another();
+    fleet(&[(&here, "desk"), (&couch, "couch")]);
+    here.ok(&["run", "tiny0:booted", "--name", "w"]);
+    let inputs: String = (1..=12).map(|number| format!("{number}\n")).collect();
+    let map = ["map", "w", "-n", "3", "--on", "desk,couch"];
+    let square = ["--", "sh", "-c", "echo $(({} * {}))"];
+    let squares: String = (1..=12).map(|number| format!("{}\n", number * number)).collect();
+    assert_eq!(
+        here.ok_with_input(&[&map[..], &square].concat(), &inputs),
+        squares.trim()
+    );
+    // Some fail: the others' outputs are there, and why.
+    let bad = [
+        "--json",
+        "map",
+        "w",
+        "-n",
+        "2",
+        "--timeout",
+        "3",
+        "--",
+        "sh",
+        "-c",
+        "case $0 in 2) exit 3;; 3) sleep 60;; esac; echo $0",
+    ];
+    let output = here.call_with_input(&bad, b"1\n2\n3\n4\n");
+    assert_eq!(output.status.code(), Some(8));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let of = |at: usize| &report["outputs"][at];
+    assert_eq!(
+        (&of(0)["output"]["stdout"], &of(3)["output"]["stdout"]),
+        (&json!("1\n"), &json!("4\n"))
+    );
+    assert_eq!(of(1)["output"]["status"], json!({"code": 3}));
+    assert!(
+        of(2)["problem"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("was killed")
+    );
+    // A clone that ends takes no input with it: another one does it.
+    let once = [
+        "map",
+        "w",
+        "-n",
+        "2",
+        "--",
+        "sh",
+        "-c",
+        "[ $0 != end ] || [ -e /sys/class/net/eth0 -a $(hostname) != w-1 ] || { echo o > /proc/sysrq-trigger; sleep 60; }; echo $0",
+    ];
+    assert_eq!(here.ok_with_input(&once, "end\na\nb\n"), "end\na\nb");
+    wait_for("the end of all clones", || {
+        here.names() == ["w"] && couch.names().is_empty()
+    });
+    assert_eq!(
+        here.fails_with_input(&["map", "w", "--", "true"], ""),
+        "invalid_argument"
+    );
+}
