@@ -228,6 +228,9 @@ pub struct Identity {
     /// Addresses; the old ones stay when absent.
     #[serde(default)]
     pub network: Option<Network>,
+    /// Its place in the network of its family.
+    #[serde(default)]
+    pub family: Option<FamilyNetwork>,
     /// Which steps to take.
     #[serde(default)]
     pub policy: IdentityPolicy,
@@ -248,6 +251,20 @@ pub struct AskedFor {
 impl Identity {
     /// Fewest random bytes that an agent accepts.
     pub const ENTROPY_BYTES: usize = 64;
+}
+
+/// How the MAC addresses of families' network cards begin, and of no other cards.
+pub const FAMILY_MAC: [u8; 4] = [0x52, 0x4e, 0x4d, 0];
+
+/// The second network card, and who is at the other end of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FamilyNetwork {
+    /// Its addresses. The interface is the one whose MAC address begins with [`FAMILY_MAC`].
+    pub network: Network,
+    /// Bytes of a packet.
+    pub mtu: u16,
+    /// Lines for `/etc/hosts`.
+    pub hosts: String,
 }
 
 /// A network interface's own.

@@ -68,6 +68,11 @@ pub fn put_on(identity: &Identity, places: &Places) -> Identified {
             Some(servers) => network::set_name_servers(&places.etc, servers).map(|()| Done::Yes),
         }
     });
+    if let Some(family) = &identity.family {
+        steps.must("family", true, || {
+            network::join_family(family, &places.etc).map(|()| Done::Yes)
+        });
+    }
     steps.may("random-seed", policy.random_seed, || remove_random_seed(places));
     steps.may("ssh-host-keys", policy.ssh_host_keys, || {
         renew_ssh_host_keys(places)

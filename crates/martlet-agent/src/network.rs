@@ -3,7 +3,7 @@
 
 use crate::fault::{Result, failed, fault};
 use crate::rewrite::rewrite;
-use martlet_agent_api::{Network, RemoteErrorKind};
+use martlet_agent_api::{FAMILY_MAC, FamilyNetwork, Network, RemoteErrorKind};
 use std::fs::{self, File};
 use std::io::{Error, Write};
 use std::net::Ipv4Addr;
@@ -73,16 +73,63 @@ fn parse_mac(text: &str) -> Option<Mac> {
     (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
 }
 
-/// The first Ethernet interface of a device.
-fn first_interface() -> Option<String> {
-    let entries = fs::read_dir("/sys/class/net").ok()?;
-    let ethernet = entries.flatten().map(|entry| entry.path()).filter(|path| {
+/// The Ethernet interfaces of devices, in order.
+fn interfaces() -> Vec<String> {
+    let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let ethernet = entries.map(|entry| entry.path()).filter(|path| {
         let kind = fs::read_to_string(path.join("type")).unwrap_or_default();
         kind.trim() == "1" && path.join("device").exists()
     });
-    ethernet
+    let mut names: Vec<_> = ethernet
         .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
-        .min()
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+fn is_of_family(interface: &str) -> bool {
+    read_mac(interface).is_some_and(|mac| mac.starts_with(&FAMILY_MAC))
+}
+
+/// Gives the guest its place in the network of its family, and the others their names.
+pub fn join_family(family: &FamilyNetwork, etc: &Path) -> Result<()> {
+    let interface = interfaces().into_iter().find(|interface| is_of_family(interface));
+    let interface = interface.ok_or_else(|| {
+        fault(
+            RemoteErrorKind::NotFound,
+            "the guest has no network card for its family",
+        )
+    })?;
+    configure(&Network {
+        interface: Some(interface.clone()),
+        ..family.network.clone()
+    })?;
+    // Drivers that do not ask the card for it have Ethernet's.
+    let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+    let mut request = Request::new(&interface)?;
+    request.ifreq.ifr_ifru.ifru_mtu = family.mtu.into();
+    request.send(&socket, libc::SIOCSIFMTU as libc::c_ulong, "cannot set the MTU")?;
+    name_family(etc, &family.hosts)
+}
+
+/// Writes the lines into `/etc/hosts`, in place of those of a former family.
+fn name_family(etc: &Path, lines: &str) -> Result<()> {
+    const BEGIN: &str = "# the family of this machine";
+    const END: &str = "# end of the family";
+    let file = etc.join("hosts");
+    let before = fs::read_to_string(&file).unwrap_or_default();
+    let (above, rest) = before.split_once(BEGIN).unwrap_or((&before, ""));
+    let below = rest.split_once(END).map_or("", |(_, below)| below.trim_start());
+    let gap = if above.is_empty() || above.ends_with('\n') {
+        ""
+    } else {
+        "\n"
+    };
+    let text = format!("{above}{gap}{BEGIN}\n{lines}{END}\n{below}");
+    if text == before {
+        return Ok(());
+    }
+    rewrite(&file, &text).map_err(|error| failed("cannot write the family's names", error))
 }
 
 /// Brings up the loopback interface.
@@ -117,7 +164,12 @@ pub fn configure(network: &Network) -> Result<()> {
             format!("{} is no prefix length", network.prefix),
         ));
     }
-    let interface = network.interface.clone().or_else(first_interface);
+    let first = || {
+        interfaces()
+            .into_iter()
+            .find(|interface| !is_of_family(interface))
+    };
+    let interface = network.interface.clone().or_else(first);
     let interface =
         interface.ok_or_else(|| fault(RemoteErrorKind::NotFound, "the guest has no network interface"))?;
     let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
@@ -288,6 +340,27 @@ fn announce(interface: &str, address: Ipv4Addr) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_familys_names_take_the_place_of_anothers() {
+        let etc = tempfile::tempdir().unwrap();
+        let file = etc.path().join("hosts");
+        let own = "127.0.0.1\tlocalhost";
+        fs::write(&file, own).unwrap();
+        let block = |lines: &str| format!("# the family of this machine\n{lines}# end of the family\n");
+        name_family(etc.path(), "10.78.0.1\tclone-1\n").unwrap();
+        let wanted = format!("{own}\n{}", block("10.78.0.1\tclone-1\n"));
+        assert_eq!(fs::read_to_string(&file).unwrap(), wanted);
+        fs::write(&file, format!("{wanted}192.0.2.1\tother\n")).unwrap();
+        for _ in 0..2 {
+            name_family(etc.path(), "10.78.0.2\tclone-2\n").unwrap();
+            let wanted = format!("{own}\n{}192.0.2.1\tother\n", block("10.78.0.2\tclone-2\n"));
+            assert_eq!(fs::read_to_string(&file).unwrap(), wanted);
+        }
+        fs::remove_file(&file).unwrap();
+        name_family(etc.path(), "").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), block(""));
+    }
 
     #[test]
     fn mac_addresses() {

@@ -103,6 +103,7 @@ fn cloned(id: u32) -> GuestReply {
 fn identity(asked: Option<AskedFor>) -> Identity {
     Identity {
         asked,
+        family: None,
         clone_id: "c".into(),
         generation: 1,
         parent_id: Some("p".into()),

@@ -41,6 +41,9 @@ pub struct RunRequest {
     /// outlive its users, and be free; the guest's gateway, 10.77.0.2, is whoever has that address behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
+    /// Give it and its clones a network of their own, across hosts.
+    #[serde(default)]
+    pub family: bool,
     /// Wait for the agent (default) or return as soon as QEMU runs.
     #[serde(default)]
     pub detach: bool,
@@ -165,6 +168,9 @@ pub struct MachineInfo {
     /// The tap interface that its network leads to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
+    /// Who it is in the network of its family.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<FamilyInfo>,
     /// QEMU's process id while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -255,4 +261,15 @@ impl Default for StopRequest {
 pub struct RenameRequest {
     /// The new name.
     pub name: String,
+}
+
+/// Who a machine is in the network of its family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FamilyInfo {
+    /// Id of the family's parent.
+    pub family: String,
+    /// What the others call it: `parent`, or `clone-3`.
+    pub name: String,
+    /// Its address there.
+    pub address: String,
 }

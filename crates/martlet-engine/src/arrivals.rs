@@ -10,6 +10,7 @@
 //! that to a host that has heard no answer, and takes care that an answer of no stays true.
 
 use crate::engine::{Engine, lock};
+use crate::family_network::Member;
 use crate::handed::Handed;
 use crate::identity;
 use crate::launch::{Who, now_unix_ms};
@@ -49,6 +50,9 @@ pub struct Offer {
     pub hardware: HardwareRecord,
     /// The line that it is on.
     pub line: Option<Line>,
+    /// Who it is in the network of its family.
+    #[serde(default)]
+    pub member: Option<Member>,
 }
 
 /// Its state, all of which the host has by now but for what can come when it is read.
@@ -482,6 +486,7 @@ impl Engine {
             given: Some(id),
             is_clone: false,
             kin: None,
+            member: offer.member.clone(),
             config: offer.config.clone(),
         })?;
         self.repin(&machine, &machine.record());

@@ -3,6 +3,7 @@
 use crate::arrivals::Arrivals;
 use crate::away::Away;
 use crate::dirs::Dirs;
+use crate::family_network::Numbers;
 use crate::fork::{Calls, Children, Flocks, Tickets};
 use crate::hosts::Fellowship;
 use crate::lines::Observed;
@@ -73,6 +74,8 @@ pub struct Engine {
     pub(crate) observed: Observed,
     pub(crate) arrivals: Arrivals,
     pub(crate) flocks: Flocks,
+    pub(crate) switch: martlet_switch::Switch,
+    pub(crate) family_numbers: Numbers,
     pub(crate) calls: Calls,
     pub(crate) tickets: Tickets,
     pub(crate) children: Children,
@@ -197,6 +200,8 @@ impl Engine {
             observed: Observed::default(),
             arrivals: Arrivals::default(),
             flocks: Flocks::default(),
+            switch: martlet_switch::Switch::default(),
+            family_numbers: Numbers::default(),
             calls: Calls::default(),
             tickets: Tickets::default(),
             children: Children::default(),

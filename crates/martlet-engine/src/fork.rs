@@ -30,6 +30,7 @@ pub(crate) use tickets::Tickets;
 
 use crate::crash;
 use crate::engine::Engine;
+use crate::family_network::{ForkNetwork, Member, Taken};
 use crate::identity;
 use crate::launch::{DiskFrom, Who, no_memory, now_unix_ms};
 use crate::machine::{Config, Machine, Record};
@@ -44,7 +45,7 @@ use martlet_api::{
 };
 use martlet_image::{SnapshotId, SnapshotRecord};
 use martlet_store::Pin;
-use placing::{Demand, Placed};
+use placing::{Demand, Placed, Share};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -96,6 +97,10 @@ pub(crate) struct Family {
     pub ending: Arc<Ending>,
     /// When the fork was asked for.
     pub requested: Instant,
+    /// Their network.
+    pub network: Option<ForkNetwork>,
+    /// Keeps their numbers there until what they are for is over.
+    pub _numbers: Option<Taken>,
     /// Keeps the snapshot until every clone holds it itself.
     pub _pin: Pin,
 }
@@ -204,6 +209,9 @@ impl Engine {
         }
         let mut family = self.family(begun, prefix, task, ending, requested)?;
         family.probe = request.probe.clone();
+        if let Ok(machine) = &machine {
+            self.give_network(&mut family, machine, &placed.shares, request.count)?;
+        }
         crash::step("fork");
         Ok((family, placed, pause_ms))
     }
@@ -277,8 +285,25 @@ impl Engine {
             ending,
             inboxes: Arc::default(),
             requested,
+            network: None,
+            _numbers: None,
             _pin: begun.pin,
         })
+    }
+
+    /// Clones of a machine that has a network with them are in it.
+    pub(crate) fn give_network(
+        &self,
+        family: &mut Family,
+        parent: &Machine,
+        shares: &[Share],
+        count: u32,
+    ) -> Result<(), Problem> {
+        let stay = matches!(family.task, Task::Stay);
+        let hosts = shares.iter().filter_map(|share| share.host.as_deref());
+        let network = self.fork_network(parent, count, stay, hosts)?;
+        (family.network, family._numbers) = network.unzip();
+        Ok(())
     }
 
     /// The snapshot that was made for a fork is not needed by name any more.
@@ -334,24 +359,24 @@ impl Engine {
     ) -> Result<Arc<Machine>, Problem> {
         let (name, snapshot) = (family.name(index), &family.snapshot);
         let config = config_of(snapshot)?;
+        // A port of the host is one machine's. In a family, who is outside comes to the parent.
+        let ports = config.ports.iter().filter(|_| !config.family);
+        let any = ports.map(|port| martlet_api::PortForward {
+            host_port: 0,
+            ..*port
+        });
         let config = Config {
-            // A port of the host is one machine's.
-            ports: crate::run::pick_ports(
-                &config
-                    .ports
-                    .iter()
-                    .map(|port| martlet_api::PortForward {
-                        host_port: 0,
-                        ..*port
-                    })
-                    .collect::<Vec<_>>(),
-            )?,
+            ports: crate::run::pick_ports(&any.collect::<Vec<_>>())?,
             // So is a tap interface.
             tap: None,
             ..config
         };
+        let id = identity::machine_id();
+        let network = family.network.as_ref().map(|network| network.member(index));
         let record = Record {
-            id: identity::machine_id(),
+            // A clone of a snapshot is nobody's child.
+            member: network.or_else(|| Member::founder(&id, &config)),
+            id,
             hostname: name.clone(),
             name,
             number,

@@ -319,6 +319,11 @@ impl Engine {
             .is_some_and(|known| known.identity.name == name))
     }
 
+    /// What this host is called, if it is in a fleet.
+    pub(crate) fn this_name(&self) -> Result<Option<String>, Problem> {
+        Ok(self.known_host()?.map(|known| known.identity.name))
+    }
+
     /// The other hosts of the fleet.
     pub(crate) fn other_hosts(&self) -> Result<Vec<String>, Problem> {
         let Some(known) = self.known_host()? else {

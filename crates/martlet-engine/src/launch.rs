@@ -14,9 +14,10 @@ use crate::arrivals::Arrival;
 use crate::away::Starting;
 use crate::crash;
 use crate::engine::Engine;
+use crate::family_network::Member;
 use crate::identity;
 use crate::live::Live;
-use crate::machine::{Config, HardwareRecord, Machine, Record, to_compat};
+use crate::machine::{HardwareRecord, Machine, Record, to_compat};
 use crate::mapped::{Mapped, QEMU_GID};
 use crate::pool::Ahead;
 use crate::problem::{self, Told};
@@ -29,6 +30,7 @@ use martlet_disk::{CowDisk, DiskError};
 use martlet_fuse::{Placement, Prefetcher};
 use martlet_image::{BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord, Trace};
 use martlet_pager::{Cancel, MemoryImage, VmKey};
+use martlet_switch::Plugged;
 use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::compat;
 use martlet_vm::process::User;
@@ -160,6 +162,7 @@ struct Spawned<'a> {
     console_begin_bytes: u64,
     /// Pages that earlier runs touched.
     trace: Option<Trace>,
+    plugged: Option<Plugged>,
     _left: Option<Ahead>,
 }
 
@@ -258,6 +261,7 @@ impl Engine {
             start,
             registry: self.registry.clone(),
             disk_name: spawned.files.disk_name.clone(),
+            _plugged: spawned.plugged.take(),
             vm,
         };
         let hardware = HardwareRecord {
@@ -424,7 +428,7 @@ impl Engine {
                 read_only: false,
             }],
             boot,
-            net: Some(net(record.number, &record.config)),
+            net: Some(net(record)),
             generation_id: identity::uuid(),
             run_dir,
             incoming: matches!(launch.from, From::Snapshot(..)),
@@ -471,7 +475,7 @@ impl Engine {
         let run = Run::new(self.stalls_file(&record.id), snapshot, launch.requested);
         self.stalls.watch(key, &run);
         launch.machine.set_starting_pid(Some(vm.pid()));
-        let spawned = Spawned {
+        let mut spawned = Spawned {
             machine: launch.machine,
             vm: Some(vm),
             files,
@@ -479,11 +483,13 @@ impl Engine {
             run,
             console_begin_bytes,
             trace,
+            plugged: None,
             _left: left,
         };
         if let Some(tap) = &record.config.tap {
             spawned.vm().bind_tap(tap).told()?;
         }
+        spawned.plugged = self.plug_in(record, &self.run_dir(record), Some(spawned.vm()))?;
         Ok(spawned)
     }
 
@@ -603,6 +609,10 @@ impl Engine {
                 gateway: Some(Net::GATEWAY),
                 dns: vec![Net::DNS],
             }),
+            family: record
+                .member
+                .as_ref()
+                .map(|member| member.to_guest(&record.config)),
             policy: agent::IdentityPolicy {
                 hostname: is_new,
                 // An image's own init chooses its machine id when it boots.
@@ -696,8 +706,9 @@ fn without_gaps(pages: &[u32]) -> Vec<u32> {
     runs.flatten().collect()
 }
 
-/// The network of the machine with this number.
-fn net(number: u64, config: &Config) -> Net {
+/// The network cards of a machine.
+fn net(record: &Record) -> Net {
+    let (number, config) = (record.number, &record.config);
     let forward = |port: &PortForward| Forward {
         host_port: port.host_port,
         guest_port: port.guest_port,
@@ -712,6 +723,7 @@ fn net(number: u64, config: &Config) -> Net {
                 outbound: config.outbound,
             },
         },
+        family: record.member.as_ref().map(Member::card),
     }
 }
 

@@ -28,6 +28,7 @@ mod end;
 mod engine;
 mod explain;
 mod facts;
+mod family_network;
 mod follow;
 mod foresee;
 mod fork;

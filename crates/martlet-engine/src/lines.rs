@@ -6,6 +6,7 @@
 //! ```
 
 use crate::engine::{Engine, lock};
+use crate::family_network::Member;
 use crate::heart::Signs;
 use crate::identity;
 use crate::launch::{Who, now_unix_ms};
@@ -239,6 +240,7 @@ impl Engine {
             given: None,
             is_clone: false,
             kin: None,
+            member: Member::founder(&snapshot.machine_id, &config),
             config,
         };
         let machine = self.add(record.clone())?;

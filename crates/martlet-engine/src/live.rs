@@ -8,6 +8,7 @@ use crate::starter::StartPages;
 use martlet_disk::CowDisk;
 use martlet_fuse::{Prefetcher, Registry};
 use martlet_pager::VmKey;
+use martlet_switch::Plugged;
 use martlet_vm::RunningVm;
 use martlet_vm::agent::AgentClient;
 use std::path::PathBuf;
@@ -54,6 +55,8 @@ pub struct Live {
     pub user_number: Option<u64>,
     /// Name of its disk file.
     pub disk_name: String,
+    /// Its plug in the network of its family.
+    pub _plugged: Option<Plugged>,
 }
 
 impl Live {

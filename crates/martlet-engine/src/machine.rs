@@ -1,6 +1,7 @@
 //! A machine: its durable record, the guard that lets one command at a time work on it, and what is alive of it.
 
 use crate::engine::lock;
+use crate::family_network::Member;
 use crate::line::Line;
 use crate::live::Live;
 use crate::phase::{Phase, Verb};
@@ -65,6 +66,9 @@ pub struct Record {
     /// It was made by a fork.
     #[serde(default)]
     pub is_clone: bool,
+    /// Who it is in the network of its family.
+    #[serde(default)]
+    pub member: Option<Member>,
     /// Of a clone that a program in its parent called for.
     #[serde(default)]
     pub kin: Option<Kin>,
@@ -131,6 +135,9 @@ pub struct Config {
     pub accel: Option<Accel>,
     /// May the guest reach the outside?
     pub outbound: bool,
+    /// Have it and its clones a network of their own?
+    #[serde(default)]
+    pub family: bool,
     /// The host's tap interface that its network leads to, instead of user-mode networking.
     #[serde(default)]
     pub tap: Option<String>,
@@ -400,6 +407,7 @@ impl Machine {
             ports: record.config.ports,
             fork: record.config.fork,
             tap: record.config.tap,
+            family: record.member.as_ref().map(Member::info),
             pid: record.running.map(|running| running.pid),
             accel: record.hardware.accel,
             machine_type: record.hardware.machine_type,

@@ -12,6 +12,7 @@
 //! most likely one of the same. It is filled again when no start is under way: it must not compete with one.
 
 use crate::engine::{Engine, lock};
+use crate::family_network::Member;
 use crate::host_memory::has_room_ahead;
 use crate::identity;
 use crate::machine::{Config, Machine};
@@ -54,6 +55,8 @@ pub struct Shape {
     pub outbound: bool,
     /// Does its network lead to a tap interface?
     pub tap: bool,
+    /// Has it a card for the network of its family?
+    pub family: bool,
 }
 
 impl Shape {
@@ -67,6 +70,7 @@ impl Shape {
             memory_bytes: config.memory_bytes,
             outbound: config.outbound,
             tap: config.tap.is_some(),
+            family: config.family,
         }
     }
 }
@@ -319,6 +323,8 @@ impl Engine {
                         outbound: shape.outbound,
                     },
                 },
+                // The device state that is loaded says which it is.
+                family: shape.family.then(|| Member::any_card()),
             }),
             generation_id: identity::uuid(),
             run_dir,

@@ -236,8 +236,14 @@ impl Engine {
             self.registry.remove_disk(&files.disk_name);
         });
         machine.set_starting_pid(None);
+        let vm = vm?;
+        let plugged = self.plug_in(&record, &self.run_dir(&record), None);
+        let plugged = plugged.unwrap_or_else(|problem| {
+            tracing::error!(%problem, machine = record.name, "its family does not reach it");
+            None
+        });
         let live = Arc::new(Live {
-            vm: vm?,
+            vm,
             agent: Mutex::default(),
             disk: files.disk,
             disk_inode: running.disk_inode,
@@ -255,6 +261,7 @@ impl Engine {
             start: OnceLock::from(StartPages::default()),
             registry: self.registry.clone(),
             disk_name: files.disk_name,
+            _plugged: plugged,
         });
         machine.set_live(Some(live.clone()));
         let stands = record.phase.host().is_some();

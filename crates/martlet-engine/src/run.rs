@@ -2,6 +2,7 @@
 
 use crate::crash;
 use crate::engine::{Engine, lock};
+use crate::family_network::Member;
 use crate::identity;
 use crate::launch::{DiskFrom, From, Launch, Launched, Who, no_memory, now_unix_ms};
 use crate::machine::{Config, HardwareRecord, Machine, Operation, Record, Undo};
@@ -56,8 +57,9 @@ impl Engine {
         if restored && !snapshot.agent && !request.allow_agentless {
             return Err(agentless(&request.from));
         }
+        let id_of_machine = identity::machine_id();
         let record = Record {
-            id: identity::machine_id(),
+            id: id_of_machine.clone(),
             hostname: name.clone(),
             name,
             number,
@@ -78,6 +80,7 @@ impl Engine {
             given: None,
             is_clone: false,
             kin: None,
+            member: Member::founder(&id_of_machine, &config),
             config,
         };
         let machine = self.add(record.clone())?;
@@ -462,6 +465,9 @@ impl Engine {
             if let Some(asked) = request.cpus.filter(|asked| *asked != cpus) {
                 return Err(fixed("virtual CPUs", asked.to_string(), cpus.to_string()));
             }
+            if request.family && !saved.as_ref().is_some_and(|saved| saved.family) {
+                return Err(fixed("network cards", "one for a family".into(), "none".into()));
+            }
             if request.disk_bytes.is_some_and(|asked| asked != disk) {
                 return Err(fixed(
                     "disk size",
@@ -505,6 +511,11 @@ impl Engine {
             ports: pick_ports(&request.ports)?,
             accel: request.accel,
             outbound: request.outbound,
+            family: match snapshot.memory {
+                // The guest has the card, or has not.
+                Some(_) => saved.is_some_and(|saved| saved.family),
+                None => request.family,
+            },
             tap: request.tap.clone(),
             restart: request.restart,
             workdir: snapshot.labels.get("workdir").cloned(),
@@ -571,6 +582,7 @@ impl Engine {
         crash::step("end");
         drop(written);
         self.tickets.forget_unused(&record.id);
+        self.calls.forget(&record.id);
         Ok(())
     }
 

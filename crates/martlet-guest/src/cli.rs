@@ -1,6 +1,9 @@
 //! The command `martlet-guest`: the calls, for shell scripts.
 
 mod arguments;
+mod family_card;
+mod mpi;
+mod remote;
 mod run;
 
 use crate::error::Error;
@@ -38,6 +41,8 @@ Forks the virtual machine that it runs in.
       Prints ID FAMILY SIZE NAME: who this machine is, 0 when it is nobody's clone.
   martlet-guest fork N [--hierarchical] [--timeout S] [--json] -- COMMAND...
       Runs COMMAND in each of N clones, with its id for {id}, and prints as join does how it exited and what it printed.
+  martlet-guest mpi N [--hierarchical] [--timeout S] -- PROGRAM...
+      Runs an MPI program as mpich's mpiexec does, its N ranks in clones. The machine needs --family.
 
 Exits with 1 when a call or a clone failed, and with 2 when it was called wrongly.
 Whether it may be used is said where the machine is run: martlet run --fork-by.
@@ -104,6 +109,8 @@ fn run_command(mut args: impl Iterator<Item = OsString>) -> Result<ExitCode, Fai
         "create-clones" => create_clones(Arguments::parse(args, &["no-wait"], &[])?),
         "me" => me(Arguments::parse(args, &["json"], &[])?),
         "fork" => fork(Arguments::parse(args, &["hierarchical", "json"], &["timeout"])?),
+        "mpi" => mpi::mpi(Arguments::parse(args, &["hierarchical"], &["timeout"])?),
+        "launch" => Ok(remote::launch(args)?),
         "help" | "--help" | "-h" => say(USAGE),
         other => Err(Usage(format!("there is no command {other}")).into()),
     }

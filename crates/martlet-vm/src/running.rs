@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 mod bind;
 mod descriptor_file;
+mod family;
 mod forward;
 mod layout;
 mod room;

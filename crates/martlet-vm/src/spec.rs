@@ -10,6 +10,7 @@
 //! | 4 | virtio-rng |
 //! | 5 | virtio-balloon (free-page reporting) |
 //! | 6 | pvpanic |
+//! | 7 | virtio-net of the family's network |
 //! | 8.. | disks, in order |
 //!
 //! A guest that asks for a reboot makes QEMU exit: a restored machine has no firmware left to boot with (the
@@ -104,6 +105,17 @@ pub struct Net {
     pub mac: String,
     /// Where the cable leads.
     pub link: Link,
+    /// A second card, for the network of the machine's family, which `RunningVm::bind_family` plugs in.
+    pub family: Option<FamilyCard>,
+}
+
+/// A second network card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FamilyCard {
+    /// Its MAC address.
+    pub mac: String,
+    /// Bytes of a packet.
+    pub mtu: u16,
 }
 
 /// The other end of a network card's cable.
@@ -147,6 +159,8 @@ impl Net {
 
 /// The hub that a tap interface is plugged into.
 pub(crate) const HUB: u32 = 0;
+/// The hub that the family's network is plugged into.
+pub(crate) const FAMILY_HUB: u32 = 1;
 
 /// Name of the QMP socket in a machine's run directory.
 pub const QMP_SOCKET: &str = "qmp.sock";
@@ -358,6 +372,13 @@ impl MachineSpec {
                 net.mac
             ),
         );
+        if let Some(FamilyCard { mac, mtu }) = &net.family {
+            args.opt("-netdev", format!("hubport,id=family-net,hubid={FAMILY_HUB}"));
+            args.opt(
+                "-device",
+                format!("virtio-net-pci,id=family-nic,netdev=family-net,mac={mac},host_mtu={mtu},romfile=,addr=0x7"),
+            );
+        }
     }
 }
 

@@ -26,6 +26,7 @@ fn spec() -> MachineSpec {
             cmdline: "console=ttyS0 a=1,2".into(),
         },
         net: Some(Net {
+            family: None,
             address: Ipv4Addr::new(10, 77, 3, 4),
             mac: "52:54:00:12:34:56".into(),
             link: user(8080, false),

@@ -557,6 +557,9 @@ pub struct RunArgs {
     /// Lead its network to this tap interface of the host, instead of user-mode networking
     #[arg(long, value_name = "INTERFACE", conflicts_with_all = ["ports", "outbound"])]
     pub tap: Option<String>,
+    /// Give it and its clones a network of their own, across hosts: `parent`, `clone-1`, `clone-2`, ...
+    #[arg(long)]
+    pub family: bool,
     /// Let programs of these users of the guest fork it by `martlet-guest` [example: root,1000; or: any]
     #[arg(long, value_delimiter = ',', value_name = "USER,...")]
     pub fork_by: Vec<String>,

@@ -381,6 +381,11 @@ impl Control for EngineControl {
                 facts.pager_fetched_bytes as f64,
             ),
             Metric::gauge("snapshots", "Snapshots in the store.", facts.snapshots as f64),
+            Metric::counter(
+                "family_frames_refused_total",
+                "Frames of guests that cannot truly have sent them, or sent too many.",
+                self.engine.family_frames_refused() as f64,
+            ),
         ];
         for (state, count) in facts.machines {
             metrics

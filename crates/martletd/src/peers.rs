@@ -66,6 +66,9 @@ fn run(engine: &Arc<Engine>, service: PeerService, listen: Option<SocketAddr>, p
         let address = listen.map_or(service.address, |listen| listen.to_string());
         let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
         tracing::info!(address, "serving other hosts");
+        if let Err(problem) = engine.serve_families(listener.local_addr()?) {
+            tracing::error!(%problem, "forks over hosts have no network of their own");
+        }
         let engine = engine.clone();
         let shutdown = async move {
             while !engine.is_ending() {

@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 const CALLS_MAX: usize = 64;
 /// Another command has the machine; a call waits for so long.
 const BUSY_PATIENCE: Duration = Duration::from_secs(60);
-/// Most checkpoints by calls that are remembered, of all machines.
-const CHECKPOINTS_MAX: usize = 4096;
+/// Most checkpoints by calls that are remembered, of one machine.
+const CHECKPOINTS_MAX: usize = 64;
 
 type Answer = Result<GuestAnswer, GuestError>;
 
@@ -36,8 +36,15 @@ type Answer = Result<GuestAnswer, GuestError>;
 #[derive(Default)]
 pub(crate) struct Calls {
     at_work: Mutex<HashMap<String, usize>>,
-    /// Snapshots that were made by calls: whose, and by which.
-    checkpoints: Mutex<HashMap<String, (String, u32)>>,
+    /// Snapshots that were made by calls: of which machine, and by which call.
+    checkpoints: Mutex<HashMap<String, HashMap<String, u32>>>,
+}
+
+impl Calls {
+    /// The machine is gone.
+    pub(crate) fn forget(&self, machine: &str) {
+        lock(&self.checkpoints).remove(machine);
+    }
 }
 
 fn refused(kind: GuestErrorKind, words: impl Into<String>) -> GuestError {
@@ -124,8 +131,13 @@ impl Engine {
                 wait,
             } => {
                 let ticket = self.tickets.of(&record.id, &ticket)?;
-                let known = lock(&self.calls.checkpoints).get(&checkpoint).cloned();
-                let (_, asked) = known.filter(|(of, _)| *of == record.id).ok_or_else(|| {
+                let known = lock(&self.calls.checkpoints);
+                let asked = known
+                    .get(&record.id)
+                    .and_then(|own| own.get(&checkpoint))
+                    .copied();
+                drop(known);
+                let asked = asked.ok_or_else(|| {
                     let words = format!("this VM has no checkpoint {checkpoint}");
                     refused(GuestErrorKind::NotFound, words)
                 })?;
@@ -147,6 +159,13 @@ impl Engine {
                 Ok(GuestAnswer::Killed { clones })
             }
             GuestCall::Checkpoint => {
+                let known = lock(&self.calls.checkpoints)
+                    .get(&record.id)
+                    .map_or(0, HashMap::len);
+                if known >= CHECKPOINTS_MAX {
+                    let words = format!("this VM has made {CHECKPOINTS_MAX} checkpoints already");
+                    return Err(refused(GuestErrorKind::Busy, words));
+                }
                 let report = patiently(|| {
                     let request = CheckpointRequest {
                         note: Some("by a call of the guest".into()),
@@ -156,13 +175,12 @@ impl Engine {
                 })
                 .map_err(of_problem)?;
                 let mut known = lock(&self.calls.checkpoints);
-                if known.len() >= CHECKPOINTS_MAX {
-                    return Err(refused(
-                        GuestErrorKind::Busy,
-                        "too many checkpoints are remembered",
-                    ));
+                let own = known.entry(record.id).or_default();
+                own.insert(report.snapshot.clone(), number);
+                drop(known);
+                if machine.writing().forgotten {
+                    self.calls.forget(&machine.record().id); // it went meanwhile
                 }
-                known.insert(report.snapshot.clone(), (record.id, number));
                 Ok(GuestAnswer::Checkpoint {
                     checkpoint: report.snapshot,
                 })
@@ -242,7 +260,9 @@ impl Engine {
             };
             let begun = self.begin_fork(&origin, &request, &|_| ())?;
             let (prefix, task) = (format!("{}-{number}", record.name), Task::Return(called.clone()));
-            self.family(begun, prefix, task, ticket.ending.clone(), requested)
+            let mut family = self.family(begun, prefix, task, ticket.ending.clone(), requested)?;
+            self.give_network(&mut family, machine, &ticket.shares, ticket.clones())?;
+            Ok(family)
         });
         let family = begun.map_err(|problem| {
             ticket.take_back();
@@ -256,6 +276,9 @@ impl Engine {
             started.give_back();
         };
         if let Err(error) = std::thread::Builder::new().name("clones".into()).spawn(start) {
+            if let Some(made) = self.tickets.discard(ticket) {
+                let _ = self.unname(&made); // its machine keeps what it needs
+            }
             return Err(refused(
                 GuestErrorKind::Failed,
                 format!("there is no thread for it: {error}"),
@@ -282,7 +305,7 @@ fn allowed(policy: Option<&ForkPolicy>, uid: u32) -> Result<&ForkPolicy, GuestEr
 }
 
 /// Two may call at the same time, and a checkpoint be under way.
-fn patiently<T>(mut call: impl FnMut() -> Result<T, Problem>) -> Result<T, Problem> {
+pub(super) fn patiently<T>(mut call: impl FnMut() -> Result<T, Problem>) -> Result<T, Problem> {
     let begun = Instant::now();
     loop {
         match call() {

@@ -1,14 +1,11 @@
 //! The end of a fork before its clones are done: wherever they are, and those that are still to start.
 
+use super::calls::patiently;
 use crate::engine::{Engine, lock};
 use crate::machine::Machine;
 use crate::problem::Told;
 use martlet_api::{CloneResult, Problem, ProblemCode};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-
-/// A clone that is being started is waited for so long.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What there is to end.
 #[derive(Default)]
@@ -92,18 +89,11 @@ impl Engine {
         let left: Vec<_> = here.iter().filter(is_there).collect();
         for machine in &left {
             let name = machine.record().name;
-            let begun = Instant::now();
-            loop {
-                match self.remove(&name, true) {
-                    Err(problem) if problem.code == ProblemCode::Busy && begun.elapsed() < PATIENCE => {
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                    Err(problem) if problem.code != ProblemCode::NotFound => {
-                        tracing::warn!(%problem, machine = name, "a clone is not ended");
-                        break;
-                    }
-                    _ => break,
+            match patiently(|| self.remove(&name, true)) {
+                Err(problem) if problem.code != ProblemCode::NotFound => {
+                    tracing::warn!(%problem, machine = name, "a clone is not ended");
                 }
+                _ => {}
             }
         }
         left.len() as u32

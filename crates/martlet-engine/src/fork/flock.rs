@@ -99,6 +99,7 @@ impl Engine {
             indices: indices.to_vec(),
             probe: family.probe.clone(),
             task: family.task.clone(),
+            network: self.network_for_others(family.network.as_ref()).map_err(all)?,
         };
         let flock: Result<String, Problem> = peer.post("/peer/clones/start", &wanted).told().map_err(all)?;
         let flock = flock.map_err(all)?;

@@ -11,6 +11,7 @@ use super::inboxes::Inboxes;
 use super::task::{Input, News, Task};
 use super::{CLONES_MAX, Family, config_of};
 use crate::engine::{Engine, lock};
+use crate::family_network::ForkNetwork;
 use crate::handed::Handed;
 use crate::identity;
 use crate::problem::Told;
@@ -41,6 +42,9 @@ pub struct Wanted {
     pub probe: Option<Probe>,
     /// What each is for.
     pub task: Task,
+    /// Their network.
+    #[serde(default)]
+    pub network: Option<ForkNetwork>,
 }
 
 /// What has become of them, but for what was told?
@@ -126,6 +130,7 @@ impl Engine {
                 indices,
                 probe,
                 task,
+                network,
             } = wanted;
             let family = Family {
                 id: snapshot,
@@ -138,6 +143,8 @@ impl Engine {
                 ending: flock.ending.clone(),
                 inboxes: flock.inboxes.clone(),
                 requested,
+                network,
+                _numbers: None,
                 _pin: pin,
             };
             engine.start_clones(&family, &indices, &|news| {
@@ -214,6 +221,9 @@ impl Engine {
             ));
         }
         wanted.task.check(&wanted.indices)?;
+        if let Some(network) = &wanted.network {
+            network.check()?;
+        }
         for index in indices {
             martlet_api::names::check_name(&format!("{}-{index}", wanted.prefix))?;
         }

@@ -129,10 +129,10 @@ impl Called {
             family: self.family.clone(),
             size: self.size,
             first,
-            processes: self.processes.min(self.size + 1 - first),
+            processes: self.processes.min(self.size - first + 1),
             until_unix_ms: self
                 .timeout_s
-                .map(|timeout| crate::launch::now_unix_ms() + timeout.saturating_mul(1000)),
+                .map(|timeout| crate::launch::now_unix_ms().saturating_add(timeout.saturating_mul(1000))),
         }
     }
 

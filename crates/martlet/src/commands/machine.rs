@@ -27,6 +27,7 @@ pub fn run(context: &Context, args: RunArgs) -> Outcome {
         accel: args.accel.map(Into::into),
         outbound: args.outbound,
         tap: args.tap,
+        family: args.family,
         detach: args.detach,
         restart: args.restart,
         probe: args.probe.probe,
@@ -64,17 +65,22 @@ pub fn run_snapshot(context: &Context, name: Option<String>, from: String, befor
 }
 
 fn run_request(context: &Context, request: &RunRequest, before: &str) -> Outcome {
-    context.long("/v1/machines", request, "starting", |machine: MachineInfo| {
-        let mut text = format!(
-            "{before}machine {} {}\n",
-            machine.name,
-            show::state(machine.state)
-        );
-        for port in &machine.ports {
-            text += &format!("127.0.0.1:{} reaches port {}\n", port.host_port, port.guest_port);
-        }
-        text + &after_start(&machine)
-    })
+    context.long(
+        "/v1/machines",
+        request,
+        "starting",
+        |machine: MachineInfo| {
+            let mut text = format!(
+                "{before}machine {} {}\n",
+                machine.name,
+                show::state(machine.state)
+            );
+            for port in &machine.ports {
+                text += &format!("127.0.0.1:{} reaches port {}\n", port.host_port, port.guest_port);
+            }
+            text + &after_start(&machine)
+        },
+    )
 }
 
 /// The timeline's line, when there is something in it.
@@ -154,6 +160,8 @@ pub fn inspect(context: &Context, name: &str) -> Outcome {
 
 fn describe(machine: MachineInfo) -> String {
     let fork = fork_policy(machine.fork.as_ref());
+    let of = |member: &FamilyInfo| format!("{} of {}, {}", member.name, member.family, member.address);
+    let family = machine.family.as_ref().map(of).unwrap_or_default();
     let accel = match machine.accel {
         Accel::Kvm => "kvm",
         Accel::Tcg => "tcg",
@@ -180,6 +188,7 @@ fn describe(machine: MachineInfo) -> String {
         ("ports", ports(&machine.ports)),
         ("fork by", show::or_none(&fork)),
         ("tap", show::or_none(machine.tap.as_deref().unwrap_or_default())),
+        ("family", show::or_none(&family)),
         (
             "process",
             machine

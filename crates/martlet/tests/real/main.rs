@@ -15,6 +15,7 @@ mod daemon;
 mod deadline;
 mod documents;
 mod every_step;
+mod family;
 mod fixture;
 mod flock;
 mod handover;

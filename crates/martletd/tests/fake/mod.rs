@@ -70,6 +70,7 @@ pub fn machine(name: &str, state: MachineState) -> MachineInfo {
         mac: "52:4d:00:00:00:01".into(),
         hostname: name.into(),
         tap: None,
+        family: None,
         fork: None,
         ports: vec![PortForward {
             host_port: 8080,
