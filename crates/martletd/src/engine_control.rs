@@ -384,7 +384,7 @@ impl Control for EngineControl {
             Metric::counter(
                 "family_frames_refused_total",
                 "Frames of guests that cannot truly have sent them, or sent too many.",
-                self.engine.family_frames_refused() as f64,
+                self.0.family_frames_refused() as f64,
             ),
         ];
         for (state, count) in facts.machines {

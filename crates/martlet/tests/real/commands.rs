@@ -144,7 +144,7 @@ fn a_terminal_in_the_guest_is_this_terminal() {
     terminal.expect("42");
     terminal.resize(50, 132);
     signal_process(child.id(), "WINCH");
-    terminal.write(b"sleep 0.5; stty size\r");
+    terminal.write(b"until stty size | grep 132; do sleep 0.1; done\r");
     terminal.expect("50 132");
     // Ctrl-C is the guest's: it ends what runs there, not the session.
     terminal.write(b"sleep 1000\r");

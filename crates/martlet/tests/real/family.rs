@@ -75,7 +75,7 @@ fn clones_and_their_parent_reach_each_other_over_hosts() {
     couch.reaches("w-2", "clone-5");
     // Forwarded ports are the parent's alone, and a snapshot's clone has a family of its own.
     here.ok(&["checkpoint", "w", "--tag", "now"]);
-    here.ok(&["clone", "w:now", "--name", "other"]);
+    here.ok(&["run", "w:now", "--name", "other"]);
     let other = &here.json(&["inspect", "other"])["family"];
     assert_eq!(other["name"], "parent");
     assert_ne!(other["family"], who["family"]);

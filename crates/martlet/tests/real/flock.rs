@@ -110,7 +110,7 @@ fn clones_do_what_they_are_told_and_go() {
     fleet(&[(&here, "desk"), (&couch, "couch")]);
     here.ok(&["run", "tiny0:booted", "--name", "w"]);
     let line = "echo {id} $(hostname); [ {id} = 2 ] && exit 7; [ {id} = 3 ] && sleep 100; true";
-    let fork = ["fork", "w", "-n", "4", "--on", "desk,couch", "--timeout", "20"];
+    let fork = ["fork", "w", "-n", "4", "--on", "desk,couch", "--timeout", "40"];
     let args = [&["--json"], &fork[..], &["--", "sh", "-c", line]].concat();
     let output = here.call(&args);
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -156,11 +156,11 @@ fn a_command_runs_for_each_input_in_clones_here_and_there() {
         "-n",
         "2",
         "--timeout",
-        "3",
+        "20",
         "--",
         "sh",
         "-c",
-        "case $0 in 2) exit 3;; 3) sleep 60;; esac; echo $0",
+        "case $0 in 2) exit 3;; 3) sleep 600;; esac; echo $0",
     ];
     let output = here.call_with_input(&bad, b"1\n2\n3\n4\n");
     assert_eq!(output.status.code(), Some(8));

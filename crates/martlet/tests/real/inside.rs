@@ -124,7 +124,7 @@ fn children_that_do_not_exit_are_told_of() {
     daemon.ok(&["run", "tiny0:booted", "--name", "w", "--fork-by", "root"]);
     // One exits badly, one is shut down from inside, the third has no time left.
     let work = "case {id} in 1) exit 7;; 2) echo o > /proc/sysrq-trigger; sleep 1000;; *) sleep 1000;; esac";
-    let line = format!("martlet-guest fork 3 --timeout 8 --json -- sh -c '{work}' || true");
+    let line = format!("martlet-guest fork 3 --timeout 30 --json -- sh -c '{work}' || true");
     let told = told_in_json(&daemon.inside("w", &line));
     let of = |id: u64| {
         let told = told.iter().find(|one| one["id"] == id);

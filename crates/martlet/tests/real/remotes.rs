@@ -177,7 +177,7 @@ fn a_machine_runs_before_its_state_has_come() {
         .command(&["exec", "b", "--", "sh", "-c", SUMS])
         .stdout(Stdio::piped())
         .spawn();
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_secs(4));
     std::fs::rename(&hidden, &address).unwrap();
     let waited = waiting.unwrap().wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&waited.stdout).trim(), sums);
