@@ -35,6 +35,7 @@ int main(int count, char **words) {
     }
     if (rank == 0)
         printf("%ld primes\n%d ranks on %d hosts\n", all, ranks, hosts);
+    MPI_Barrier(MPI_COMM_WORLD);
     MPI_Finalize();
     return 0;
 }
