@@ -8,6 +8,7 @@ use crate::hosts::Fellowship;
 use crate::lines::Observed;
 use crate::machine::{Machine, Record};
 use crate::mapped::Images;
+use crate::multicast::{Groups, Members, MulticastOptions};
 use crate::pool::Pool;
 use crate::problem::{self, Told};
 use crate::stalls::Stalls;
@@ -60,6 +61,8 @@ pub struct Options {
     pub clones_max: Option<u32>,
     /// Where the programs of allocators are.
     pub allocators: PathBuf,
+    /// How frames of forks are sent to several hosts at once, if they are.
+    pub multicast: Option<MulticastOptions>,
 }
 
 /// See the crate's documentation.
@@ -73,6 +76,8 @@ pub struct Engine {
     pub(crate) observed: Observed,
     pub(crate) arrivals: Arrivals,
     pub(crate) flocks: Flocks,
+    pub(crate) groups: Groups,
+    pub(crate) members: Members,
     pub(crate) calls: Calls,
     pub(crate) tickets: Tickets,
     pub(crate) children: Children,
@@ -197,6 +202,8 @@ impl Engine {
             observed: Observed::default(),
             arrivals: Arrivals::default(),
             flocks: Flocks::default(),
+            groups: Groups::default(),
+            members: Members::default(),
             calls: Calls::default(),
             tickets: Tickets::default(),
             children: Children::default(),
