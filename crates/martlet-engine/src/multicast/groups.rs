@@ -176,7 +176,7 @@ impl Engine {
     }
 
     /// What was sent to groups so far.
-    pub fn multicast_sent(&self) -> martlet_multicast::Sent {
+    pub(crate) fn multicast_sent(&self) -> martlet_multicast::Sent {
         let sender = lock(&self.groups.0).sender.clone();
         sender.map(|sender| sender.sent()).unwrap_or_default()
     }

@@ -12,7 +12,6 @@ use martlet_source::SourceError;
 use martlet_store::{Key, Kind, StoreError, Stored, Verified};
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
