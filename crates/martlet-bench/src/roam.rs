@@ -47,6 +47,7 @@ pub struct Site {
     disk: Option<SmallDisk>,
     state: tempfile::TempDir,
     program: PathBuf,
+    env: Vec<(String, String)>,
 }
 
 impl Site {
@@ -62,6 +63,7 @@ impl Site {
             disk: None,
             state,
             program: program.to_owned(),
+            env: Vec::new(),
         })
     }
 
@@ -85,6 +87,17 @@ impl Site {
     /// Has its link be like this.
     pub fn set_link(&self, link: Link) -> Result<(), BenchError> {
         self.host.set_link(link).map_err(lab_failed)
+    }
+
+    /// An environment variable for every later command, and for the daemon that it may start.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.retain(|(set, _)| set != name);
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
     }
 
     fn peer_address(&self) -> String {
@@ -115,6 +128,16 @@ impl Site {
 
     /// How many bytes have come to it from other hosts.
     pub fn received_bytes(&self) -> Result<u64, BenchError> {
+        self.count_of_interfaces(0)
+    }
+
+    /// How many bytes it has sent to other hosts: what goes to several at once is counted once.
+    pub fn sent_bytes(&self) -> Result<u64, BenchError> {
+        self.count_of_interfaces(8)
+    }
+
+    /// A column of the kernel's table, of all interfaces that lead elsewhere.
+    fn count_of_interfaces(&self, column: usize) -> Result<u64, BenchError> {
         let read = self
             .host
             .run(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
@@ -122,8 +145,8 @@ impl Site {
         // `eth0: bytes packets …`, after two lines of header.
         let of_interface = |line: &str| {
             let (name, counts) = line.split_once(':')?;
-            let bytes = counts.split_ascii_whitespace().next()?.parse::<u64>().ok()?;
-            (name.trim() != "lo").then_some(bytes)
+            let count = counts.split_ascii_whitespace().nth(column)?.parse::<u64>().ok()?;
+            (name.trim() != "lo").then_some(count)
         };
         Ok(table.lines().skip(2).filter_map(of_interface).sum())
     }
@@ -135,6 +158,7 @@ impl Site {
             .args(args)
             .env("MARTLET_STATE_DIR", self.state.path())
             .env("MARTLET_SOCKET", self.state.path().join("martletd.sock"))
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }

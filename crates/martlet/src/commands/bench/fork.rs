@@ -1,5 +1,7 @@
 //! `martlet bench fork`: forks across hosts of a lab, beside copying a suspended image to each of them.
 
+mod multicast;
+
 use super::carried::Carried;
 use super::roam::fault;
 use super::{Bench, failed};
@@ -142,7 +144,7 @@ fn all_run_ms(report: &Value) -> f64 {
 /// Measures forks.
 pub fn fork(context: &Context, args: &BenchForkArgs) -> Outcome {
     let base = args.base.as_deref();
-    let steps = u64::from(args.rounds) * 5 + 9;
+    let steps = u64::from(args.rounds) * 7 + 9;
     let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
     let measured = bench.spread(args.hosts, args.clones);
     bench.clean_up(base.is_none());
@@ -156,7 +158,7 @@ impl Bench<'_> {
         let carried = self.carry_snapshot(format!("{}:{BASE_TAG}", self.base))?;
         self.step("starting hosts");
         let lab = Lab::new().map_err(|error| failed(BenchError::Other(error.to_string())))?;
-        let hosts = Hosts::new(&lab, hosts, &carried)?;
+        let mut hosts = Hosts::new(&lab, hosts, &carried)?;
         self.step("starting the machine");
         let memory = self.memory_bytes.to_string();
         let machine = hosts.boot(&self.base, &memory).map_err(failed)?;
@@ -169,6 +171,9 @@ impl Bench<'_> {
         );
         self.filling(&hosts, clones).map_err(failed)?;
         self.against_copies(&hosts, &machine, clones)?;
+        if hosts.others.len() > 1 {
+            self.multicast(&mut hosts).map_err(failed)?;
+        }
         self.fetches(&hosts)?;
         hosts.end().map_err(failed)?;
         self.by_memory(&hosts, clones).map_err(failed)
