@@ -65,22 +65,17 @@ pub fn run_snapshot(context: &Context, name: Option<String>, from: String, befor
 }
 
 fn run_request(context: &Context, request: &RunRequest, before: &str) -> Outcome {
-    context.long(
-        "/v1/machines",
-        request,
-        "starting",
-        |machine: MachineInfo| {
-            let mut text = format!(
-                "{before}machine {} {}\n",
-                machine.name,
-                show::state(machine.state)
-            );
-            for port in &machine.ports {
-                text += &format!("127.0.0.1:{} reaches port {}\n", port.host_port, port.guest_port);
-            }
-            text + &after_start(&machine)
-        },
-    )
+    context.long("/v1/machines", request, "starting", |machine: MachineInfo| {
+        let mut text = format!(
+            "{before}machine {} {}\n",
+            machine.name,
+            show::state(machine.state)
+        );
+        for port in &machine.ports {
+            text += &format!("127.0.0.1:{} reaches port {}\n", port.host_port, port.guest_port);
+        }
+        text + &after_start(&machine)
+    })
 }
 
 /// The timeline's line, when there is something in it.
