@@ -5,7 +5,7 @@ how=$1 files=$2 jobs=$3
 mkdir -p /root/"$how"
 cd /root/"$how"
 for file in $(seq "$files"); do
-    for function in $(seq 400); do
+    for function in $(seq 60); do
         echo "int f${function}(int a, int b) { for (int i = 0; i < b; i++) a = a * $((file * function)) + i; return a; }"
     done >"$file.c"
 done
