@@ -372,6 +372,7 @@ fn hooks_run_in_order_and_may_be_required() {
     fs::write(dir.path().join("etc/martlet/hooks.d/15-not-executable"), "").unwrap();
     let required = hook("30-third.required", "sleep 100");
     let identity = Identity {
+        family: None,
         asked: None,
         clone_id: "c".into(),
         generation: 0x0102,

@@ -38,6 +38,7 @@ fn output(client: &AgentClient, script: &str) -> String {
 
 fn identity(index: u32) -> Identity {
     Identity {
+        family: None,
         asked: None,
         clone_id: format!("00000000000{index}"),
         generation: u64::from(index),
