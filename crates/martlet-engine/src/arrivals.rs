@@ -536,6 +536,7 @@ mod tests {
             stage: Mutex::new(stage),
             changed: Condvar::new(),
             offer: Offer {
+                member: None,
                 machine: "0123456789ab".into(),
                 name: "web".into(),
                 config: serde_json::from_value(config).unwrap(),

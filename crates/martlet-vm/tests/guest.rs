@@ -154,6 +154,7 @@ impl Lab {
                 cmdline: "console=ttyS0 quiet mitigations=off panic=-1".into(),
             },
             net: Some(Net {
+                family: None,
                 address: [10, 77, 1, 1].into(),
                 mac: "52:54:00:00:00:01".into(),
                 link: Link::User {
