@@ -562,6 +562,11 @@ impl Away {
         self.arrived.notify_all();
     }
 
+    /// An object that has come and may not be stored yet.
+    pub(crate) fn just_came(&self, object: &Key) -> Option<Stored> {
+        lock(&self.arrivals).objects.get(object).cloned()
+    }
+
     /// What nobody here has asked for has come. It is taken if it is promised, not here, and there is room.
     pub(crate) fn overhear(&self, object: &Verified) -> Result<bool, StoreError> {
         let stored = object.stored();

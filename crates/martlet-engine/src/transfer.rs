@@ -347,7 +347,11 @@ impl Engine {
         if let Some(peer) = self.peer(&listed.remote).map_err(told)? {
             let host = PeerPlace(peer);
             return Ok(match self.members.of(id) {
-                Some(member) => Arc::new(ByMulticast { member, host }),
+                Some(member) => Arc::new(ByMulticast {
+                    member,
+                    host,
+                    away: Arc::downgrade(&self.away),
+                }),
                 None => Arc::new(host),
             });
         }

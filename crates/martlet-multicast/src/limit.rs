@@ -1,5 +1,6 @@
-//! How fast to send: the limit rises by steps as long as it is used, and falls when something was lost to three quarters of what
-//! members hear, on the mean. It is never more than what was configured.
+//! How fast to send: while the limit is used it rises by steps, and falls when something was lost to three quarters of what
+//! members hear, on the mean. It is never more than what was configured. While little is wanted, what is heard says nothing about what
+//! the network takes, and what is lost nothing about the limit.
 
 use crate::{Report, TICK};
 use std::collections::HashMap;
@@ -7,8 +8,10 @@ use std::time::{Duration, Instant};
 
 /// From nothing to the most in so many ticks.
 const STEPS: u64 = 200;
+/// It is used when so large a part of it is sent: what is wanted comes by fits and starts.
+const USED: u64 = 4;
 /// The least is this part of the most: members that hear nothing are not to end all sending.
-const LEAST: u64 = 64;
+const LEAST: u64 = 32;
 /// What was said longer ago counts no more.
 const SAID: Duration = Duration::from_secs(1);
 /// What is lost at once is told by several members, one after the other: the limit falls once.
@@ -51,21 +54,25 @@ impl Limit {
             return;
         };
         self.ticked += TICK * ticks;
-        if sent_bytes >= self.bytes / 2 {
+        if self.is_used(sent_bytes) {
             let steps = u64::from(ticks).min(STEPS);
             self.bytes = (self.bytes + steps * (self.most_bytes / STEPS).max(1)).min(self.most_bytes);
         }
     }
 
-    /// A member says what it hears.
-    pub fn hear(&mut self, member: &str, report: Report, now: Instant) {
+    fn is_used(&self, sent_bytes: u64) -> bool {
+        sent_bytes >= self.bytes / USED
+    }
+
+    /// A member says what it hears, while so much is sent.
+    pub fn hear(&mut self, member: &str, report: Report, sent_bytes: u64, now: Instant) {
         self.said
             .retain(|_, (_, at)| now.saturating_duration_since(*at) < SAID);
         if self.said.len() < MEMBERS_MAX || self.said.contains_key(member) {
             self.said.insert(member.to_owned(), (report.rate_bytes, now));
         }
         let fell_now = |fell: Instant| now.saturating_duration_since(fell) < FALLS_ONCE_IN;
-        if report.lost == 0 || self.fell.is_some_and(fell_now) {
+        if report.lost == 0 || !self.is_used(sent_bytes) || self.fell.is_some_and(fell_now) {
             return;
         }
         let rates = self.said.values().map(|(rate, _)| u128::from(*rate));
@@ -140,18 +147,25 @@ mod tests {
     fn it_falls_to_three_quarters_of_what_is_heard_on_the_mean_once() {
         let begin = Instant::now();
         let mut limit = Limit::new(MOST, begin);
-        limit.hear("a", report(20_000_000, 0), begin);
+        limit.hear("a", report(20_000_000, 0), MOST, begin);
         assert_eq!(limit.bytes(), MOST / 2);
-        limit.hear("b", report(12_000_000, 3), begin);
+        limit.hear("b", report(12_000_000, 3), 1000, begin);
+        assert_eq!(limit.bytes(), MOST / 2, "nobody used it");
+        limit.hear("b", report(12_000_000, 3), MOST, begin);
         assert_eq!(limit.bytes(), 12_000_000);
-        limit.hear("a", report(4_000_000, 3), begin + Duration::from_millis(5));
+        limit.hear("a", report(4_000_000, 3), MOST, begin + Duration::from_millis(5));
         assert_eq!(limit.bytes(), 12_000_000, "of the same loss");
-        limit.hear("a", report(4_000_000, 1), begin + Duration::from_millis(100));
+        limit.hear(
+            "a",
+            report(4_000_000, 1),
+            MOST,
+            begin + Duration::from_millis(100),
+        );
         assert_eq!(limit.bytes(), 6_000_000);
         // Only what members hear now counts, and something is always sent.
-        limit.hear("a", report(0, 1), begin + Duration::from_secs(9));
+        limit.hear("a", report(0, 1), MOST, begin + Duration::from_secs(9));
         assert_eq!(limit.bytes(), MOST / LEAST);
-        limit.hear("a", report(u64::MAX, 1), begin + Duration::from_secs(20));
+        limit.hear("a", report(u64::MAX, 1), MOST, begin + Duration::from_secs(20));
         assert_eq!(limit.bytes(), MOST / LEAST, "it does not rise by a loss");
     }
 

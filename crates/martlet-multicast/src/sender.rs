@@ -153,7 +153,8 @@ impl Sender {
         let now = Instant::now();
         let mut state = self.0.state();
         let state = &mut *state;
-        state.limit.hear(member, report, now);
+        let sent_bytes = state.meter.rate_bytes(now);
+        state.limit.hear(member, report, sent_bytes, now);
         let is_carried = state.groups.get(&group).is_some_and(|open| !open.is_broken);
         let comes = names.iter().map(|(name, size_bytes)| {
             let fits = *size_bytes + size_of::<Name>() <= crate::PARCEL_BYTES_MAX;

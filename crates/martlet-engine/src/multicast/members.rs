@@ -6,7 +6,7 @@ use crate::engine::{Engine, lock};
 use crate::hosts::PeerPlace;
 use martlet_api::Problem;
 use martlet_image::{Codec, FrameId, SnapshotId};
-use martlet_multicast::{Heard, Parcel, Receiver, local_address_towards};
+use martlet_multicast::{Heard, Parcel, Patience, Receiver, local_address_towards};
 use martlet_pager::FramePages;
 use martlet_source::SourceError;
 use martlet_store::{Key, Kind, StoreError, Stored, Verified};
@@ -18,10 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Who listens looks so often whether it is still to.
 const LISTEN: Duration = Duration::from_millis(200);
-/// What was sent is waited for so long, by a read.
-const URGENT_GRACE: Duration = Duration::from_millis(150);
-/// And by what nobody reads, while others still come.
-const GRACE: Duration = Duration::from_millis(300);
+/// What nobody reads may come so many times later than what somebody waits for.
+const BEHIND: u32 = 2;
 /// A group of which nothing was heard for so long, although something was wanted, is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(1);
 /// But not before so much was wanted in vain.
@@ -79,6 +77,7 @@ pub(crate) struct Member {
     waiting: Mutex<HashMap<FrameId, Option<Stored>>>,
     came: Condvar,
     silence: Mutex<Silence>,
+    patience: Mutex<Patience>,
     is_over: AtomicBool,
 }
 
@@ -140,6 +139,7 @@ impl Engine {
             waiting: Mutex::default(),
             came: Condvar::new(),
             silence: Mutex::default(),
+            patience: Mutex::default(),
             is_over: AtomicBool::new(false),
         });
         let listener = Listener {
@@ -183,7 +183,17 @@ impl Listener {
     fn take(&mut self, member: &Member, parcel: Parcel) {
         let frame = FrameId(parcel.name);
         let taken = verified(parcel).and_then(|verified| {
-            let is_taken = member.give(frame, verified.stored()) || self.away.overhear(&verified)?;
+            // Who begins to wait meanwhile looks at what has come afterwards.
+            let mut waiting = lock(&member.waiting);
+            let is_taken = match waiting.get_mut(&frame) {
+                Some(place) => {
+                    *place = Some(verified.stored().clone());
+                    member.came.notify_all();
+                    true
+                }
+                None => self.away.overhear(&verified)?,
+            };
+            drop(waiting);
             Ok(is_taken.then_some(verified))
         });
         match taken {
@@ -209,18 +219,6 @@ impl Listener {
 }
 
 impl Member {
-    /// A frame has come: does anybody wait for it?
-    fn give(&self, frame: FrameId, stored: &Stored) -> bool {
-        let mut waiting = lock(&self.waiting);
-        let Some(place) = waiting.get_mut(&frame) else {
-            return false;
-        };
-        *place = Some(stored.clone());
-        drop(waiting);
-        self.came.notify_all();
-        true
-    }
-
     fn is_of_use(&self) -> bool {
         !self.is_over.load(Relaxed) && !lock(&self.silence).is_given_up
     }
@@ -259,6 +257,8 @@ impl Member {
 pub(crate) struct ByMulticast {
     pub(crate) member: Arc<Member>,
     pub(crate) host: PeerPlace,
+    /// What has come; it has this place.
+    pub(crate) away: Weak<Away>,
 }
 
 impl fmt::Debug for ByMulticast {
@@ -308,12 +308,23 @@ impl ByMulticast {
         let asked = Instant::now();
         // Before they are asked for, as they may come before the answer.
         let mut waiting = Waiting { member, frames };
+        let came = |frame: &FrameId| self.away.upgrade()?.just_came(&Key::new(Kind::Frame, frame.0));
         lock(&member.waiting).extend(waiting.frames.iter().map(|frame| (*frame, None)));
+        for frame in &waiting.frames {
+            // Another host, which does the same at the same time, may have asked for it a moment ago.
+            if let Some(stored) = came(frame) {
+                lock(&member.waiting).insert(*frame, Some(stored));
+            }
+        }
+        member.take_come(&mut waiting, each)?;
+        if waiting.frames.is_empty() {
+            return Ok(Vec::new());
+        }
         let coming = match self.want(&waiting.frames, is_urgent) {
             Ok(coming) => coming,
             Err(why) => {
                 member.give_up(&why);
-                return Ok(std::mem::take(&mut waiting.frames));
+                return Ok(waiting.frames.clone());
             }
         };
         let mut comes = coming.comes.into_iter().chain(std::iter::repeat(false));
@@ -323,9 +334,10 @@ impl ByMulticast {
         lock(&member.waiting).retain(|frame, _| !others.contains(frame));
         waiting.frames = awaited;
         let sent_at = asked + Duration::from_millis(coming.within_ms).min(WITHIN_MAX);
+        let patience = lock(&member.patience).wait();
+        let until = sent_at + if is_urgent { patience } else { patience * BEHIND };
         while !waiting.frames.is_empty() {
             member.take_come(&mut waiting, each)?;
-            let until = self.until(sent_at, is_urgent);
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || member.is_over.load(Relaxed) {
                 break;
@@ -340,7 +352,10 @@ impl ByMulticast {
             let waited = member.came.wait_timeout_while(all, left, none_came);
             drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
-        if !waiting.frames.is_empty() {
+        if waiting.frames.is_empty() {
+            lock(&member.patience).came_after(Instant::now().saturating_duration_since(sent_at));
+        } else {
+            lock(&member.patience).waited_in_vain();
             let heard = member.heard.last();
             tracing::debug!(
                 frames = waiting.frames.len(),
@@ -351,21 +366,8 @@ impl ByMulticast {
                 member.give_up("the network seems to carry no multicast");
             }
         }
-        others.append(&mut waiting.frames.clone());
+        others.extend(&waiting.frames);
         Ok(others)
-    }
-
-    /// Until when to wait for what will have been sent by then. What nobody reads may wait a little while others still come.
-    fn until(&self, sent_at: Instant, is_urgent: bool) -> Instant {
-        if is_urgent {
-            return sent_at + URGENT_GRACE;
-        }
-        let heard = self
-            .member
-            .heard
-            .last()
-            .map_or(sent_at, |heard| heard.max(sent_at));
-        (heard + GRACE).min(sent_at + 4 * GRACE)
     }
 
     fn want(&self, frames: &[FrameId], is_urgent: bool) -> Result<ComingFrames, String> {
@@ -430,7 +432,7 @@ mod tests {
         for want in 0..100 {
             let asked = at(want * 400);
             let heard = (want % 3 == 2).then_some(asked);
-            assert!(!silence.note(asked, heard, asked + GRACE));
+            assert!(!silence.note(asked, heard, at(want * 400 + 300)));
         }
         assert!(!silence.is_given_up);
     }

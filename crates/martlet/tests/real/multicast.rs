@@ -98,8 +98,8 @@ fn frames_cross_the_link_once_for_all_hosts() {
     let fleet = Fleet::new("200mbit");
     let took = fleet.fork();
     assert!(took.frames_bytes > 12e6, "{took:?}");
-    // By itself each host would have it three times; a machine that is busy loses some, and gets it again.
-    assert!(took.sent_bytes < 1.6 * took.frames_bytes, "{took:?}");
+    // By itself each host would have it, three times in all. A machine that is busy takes some for lost, and gets it again.
+    assert!(took.sent_bytes < 2.0 * took.frames_bytes, "{took:?}");
     assert!(took.sent_bytes > took.frames_bytes, "{took:?}");
     wait_for("all to leave", || fleet.others_say("left its group"));
     assert!(!fleet.others_say("by unicast from now on"));
