@@ -43,6 +43,10 @@ impl<'a> Field<'a> {
     /// Has machines of the base be at their hosts, each with something of its own.
     fn new(hosts: &'a Hosts, base: &str) -> Result<Self, BenchError> {
         let (others, workers) = hosts.others.split_at(PARENTS as usize - 1);
+        // Who joined later is known to who asks.
+        for site in &hosts.others {
+            site.run(&["host", "ls"])?;
+        }
         let mut parents = Vec::new();
         for site in std::iter::once(&hosts.origin).chain(others) {
             if site.name() != hosts.origin.name() {

@@ -19,12 +19,12 @@ use std::time::{Duration, Instant};
 pub(super) const ONLY: &str = "overhead";
 /// How many times the usual work takes a minute and more of two processors.
 const SIZES: [(&str, u32); 6] = [
-    ("blast", 6),
-    ("clustal", 4),
-    ("bwa", 4),
-    ("quantlib", 4),
-    ("povray", 6),
-    ("python-trials", 6),
+    ("blast", 7),
+    ("clustal", 8),
+    ("bwa", 18),
+    ("quantlib", 3),
+    ("povray", 18),
+    ("python-trials", 18),
 ];
 /// What else clones' hosts lack comes within this.
 const COMES_WITHIN: Duration = Duration::from_secs(300);
