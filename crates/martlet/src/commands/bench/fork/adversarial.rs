@@ -137,6 +137,21 @@ impl<'a> Field<'a> {
         self.workers.iter().find(|site| *host == site.name())
     }
 
+    /// Removes the snapshots that parents have named after their forks, which are there to be used again.
+    fn remove_named(&self) -> Result<(), BenchError> {
+        for parent in &self.parents {
+            let images = parent.site.run(&["images"])?;
+            let of_parent = images.as_array().into_iter().flatten();
+            let named = of_parent
+                .filter(|image| image["machine"] == *parent.name)
+                .flat_map(|image| image["references"].as_array().into_iter().flatten());
+            for name in named.filter_map(Value::as_str) {
+                parent.site.run(&["rmi", name])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes clones that stay.
     fn remove_clones(&self) -> Result<(), BenchError> {
         for site in self.workers {
@@ -205,18 +220,21 @@ impl Bench<'_> {
     fn cycles(&mut self, hosts: &Hosts, base: &str) -> Result<Samples, BenchError> {
         self.step("starting the parents");
         let field = Field::new(hosts, base)?;
-        // A parent keeps what it forked last: so it is once they have forked.
+        // A machine keeps the snapshot that it is on top of, which is that of its last fork.
         let each = field.workers.len() as u32;
         field.at_once(|_, parent| field.fork(parent, each, &["--", "true"]).map(|_| 0.0))?;
+        field.remove_named()?;
         let before: Vec<Census> = field.sites().map(Site::census).collect::<Result<_, _>>()?;
         let mut samples = Samples::new();
         for _ in 0..self.rounds {
             self.step("all parents fork");
             let ours = field.forked()?;
+            field.remove_named()?;
             field.check_left(&before)?;
             self.step("clones that are there");
             let theirs = field.idle()?;
             field.remove_clones()?;
+            field.remove_named()?;
             field.check_left(&before)?;
             ours.into_iter()
                 .zip(theirs)
