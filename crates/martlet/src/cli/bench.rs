@@ -23,7 +23,8 @@ pub enum BenchCommand {
     Roam(BenchRoamArgs),
     /// Forks across hosts, beside copying a suspended image to each of them
     ///
-    /// Hosts are network namespaces of this one, with daemons and stores of their own. Needs root. Leaves nothing behind.
+    /// Hosts are network namespaces of this one, with daemons and stores of their own. Needs root. Leaves nothing behind but the
+    /// bases of examples.
     Fork(BenchForkArgs),
     /// Pushes, pulls and suspends that are interrupted at random moments and continued: does anything get lost?
     ///
@@ -73,12 +74,7 @@ pub struct BenchForkArgs {
     #[arg(long, default_value = "examples", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub examples: PathBuf,
     /// Which of them
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "blast,clustal,bwa,quantlib,povray,python-trials",
-        value_name = "NAME,..."
-    )]
+    #[arg(long, value_delimiter = ',', default_value = "blast,clustal,bwa,quantlib,povray,python-trials", value_name = "NAME,...", value_parser = ["blast", "clustal", "bwa", "quantlib", "povray", "python-trials"])]
     pub works: Vec<String>,
     /// Rounds of each figure; the median is shown
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]

@@ -137,13 +137,15 @@ impl<'a> Field<'a> {
         self.workers.iter().find(|site| *host == site.name())
     }
 
-    /// Removes the snapshots that parents have named after their forks, which are there to be used again.
+    /// Removes the snapshots that parents have named after their forks, but for the last, which the parent is on top of.
     fn remove_named(&self) -> Result<(), BenchError> {
         for parent in &self.parents {
             let images = parent.site.run(&["images"])?;
-            let of_parent = images.as_array().into_iter().flatten();
-            let named = of_parent
-                .filter(|image| image["machine"] == *parent.name)
+            let is_in_use =
+                |image: &Value| image["used_by"].as_array().is_some_and(|users| !users.is_empty());
+            let images = images.as_array().into_iter().flatten();
+            let named = images
+                .filter(|image| image["machine"] == *parent.name && !is_in_use(image))
                 .flat_map(|image| image["references"].as_array().into_iter().flatten());
             for name in named.filter_map(Value::as_str) {
                 parent.site.run(&["rmi", name])?;
@@ -220,7 +222,7 @@ impl Bench<'_> {
     fn cycles(&mut self, hosts: &Hosts, base: &str) -> Result<Samples, BenchError> {
         self.step("starting the parents");
         let field = Field::new(hosts, base)?;
-        // A machine keeps the snapshot that it is on top of, which is that of its last fork.
+        // From now on each of them has a last fork.
         let each = field.workers.len() as u32;
         field.at_once(|_, parent| field.fork(parent, each, &["--", "true"]).map(|_| 0.0))?;
         field.remove_named()?;
