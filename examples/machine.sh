@@ -1,16 +1,21 @@
 # Sourced by the examples: a machine that is ready, and gone at the end.
 #
-# machine NAME PACKAGES OPTION...    makes base example-NAME, if there is none, and runs machine NAME of it
+# machine NAME PACKAGES OPTION...    makes base example-NAME, if there is none, and runs machine $name of it
 # in_guest LINE                      runs a line of shell in it
 # timed WORDS COMMAND...             runs a command and says how long it took
+# work WHAT COMMAND...               runs the command for each line of $out/inputs, which is put in for {}: by clones, then in the
+#                                    machine itself, and fails if the results differ
+#
+# With PREPARE=DIR an example goes as far as its work, and leaves the machine, the inputs and the command there for somebody else to do it.
 set -euo pipefail
 MARTLET=${MARTLET:-martlet}
 CLONES=${CLONES:-4}
+SIZE=${SIZE:-1}
 ON=${ON:+--on $ON}
 out=$(mktemp -d)
 
 machine() {
-    name=$1
+    name=${MACHINE:-$1}
     local base=example-$1 packages=$2
     shift 2
     "$MARTLET" base inspect "$base" >/dev/null 2>&1 || "$MARTLET" base build "$base" --packages "$packages" >/dev/null
@@ -29,6 +34,33 @@ timed() {
     shift
     "$@"
     awk -v words="$words" -v begun="$begun" -v now="$EPOCHREALTIME" 'BEGIN { printf "%s: %.1f s\n", words, now - begun }' >&2
+}
+
+by_clones() {
+    # shellcheck disable=SC2086 # words of a command
+    "$MARTLET" map "$name" -n "$CLONES" $ON --input "$out/inputs" -- "$@" >"$out/clones"
+}
+
+alone() {
+    while read -r input; do
+        "$MARTLET" exec "$name" -- "${@//\{\}/$input}" </dev/null
+    done <"$out/inputs" >"$out/alone"
+}
+
+prepared() {
+    cp "$out/inputs" "$PREPARE/inputs"
+    printf '%s\0' "$@" >"$PREPARE/command"
+    trap 'rm -rf "$out"' EXIT
+}
+
+work() {
+    local what=$1
+    shift
+    [ -z "${PREPARE:-}" ] || { prepared "$@"; exit; }
+    timed "$(wc -l <"$out/inputs") $what by $CLONES clones" by_clones "$@"
+    timed "by itself" alone "$@"
+    [ -s "$out/alone" ] || { echo "there are no results" >&2; exit 1; }
+    same "$out/clones" "$out/alone"
 }
 
 same() {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 mod bare;
 mod bridge;
+mod census;
 mod copying;
 mod disturb;
 mod pings;
@@ -16,6 +17,7 @@ mod small_disk;
 
 pub use bare::Bare;
 pub use bridge::TAP;
+pub use census::Census;
 pub use copying::copy_to_all;
 pub use pings::Pings;
 pub use small_disk::{Ballast, SmallDisk};
@@ -165,6 +167,11 @@ impl Site {
 
     /// A command of the command line; its answer.
     pub fn run(&self, args: &[&str]) -> Result<Value, BenchError> {
+        Ok(serde_json::from_str(&self.output(args)?).unwrap_or_default())
+    }
+
+    /// A command of the command line; what it wrote.
+    pub fn output(&self, args: &[&str]) -> Result<String, BenchError> {
         let output = self
             .command(args)
             .output()
@@ -173,7 +180,7 @@ impl Site {
             let words = String::from_utf8_lossy(&output.stderr);
             return Err(BenchError::Other(format!("martlet {}: {words}", args.join(" "))));
         }
-        Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// A line of shell in a guest of it.

@@ -1,7 +1,8 @@
 //! `bench`: what is measured, and how often.
 
 use crate::values::{name, size};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueHint};
+use std::path::PathBuf;
 
 /// What is measured.
 #[derive(Debug, Subcommand)]
@@ -22,7 +23,8 @@ pub enum BenchCommand {
     Roam(BenchRoamArgs),
     /// Forks across hosts, beside copying a suspended image to each of them
     ///
-    /// Hosts are network namespaces of this one, with daemons and stores of their own. Needs root. Leaves nothing behind.
+    /// Hosts are network namespaces of this one, with daemons and stores of their own. Needs root. Leaves nothing behind but the
+    /// bases of examples.
     Fork(BenchForkArgs),
     /// Pushes, pulls and suspends that are interrupted at random moments and continued: does anything get lost?
     ///
@@ -65,6 +67,15 @@ pub struct BenchRoamArgs {
 /// How forks across hosts are measured.
 #[derive(Debug, Args)]
 pub struct BenchForkArgs {
+    /// What to measure: spread: forks beside copies of an image; overhead: work of the examples; adversarial: several parents at a time
+    #[arg(long, value_delimiter = ',', default_value = "spread", value_name = "WHAT,...", value_parser = ["spread", "overhead", "adversarial"])]
+    pub only: Vec<String>,
+    /// Where the examples are that `overhead` measures
+    #[arg(long, default_value = "examples", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub examples: PathBuf,
+    /// Which of them
+    #[arg(long, value_delimiter = ',', default_value = "blast,clustal,bwa,quantlib,povray,python-trials", value_name = "NAME,...", value_parser = ["blast", "clustal", "bwa", "quantlib", "povray", "python-trials"])]
+    pub works: Vec<String>,
     /// Rounds of each figure; the median is shown
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,

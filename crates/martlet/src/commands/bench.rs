@@ -273,9 +273,8 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Nothing is left: machines, snapshots, the base that was made for this.
-    fn clean_up(&mut self, own_base: bool) {
-        self.remove_made();
+    /// The machine that is measured, and all that was saved of it.
+    fn forget_machine(&self) {
         let _ = self
             .client
             .delete(&format!("/v1/machines/{}?force=true", self.machine));
@@ -293,6 +292,12 @@ impl<'a> Bench<'a> {
                 let _ = self.client.delete(&format!("/v1/snapshots/{reference}"));
             }
         }
+    }
+
+    /// Nothing is left: machines, snapshots, the base that was made for this.
+    fn clean_up(&mut self, own_base: bool) {
+        self.remove_made();
+        self.forget_machine();
         if own_base {
             let _ = self.client.delete(&format!("/v1/bases/{BASE}?force=true"));
         }

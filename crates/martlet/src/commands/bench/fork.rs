@@ -13,7 +13,13 @@ use martlet_bench::{BenchError, Recipe, Samples};
 use martlet_lab::{Lab, Link};
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::thread::ScopedJoinHandle;
 
+mod adversarial;
+mod overhead;
+
+/// How the forks of one machine are called among what is measured.
+const SPREAD: &str = "spread";
 /// The tag that makes a snapshot a base.
 const BASE_TAG: &str = "base";
 /// Between all hosts, as in SnowFlock's cluster.
@@ -23,6 +29,8 @@ const LINK: Link = Link {
     jitter_ms: 0.0,
     loss: 0.0,
 };
+/// The same in words.
+const LINK_WORDS: &str = "1 Gb/s and 0.2 ms between them";
 /// The machine that is forked.
 const PARENT: &str = "m";
 /// Memory of the machines that differ in nothing else.
@@ -72,15 +80,7 @@ impl Hosts {
         let names: Vec<&str> = self.others.iter().take(hosts).map(Site::name).collect();
         let (count, on) = (count.to_string(), names.join(","));
         let args = [&["fork", PARENT, "-n", &count, "--on", &on], rest].concat();
-        let report = self.origin.run(&args)?;
-        let clones = report["clones"].as_array().into_iter().flatten();
-        match clones.into_iter().find(|clone| !clone["problem"].is_null()) {
-            Some(failed) => Err(BenchError::Other(format!(
-                "a clone failed: {}",
-                failed["problem"]
-            ))),
-            None => Ok(report),
-        }
+        all_well(self.origin.run(&args)?)
     }
 
     /// Nothing of earlier clones is left at the hosts, nor anything that they were made from.
@@ -123,6 +123,24 @@ fn site(lab: &Lab, name: &str) -> Result<Site, BenchError> {
     Ok(site)
 }
 
+/// A fork's report, if no clone failed.
+fn all_well(report: Value) -> Result<Value, BenchError> {
+    let mut clones = report["clones"].as_array().into_iter().flatten();
+    match clones.find(|clone| !clone["problem"].is_null()) {
+        Some(failed) => Err(BenchError::Other(format!(
+            "a clone failed: {}",
+            failed["problem"]
+        ))),
+        None => Ok(report),
+    }
+}
+
+/// What a thread has come to.
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T, BenchError>>) -> Result<T, BenchError> {
+    let panicked = |_| Err(BenchError::Other("a thread panicked".into()));
+    thread.join().unwrap_or_else(panicked)
+}
+
 fn number(report: &Value, of: &str) -> f64 {
     report[of].as_f64().unwrap_or(f64::NAN)
 }
@@ -144,15 +162,29 @@ fn all_run_ms(report: &Value) -> f64 {
 /// Measures forks.
 pub fn fork(context: &Context, args: &BenchForkArgs) -> Outcome {
     let base = args.base.as_deref();
-    let steps = u64::from(args.rounds) * 7 + 9;
+    let steps = u64::from(args.rounds) * 7 + 9; // of `spread`
     let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
-    let measured = bench.spread(args.hosts, args.clones);
+    let measured = bench.chosen(args);
     bench.clean_up(base.is_none());
     measured?;
     context.show(json!({ "figures": bench.figures }), super::table)
 }
 
 impl Bench<'_> {
+    fn chosen(&mut self, args: &BenchForkArgs) -> Outcome {
+        let wants = |what: &str| args.only.iter().any(|only| only == what);
+        if wants(SPREAD) {
+            self.spread(args.hosts, args.clones)?;
+        }
+        if wants(overhead::ONLY) {
+            self.overhead(args)?;
+        }
+        if wants(adversarial::ONLY) {
+            self.adversarial(args.hosts)?;
+        }
+        Ok(())
+    }
+
     fn spread(&mut self, hosts: u32, clones: u32) -> Outcome {
         self.make_base()?;
         let carried = self.carry_snapshot(format!("{}:{BASE_TAG}", self.base))?;
@@ -163,7 +195,7 @@ impl Bench<'_> {
         let memory = self.memory_bytes.to_string();
         let machine = hosts.boot(&self.base, &memory).map_err(failed)?;
         self.conditions = format!(
-            "{} guest, {} hosts of a lab on {} processors, 1 Gb/s and 0.2 ms between them, QEMU {}",
+            "{} guest, {} hosts of a lab on {} processors, {LINK_WORDS}, QEMU {}",
             crate::show::size(self.memory_bytes),
             hosts.others.len(),
             std::thread::available_parallelism().map_or(1, |count| count.get()),
