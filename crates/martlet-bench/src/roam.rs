@@ -11,12 +11,14 @@ mod bare;
 mod bridge;
 mod copying;
 mod disturb;
+mod multicasting;
 mod pings;
 mod small_disk;
 
 pub use bare::Bare;
 pub use bridge::TAP;
 pub use copying::copy_to_all;
+pub use multicasting::multicast_to_all;
 pub use pings::Pings;
 pub use small_disk::{Ballast, SmallDisk};
 
@@ -115,6 +117,16 @@ impl Site {
 
     /// How many bytes have come to it from other hosts.
     pub fn received_bytes(&self) -> Result<u64, BenchError> {
+        self.interface_count(0)
+    }
+
+    /// How many bytes have gone from it to other hosts.
+    pub fn sent_bytes(&self) -> Result<u64, BenchError> {
+        self.interface_count(8)
+    }
+
+    /// One of the counts that the kernel has of its interface.
+    fn interface_count(&self, column: usize) -> Result<u64, BenchError> {
         let read = self
             .host
             .run(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
@@ -122,8 +134,8 @@ impl Site {
         // `eth0: bytes packets …`, after two lines of header.
         let of_interface = |line: &str| {
             let (name, counts) = line.split_once(':')?;
-            let bytes = counts.split_ascii_whitespace().next()?.parse::<u64>().ok()?;
-            (name.trim() != "lo").then_some(bytes)
+            let count = counts.split_ascii_whitespace().nth(column)?.parse::<u64>().ok()?;
+            (name.trim() != "lo").then_some(count)
         };
         Ok(table.lines().skip(2).filter_map(of_interface).sum())
     }

@@ -12,6 +12,14 @@ use martlet_lab::{Lab, Link};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
+mod model;
+mod plots;
+mod scaling;
+mod watched;
+
+pub use model::fork_model;
+use scaling::Scaling;
+
 /// The tag that makes a snapshot a base.
 const BASE_TAG: &str = "base";
 /// Between all hosts, as in SnowFlock's cluster.
@@ -142,16 +150,25 @@ fn all_run_ms(report: &Value) -> f64 {
 /// Measures forks.
 pub fn fork(context: &Context, args: &BenchForkArgs) -> Outcome {
     let base = args.base.as_deref();
-    let steps = u64::from(args.rounds) * 5 + 9;
+    let more = if args.plots.is_some() {
+        scaling::STEPS_A_ROUND
+    } else {
+        0
+    };
+    let steps = u64::from(args.rounds) * (5 + more) + 9;
     let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
-    let measured = bench.spread(args.hosts, args.clones);
+    let mut scaling = args.plots.is_some().then(Scaling::default);
+    let measured = bench.spread(args.hosts, args.clones, scaling.as_mut());
     bench.clean_up(base.is_none());
     measured?;
+    if let (Some(scaling), Some(dir)) = (scaling, &args.plots) {
+        return plots::answer(context, bench.figures, &scaling, (&bench.conditions, dir));
+    }
     context.show(json!({ "figures": bench.figures }), super::table)
 }
 
 impl Bench<'_> {
-    fn spread(&mut self, hosts: u32, clones: u32) -> Outcome {
+    fn spread(&mut self, hosts: u32, clones: u32, scaling: Option<&mut Scaling>) -> Outcome {
         self.make_base()?;
         let carried = self.carry_snapshot(format!("{}:{BASE_TAG}", self.base))?;
         self.step("starting hosts");
@@ -168,7 +185,7 @@ impl Bench<'_> {
             machine["qemu_version"].as_str().unwrap_or("?"),
         );
         self.filling(&hosts, clones).map_err(failed)?;
-        self.against_copies(&hosts, &machine, clones)?;
+        self.against_copies(&hosts, &machine, clones, scaling)?;
         self.fetches(&hosts)?;
         hosts.end().map_err(failed)?;
         self.by_memory(&hosts, clones).map_err(failed)
@@ -195,7 +212,13 @@ impl Bench<'_> {
     }
 
     /// Half of the memory is in use: forks beside copies of QEMU's own image of the same.
-    fn against_copies(&mut self, hosts: &Hosts, machine: &Value, clones: u32) -> Outcome {
+    fn against_copies(
+        &mut self,
+        hosts: &Hosts,
+        machine: &Value,
+        clones: u32,
+        scaling: Option<&mut Scaling>,
+    ) -> Outcome {
         self.step("filling memory");
         let fill = format!(
             "mkdir -p /dev/shm && mount -t tmpfs -o size=90% bench /dev/shm 2>/dev/null; \
@@ -228,6 +251,11 @@ impl Bench<'_> {
             Ok([descriptor, remote, worked, pause])
         };
         let [descriptor, remote, worked, pause] = measure().map_err(failed)?;
+        if let Some(scaling) = scaling {
+            let how_much = (clones, self.rounds);
+            let measured = scaling.measure(hosts, &image, how_much, &mut |stage| self.step(stage));
+            measured.map_err(failed)?;
+        }
         let image_bytes = std::fs::metadata(&image).map_or(0, |image| image.len());
         let _ = std::fs::remove_file(&image); // its directory goes too
         let half = format!(
