@@ -36,6 +36,8 @@ pub struct Costs {
     pub serve_cpu_ms: f64,
     /// A frame of the parent's host, while nothing else goes on.
     pub fetch_ms: f64,
+    /// How many frames a host asks for ahead of their being read.
+    pub ahead_frames: u32,
     /// A clone's start, until it has executed a command.
     pub start: Work,
     /// A task in a clone, after its start.
@@ -49,7 +51,7 @@ pub struct Costs {
 pub struct Work {
     /// Processor time of each clone.
     pub cpu_ms: f64,
-    /// Frames that each host reads of the parent's, however many clones are there.
+    /// Frames that each host needs of the parent's, however many clones are there.
     pub frames: f64,
     /// Bytes of one of them, as they come.
     pub frame_bytes: f64,
@@ -131,6 +133,9 @@ impl Costs {
     }
 }
 
+/// A work of more frames is simulated with so many, each standing for several.
+const FRAMES_FOLLOWED: f64 = 400.0;
+
 type Nanos = u64;
 
 fn nanos(ms: f64) -> Nanos {
@@ -184,8 +189,17 @@ enum Presence {
 struct HostState {
     has_begun: bool,
     frames: Vec<Presence>,
+    /// The next that is asked for ahead, and how many are asked for.
+    next: usize,
+    asked: usize,
     /// Clones that wait, and for which frame.
     waiting: Vec<(usize, usize)>,
+}
+
+/// What is needed at one time: a frame, or several if there are too many to follow each.
+struct Frames {
+    bytes: f64,
+    serve: Nanos,
 }
 
 /// One slice of a clone's work, and what it lacks after it.
@@ -200,15 +214,14 @@ struct Simulation {
     cluster: Cluster,
     begin: Nanos,
     hand_over: Nanos,
-    serve: Nanos,
+    ahead: usize,
     /// Half of what a fetch takes beside the parent's processor and the wire.
     way_there: Nanos,
     outline_bytes: f64,
     bytes_per_ms: f64,
     /// The same for each clone: a frame is lacking at the end of each but the last of a work.
     slices: Vec<Slice>,
-    /// How long each frame is.
-    frame_bytes: Vec<f64>,
+    frames: Vec<Frames>,
     /// By host; one alone when they share.
     processors: Vec<Server>,
     parent: Server,
@@ -227,24 +240,36 @@ struct Simulation {
 impl Simulation {
     fn new(costs: &Costs, cluster: Cluster, way: Way, works: impl IntoIterator<Item = Work>) -> Self {
         let bytes_per_ms = costs.bytes_per_ms();
-        let (mut slices, mut frame_bytes) = (Vec::new(), Vec::new());
+        let works: Vec<Work> = works.into_iter().collect();
+        let all_frames: f64 = works.iter().map(|work| work.frames.max(0.0)).sum();
+        let all_bytes: f64 = works.iter().map(|work| work.frames * work.frame_bytes).sum();
+        // So many are one step.
+        let at_once = (all_frames / FRAMES_FOLLOWED).max(1.0);
+        let (mut slices, mut frames) = (Vec::new(), Vec::new());
         for work in works {
-            let count = work.frames.max(0.0).round() as usize + 1;
-            for number in 1..=count {
-                let lacks = (number < count).then_some(frame_bytes.len());
-                frame_bytes.extend(lacks.map(|_| work.frame_bytes));
+            let steps = (work.frames.max(0.0) / at_once).ceil() as usize;
+            for step in 0..=steps {
+                let lacks = (step < steps).then_some(frames.len());
+                frames.extend(lacks.map(|_| {
+                    let in_step = work.frames / steps as f64;
+                    Frames {
+                        bytes: in_step * work.frame_bytes,
+                        serve: nanos(in_step * costs.serve_cpu_ms),
+                    }
+                }));
                 slices.push(Slice {
-                    lasts: nanos(work.cpu_ms / count as f64),
+                    lasts: nanos(work.cpu_ms / (steps + 1) as f64),
                     lacks,
                 });
             }
         }
-        let frames = frame_bytes.len();
-        let mean_bytes = frame_bytes.iter().sum::<f64>() / frames.max(1) as f64;
-        let wire_ms = mean_bytes / bytes_per_ms;
+        let wire_ms = all_bytes / all_frames.max(1.0) / bytes_per_ms;
+        let count = frames.len();
         let host = || HostState {
             has_begun: false,
-            frames: vec![Presence::Lacking; frames],
+            frames: vec![Presence::Lacking; count],
+            next: 0,
+            asked: 0,
             waiting: Vec::new(),
         };
         let hosts = cluster.hosts.max(1) as usize;
@@ -262,18 +287,18 @@ impl Simulation {
             cluster,
             begin: nanos(costs.begin_ms - first_ms),
             hand_over: nanos(costs.hand_over_cpu_ms),
-            serve: nanos(costs.serve_cpu_ms),
+            ahead: (f64::from(costs.ahead_frames) / at_once).ceil() as usize,
             way_there: nanos((costs.fetch_ms - costs.serve_cpu_ms - wire_ms) / 2.0),
             outline_bytes: costs.outline_bytes,
             bytes_per_ms,
             slices,
-            frame_bytes,
+            under_way: vec![false; count],
+            frames,
             processors: own,
             parent: Server::new(parent),
             uplink: Server::new(1),
             hosts: (0..hosts).map(|_| host()).collect(),
             done: vec![0; cluster.clones as usize],
-            under_way: vec![false; frames],
             events: BinaryHeap::new(),
             number: 0,
             sent_bytes: 0.0,
@@ -296,18 +321,19 @@ impl Simulation {
                     for clone in self.clones_of(host) {
                         self.work(now, clone);
                     }
+                    self.ask_ahead(now, host);
                 }
                 Event::Done { clone } => self.advance(now, clone),
                 Event::Asked { host, frame } => {
-                    // Who asks for what is on its way to all gets that.
-                    let comes = self.way == Way::Multicast && self.under_way[frame];
-                    if !comes {
+                    // Who asks for what is on its way to all gets that, or has had it since.
+                    let comes = self.under_way[frame] || self.hosts[host].frames[frame] == Presence::Here;
+                    if self.way == Way::Unicast || !comes {
                         self.under_way[frame] = true;
-                        self.on_parent(now, self.serve, Event::Served { host, frame });
+                        self.on_parent(now, self.frames[frame].serve, Event::Served { host, frame });
                     }
                 }
                 Event::Served { host, frame } => {
-                    let at = self.send(now, self.frame_bytes[frame]);
+                    let at = self.send(now, self.frames[frame].bytes);
                     self.at(at + self.way_there, Event::Came { host, frame });
                 }
                 Event::Came { host, frame } => {
@@ -337,14 +363,33 @@ impl Simulation {
             return;
         };
         let host = self.host_of(clone);
+        if self.hosts[host].frames[frame] == Presence::Here {
+            return self.work(now, clone);
+        }
+        self.hosts[host].waiting.push((frame, clone));
+        if self.hosts[host].frames[frame] == Presence::Lacking {
+            self.ask(now, host, frame);
+        }
+    }
+
+    fn ask(&mut self, now: Nanos, host: usize, frame: usize) {
         let state = &mut self.hosts[host];
-        match state.frames[frame] {
-            Presence::Here => self.work(now, clone),
-            Presence::Asked => state.waiting.push((frame, clone)),
-            Presence::Lacking => {
-                state.frames[frame] = Presence::Asked;
-                state.waiting.push((frame, clone));
-                self.at(now + self.way_there, Event::Asked { host, frame });
+        state.frames[frame] = Presence::Asked;
+        state.asked += 1;
+        self.at(now + self.way_there, Event::Asked { host, frame });
+    }
+
+    /// A host asks for what it will need, as much as it may at a time.
+    fn ask_ahead(&mut self, now: Nanos, host: usize) {
+        loop {
+            let state = &mut self.hosts[host];
+            if state.next == state.frames.len() || state.asked >= self.ahead {
+                return;
+            }
+            let frame = state.next;
+            state.next += 1;
+            if state.frames[frame] == Presence::Lacking {
+                self.ask(now, host, frame);
             }
         }
     }
@@ -355,6 +400,9 @@ impl Simulation {
         if !state.has_begun {
             return;
         }
+        if state.frames[frame] == Presence::Asked {
+            state.asked -= 1;
+        }
         state.frames[frame] = Presence::Here;
         let waited: Vec<usize> = state
             .waiting
@@ -364,6 +412,7 @@ impl Simulation {
         for clone in waited {
             self.work(now, clone);
         }
+        self.ask_ahead(now, host);
     }
 
     /// A clone does its next slice.
@@ -423,6 +472,7 @@ mod tests {
             hand_over_cpu_ms: 5.0,
             serve_cpu_ms: 0.5,
             fetch_ms: 4.0,
+            ahead_frames: 0,
             start: work(60.0, 2.0, 1_000.0),
             task: work(500.0, 0.0, 0.0),
             image_bytes: 1e6,
@@ -471,6 +521,44 @@ mod tests {
         near(costs.zero_cost_ms(each(3, 12)), 1_000.0);
         near(costs.copy_ms(7, Way::Unicast), 7.0 * 1_000.0);
         near(costs.copy_ms(7, Way::Multicast), 1_000.0);
+    }
+
+    #[test]
+    fn what_is_asked_for_ahead_is_there_in_time() {
+        let ahead = |ahead_frames, start| {
+            let costs = Costs {
+                ahead_frames,
+                start,
+                ..costs()
+            };
+            costs.fork(each(1, 1), Way::Unicast, false).done_ms
+        };
+        // Slices of 20 ms hide fetches of 4 ms.
+        near(ahead(1, work(60.0, 2.0, 1_000.0)), 160.0);
+        // Without work in between: ten at a time, each ten as long as one.
+        near(ahead(0, work(0.0, 100.0, 0.0)), 100.0 + 100.0 * 4.0);
+        let ten_ms = ahead(10, work(0.0, 100.0, 0.0));
+        // The two processors of the parent's host serve ten in 2.5 ms.
+        assert!((140.0..165.0).contains(&ten_ms), "{ten_ms}");
+    }
+
+    #[test]
+    fn many_frames_are_as_long_as_they_are_together() {
+        let done = |frames| {
+            let costs = Costs {
+                start: work(100.0, frames, 1_000.0),
+                ..costs()
+            };
+            costs.fork(each(8, 8), Way::Unicast, false)
+        };
+        near(done(4000.0).sent_bytes, 8.0 * (10_000.0 + 4000.0 * 1_000.0));
+        // All of it goes over one wire.
+        let wire_ms = 8.0 * 4000.0;
+        assert!(
+            (wire_ms..wire_ms * 1.1).contains(&done(4000.0).done_ms),
+            "{:?}",
+            done(4000.0)
+        );
     }
 
     #[test]

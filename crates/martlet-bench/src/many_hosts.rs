@@ -70,7 +70,8 @@ pub fn check_points(checked: &[Checked]) -> Vec<Point> {
     checked.iter().map(point).collect()
 }
 
-/// Clusters of 2, 4, 8 … hosts, each with so many processors and a clone on each of them, that do the task.
+/// Clusters of 2, 4, 8 … hosts, each with so many processors and a clone on each of them that does the task; or with nothing but
+/// the image.
 pub fn many_hosts(costs: &Costs, most_hosts: u32, processors: u32) -> Vec<Point> {
     let mut points = Vec::new();
     let sizes = (1..)
@@ -82,13 +83,12 @@ pub fn many_hosts(costs: &Costs, most_hosts: u32, processors: u32) -> Vec<Point>
             clones: hosts * processors,
             processors: Processors::OfEach(processors),
         };
-        let there_ms = costs.zero_cost_ms(cluster);
         for (series, ms) in [
             (FORK, costs.fork(cluster, Way::Unicast, true).done_ms),
             (FORK_MULTICAST, costs.fork(cluster, Way::Multicast, true).done_ms),
-            (IMAGE_TCP, costs.copy_ms(hosts, Way::Unicast) + there_ms),
-            (IMAGE_MULTICAST, costs.copy_ms(hosts, Way::Multicast) + there_ms),
-            (THERE, there_ms),
+            (IMAGE_MULTICAST, costs.copy_ms(hosts, Way::Multicast)),
+            (IMAGE_TCP, costs.copy_ms(hosts, Way::Unicast)),
+            (THERE, costs.zero_cost_ms(cluster)),
         ] {
             let series = format!("{SIMULATED}{series}");
             points.push(Point::calculated(MODEL, &series, f64::from(hosts), "ms", ms));
@@ -105,8 +105,8 @@ pub fn measured_hosts(costs: &Costs, points: &[Point]) -> Vec<Point> {
     let of_model = |point: &Point| {
         let series = match point.series.as_str() {
             TASK => FORK,
-            IMAGE_TCP => "image alone, TCP",
-            IMAGE_MULTICAST => "image alone, multicast",
+            IMAGE_TCP => IMAGE_TCP,
+            IMAGE_MULTICAST => IMAGE_MULTICAST,
             _ => return None,
         };
         Some(Point {
@@ -138,6 +138,7 @@ mod tests {
             hand_over_cpu_ms: 3.0,
             serve_cpu_ms: 0.1,
             fetch_ms: 1.0,
+            ahead_frames: 0,
             start: work(400.0, 100.0),
             task: work(1000.0, 500.0),
             image_bytes: 600e6,

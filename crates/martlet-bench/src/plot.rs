@@ -160,7 +160,10 @@ impl Plot {
         root.draw_text(&self.title, &title, (middle, 10))?;
         root.draw_text(&self.conditions, &small, (middle, 34))?;
         let (_, below) = root.split_vertically(50);
-        let (plotted, legend) = below.split_horizontally(WIDTH - LEGEND_WIDTH);
+        // The names of a single series' bars are below them.
+        let has_legend = !matches!(&self.shape, Shape::Bars { series, .. } if series.len() == 1);
+        let legend_width = if has_legend { LEGEND_WIDTH } else { 0 };
+        let (plotted, legend) = below.split_horizontally(WIDTH - legend_width);
         let (x, y) = self.ranges();
         let mut chart = ChartBuilder::on(&plotted)
             .margin(12)
@@ -174,7 +177,9 @@ impl Plot {
                 series, is_stacked, ..
             } => self.draw_bars(&mut chart, series, *is_stacked, y.0)?,
         }
-        self.draw_legend(&legend)?;
+        if has_legend {
+            self.draw_legend(&legend)?;
+        }
         root.present()
     }
 
@@ -330,12 +335,11 @@ impl Plot {
                 .iter()
                 .map(|line| (line.name.as_str(), Some(line.look), line.colour))
                 .collect(),
-            Shape::Bars { series, .. } if series.len() > 1 => series
+            Shape::Bars { series, .. } => series
                 .iter()
                 .enumerate()
                 .map(|(number, bars)| (bars.name.as_str(), None, number))
                 .collect(),
-            Shape::Bars { .. } => Vec::new(), // their names are below them
         };
         for (row, (name, look, number)) in names.into_iter().enumerate() {
             let colour = colour(number);

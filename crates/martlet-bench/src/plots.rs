@@ -90,7 +90,7 @@ const OF_POINTS: [OfPoints; 6] = [
     },
     OfPoints {
         name: MODEL,
-        title: "Simulated: until a clone on each host has done a task",
+        title: "Simulated: until clones at all hosts have done a task, or have an image",
         x: ("hosts", Scale::Doublings),
         y: ("time (s)", Scale::Tens),
         made: Made::Lines,
@@ -198,11 +198,18 @@ fn line(name: &str, names: &[&str], points: &[&Point]) -> Line {
         false if others_are_calculated => Look::Marks,
         false => Look::Marked,
     };
-    let of = name.strip_prefix(SIMULATED).unwrap_or(name);
+    // What is measured and what is simulated of it have one colour.
+    let of = |name| str::strip_prefix(name, SIMULATED).unwrap_or(name);
+    let mut kinds: Vec<&str> = Vec::new();
+    for name in names.iter().map(|name| of(name)) {
+        if !kinds.contains(&name) {
+            kinds.push(name);
+        }
+    }
     Line {
         name: name.into(),
         look,
-        colour: names.iter().position(|name| *name == of).unwrap_or(0),
+        colour: kinds.iter().position(|kind| *kind == of(name)).unwrap_or(0),
         spots,
     }
 }
@@ -326,7 +333,7 @@ mod tests {
                 measured(STAGES, "first command", 2.0, 100.0),
                 measured(STAGES, "pause", 1.0, 20.0),
                 measured(CHECK, "measured", 1.0, 500.0),
-                Point::calculated(CHECK, "simulated", 1.0, "ms", 900.0),
+                Point::calculated(CHECK, "simulated: measured", 1.0, "ms", 900.0),
                 measured("of a later version", "a", 1.0, 1.0),
             ],
             costs: None,
@@ -349,6 +356,7 @@ mod tests {
             panic!()
         };
         assert_eq!((lines[0].look, lines[1].look), (Look::Marks, Look::Plain));
+        assert_eq!(lines[0].colour, lines[1].colour);
         assert_eq!((lines[0].spots[0].min, lines[0].spots[0].max), (0.5, 1.5));
         let Shape::Bars { names, series, .. } = &plots[2].shape else {
             panic!()

@@ -1,6 +1,6 @@
 //! `martlet bench fork-model`: what forks across more hosts than there are would take, by what their parts cost.
 
-use super::super::plot::{draw, results_in, table};
+use super::super::plot::{draw, results_in};
 use crate::cli::BenchForkModelArgs;
 use crate::commands::Context;
 use crate::failure::Outcome;
@@ -8,6 +8,9 @@ use crate::show;
 use martlet_api::{Problem, ProblemCode};
 use martlet_bench::fork_model::Costs;
 use martlet_bench::many_hosts::{check, check_points, many_hosts, measured_hosts};
+use martlet_bench::plots::{
+    CHECK, FORK, FORK_MULTICAST, IMAGE_MULTICAST, IMAGE_TCP, MODEL, SIMULATED, THERE,
+};
 use martlet_bench::{Figures, Point};
 use serde_json::json;
 
@@ -38,19 +41,16 @@ pub fn fork_model(context: &Context, args: &BenchForkModelArgs) -> Outcome {
         draw(&results, dir)?;
     }
     context.show(json!(results), |results: Figures| {
-        let of_model: Vec<Point> = results
-            .points
-            .iter()
-            .filter(|point| point.plot == martlet_bench::plots::MODEL)
-            .cloned()
-            .collect();
-        format!("{}\n{}", check_table(&costs, &results.points), table(&of_model))
+        format!(
+            "{}\n{}",
+            check_table(&costs, &results.points),
+            hosts_table(&results.points)
+        )
     })
 }
 
 /// The points that were measured in the lab, with the simulation of each, and that of more hosts.
 pub(super) fn simulated(costs: &Costs, points: &[Point], hosts: u32, processors: u32) -> Vec<Point> {
-    use martlet_bench::plots::CHECK;
     let measured = points
         .iter()
         .filter(|point| point.plot == CHECK && !point.is_calculated);
@@ -73,4 +73,34 @@ pub(super) fn check_table(costs: &Costs, points: &[Point]) -> String {
         ]
     });
     show::table(["SERIES", "CLONES", "MEASURED", "SIMULATED", "ERROR"], rows)
+}
+
+/// What was simulated, by the number of hosts.
+fn hosts_table(points: &[Point]) -> String {
+    let of_model: Vec<&Point> = points
+        .iter()
+        .filter(|point| point.plot == MODEL && point.is_calculated)
+        .collect();
+    let value = |hosts: f64, series: &str| {
+        let found = of_model
+            .iter()
+            .find(|point| point.x == hosts && point.series.strip_prefix(SIMULATED) == Some(series));
+        show::maybe_duration(found.map(|point| point.y))
+    };
+    let mut sizes: Vec<f64> = of_model.iter().map(|point| point.x).collect();
+    sizes.dedup();
+    let rows = sizes.into_iter().map(|hosts| {
+        let [there, fork, multicast, image, images] =
+            [THERE, FORK, FORK_MULTICAST, IMAGE_MULTICAST, IMAGE_TCP].map(|series| value(hosts, series));
+        [hosts.to_string(), there, fork, multicast, image, images]
+    });
+    let header = [
+        "HOSTS",
+        "CLONES THERE",
+        "FORK",
+        "FORK, MULTICAST",
+        "IMAGE, MULTICAST",
+        "IMAGE, TCP",
+    ];
+    show::table(header, rows)
 }

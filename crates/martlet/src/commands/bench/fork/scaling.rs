@@ -1,7 +1,7 @@
 //! Forks by the number of clones, and what one would do without them: an image copied to each host, or clones that are there
 //! already.
 
-use super::watched::{Watch, Watched, clones, costs, last_ms};
+use super::watched::{Needed, Watch, Watched, clones, costs, last_ms};
 use super::{Hosts, LINK, PARENT, all_run_ms, number};
 use martlet_bench::fork_model::Costs;
 use martlet_bench::roam::{copy_to_all, multicast_to_all};
@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 /// How many clones are forked, as far as so many are wanted.
 const COUNTS: [u32; 5] = [1, 2, 4, 8, 16];
+/// Those that also do the task.
+const TASK_COUNTS: [u32; 3] = [2, 4, 16];
 /// As many as there are with all of these, at four hosts.
-pub(super) const STEPS_A_ROUND: u64 = 2 * COUNTS.len() as u64 + 1 + 2 * 3;
+pub(super) const STEPS_A_ROUND: u64 = (COUNTS.len() + TASK_COUNTS.len()) as u64 + 2 + 2 * 3;
 /// The task reads so much of the parent's memory, which no host has yet, and works on it.
 pub(super) const TASK_MIB: u32 = 64;
 const PREPARE: &str = "head -c 67108864 /dev/urandom > /dev/shm/task";
@@ -26,6 +28,7 @@ const COMES_WITHIN: Duration = Duration::from_secs(300);
 pub(super) struct Scaling {
     rounds: Rounds,
     forks: Vec<Watched>,
+    needed: Vec<Needed>,
     image_bytes: f64,
     lab_hosts: u32,
 }
@@ -59,7 +62,9 @@ impl Scaling {
                 self.forks.push(fork);
                 hosts.clear()?;
             }
-            for &count in &counts {
+            step("a task in a clone that has nothing");
+            self.needed.push(watch.needs(TASK)?);
+            for count in TASK_COUNTS.into_iter().filter(|count| *count <= clones) {
                 step(&format!("a task in {count} clones"));
                 hosts.origin.exec(PARENT, PREPARE)?;
                 let fork = watch.fork(count, Some(TASK))?;
@@ -151,7 +156,13 @@ impl Scaling {
 
     /// What the parts cost.
     pub fn costs(&self, fetch_ms: f64) -> Option<Costs> {
-        costs(&self.forks, self.lab_hosts, fetch_ms, self.image_bytes)
+        costs(
+            &self.forks,
+            &self.needed,
+            self.lab_hosts,
+            fetch_ms,
+            self.image_bytes,
+        )
     }
 }
 

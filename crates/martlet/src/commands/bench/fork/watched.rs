@@ -1,10 +1,15 @@
 //! A fork that is watched: what it took of processors, of the link, and of its parent's memory; and what each part costs by that.
 
-use super::{Hosts, LINK, number};
+use super::{Hosts, LINK, PARENT, number};
 use martlet_bench::fork_model::{Costs, Work};
 use martlet_bench::roam::Site;
 use martlet_bench::{BenchError, median, usage};
 use serde_json::Value;
+
+/// What a clone that gets nothing but what it reads starts from.
+const NEEDED_TAG: &str = "needed";
+/// Two pieces of 64 objects each are on their way to a host that gets what it lacks.
+const AHEAD_FRAMES: u32 = 128;
 
 /// What is known of a fork when it has returned.
 pub(super) struct Watched {
@@ -16,8 +21,35 @@ pub(super) struct Watched {
     /// Processor time of the parent's daemon, and of all that ran for clones at other hosts.
     parent_cpu_ms: f64,
     clones_cpu_ms: f64,
-    read_objects: f64,
-    read_bytes: f64,
+}
+
+/// What a clone needs of its parent's memory, when nothing comes but what it reads.
+pub(super) struct Needed {
+    start: Came,
+    /// With the start.
+    task: Came,
+    /// Processor time of the parent's daemon for all of it.
+    parent_cpu_ms: f64,
+}
+
+#[derive(Clone, Copy)]
+struct Came {
+    objects: f64,
+    bytes: f64,
+}
+
+impl Came {
+    fn at(site: &Site) -> Result<Self, BenchError> {
+        let mut came = Self {
+            objects: 0.0,
+            bytes: 0.0,
+        };
+        for snapshot in site.run(&["away"])?.as_array().into_iter().flatten() {
+            came.objects += number(snapshot, "read_objects");
+            came.bytes += number(snapshot, "read_bytes");
+        }
+        Ok(came)
+    }
 }
 
 /// Hosts whose daemons are known by their processes.
@@ -51,24 +83,46 @@ impl<'a> Watch<'a> {
             .filter_map(|clone| clone["machine"]["pid"].as_u64())
             .map(|pid| cpu_ms(pid as u32))
             .sum();
-        let mut watched = Watched {
+        Ok(Watched {
             sent_bytes: sent_bytes as f64,
             count: f64::from(count),
             hosts: hosts as f64,
             has_task: task.is_some(),
             parent_cpu_ms: cpu_ms(self.parent) - parent_ms,
             clones_cpu_ms: qemus_ms + others_cpu_ms() - others_ms,
-            read_objects: 0.0,
-            read_bytes: 0.0,
             report,
+        })
+    }
+
+    /// Starts a clone at a host that has nothing, and has it do the task.
+    pub fn needs(&self, task: &str) -> Result<Needed, BenchError> {
+        let (origin, reader) = (&self.hosts.origin, &self.hosts.reader);
+        origin.run(&["checkpoint", PARENT, "--tag", NEEDED_TAG])?;
+        let snapshot = format!("{PARENT}:{NEEDED_TAG}");
+        let parent_ms = cpu_ms(self.parent);
+        let clone = [
+            "clone",
+            "--policy",
+            "demand",
+            "--name",
+            "needs",
+            origin.name(),
+            &snapshot,
+        ];
+        reader.run(&clone)?;
+        reader.exec("needs", "true")?;
+        let start = Came::at(reader)?;
+        reader.exec("needs", task)?;
+        let needed = Needed {
+            start,
+            task: Came::at(reader)?,
+            parent_cpu_ms: cpu_ms(self.parent) - parent_ms,
         };
-        for site in &self.hosts.others[..hosts] {
-            for snapshot in site.run(&["away"])?.as_array().into_iter().flatten() {
-                watched.read_objects += number(snapshot, "read_objects");
-                watched.read_bytes += number(snapshot, "read_bytes");
-            }
-        }
-        Ok(watched)
+        reader.run(&["rm", "--force", "needs"])?;
+        reader.run(&["rmi", &snapshot])?;
+        reader.run(&["gc"])?;
+        origin.run(&["rmi", &snapshot])?;
+        Ok(needed)
     }
 }
 
@@ -100,54 +154,58 @@ impl Watched {
     }
 }
 
-/// What each part costs, by all forks that were watched. `fetch_ms`: a frame of the parent's host, while nothing else goes on.
-pub(super) fn costs(all: &[Watched], lab_hosts: u32, fetch_ms: f64, image_bytes: f64) -> Option<Costs> {
-    // The median over forks with or without the task, of one clone or of several.
-    let of = |has_task: bool, is_one: Option<bool>, value: &dyn Fn(&Watched) -> f64| {
-        let alike = all
-            .iter()
-            .filter(|fork| fork.has_task == has_task && is_one.is_none_or(|one| one == (fork.count == 1.0)));
+/// What each part costs. `fetch_ms`: a frame of the parent's host, while nothing else goes on.
+pub(super) fn costs(
+    forks: &[Watched],
+    needed: &[Needed],
+    lab_hosts: u32,
+    fetch_ms: f64,
+    image_bytes: f64,
+) -> Option<Costs> {
+    // Medians of forks with or without the task, and of what was needed.
+    let of_forks = |has_task: bool, value: &dyn Fn(&Watched) -> f64| {
+        let alike = forks.iter().filter(|fork| fork.has_task == has_task);
         median(&alike.map(value).collect::<Vec<_>>())
     };
-    // Of all clones; what is measured of one alone has the beginning and the end of its daemon's work in it.
-    let cpu_ms = |has_task| of(has_task, None, &|fork| fork.clones_cpu_ms / fork.count);
-    let frames = |has_task| of(has_task, None, &|fork| fork.read_objects / fork.hosts);
-    let bytes = |has_task| of(has_task, None, &|fork| fork.read_bytes / fork.hosts);
-    // What the parent's host does for each host beside the first.
-    let by_host_ms = |has_task| {
-        let one = of(has_task, Some(true), &|fork| fork.parent_cpu_ms)?;
-        let rest = of(has_task, Some(false), &|fork| {
-            (fork.parent_cpu_ms - one) / (fork.hosts - 1.0).max(1.0)
-        });
-        Some(rest?.max(0.0))
-    };
-    let (start_frames, start_bytes) = (frames(false)?, bytes(false)?);
-    let task_frames = (frames(true)? - start_frames).max(0.0);
-    let task_bytes = (bytes(true)? - start_bytes).max(0.0);
-    let more_ms = (by_host_ms(true)? - by_host_ms(false)?).max(0.0);
+    let of_needed = |value: &dyn Fn(&Needed) -> f64| median(&needed.iter().map(value).collect::<Vec<_>>());
+    let cpu_ms = |has_task| of_forks(has_task, &|fork| fork.clones_cpu_ms / fork.count);
+    let one = forks.iter().filter(|fork| !fork.has_task && fork.count == 1.0);
+    let (begun, parent): (Vec<f64>, Vec<f64>) = one.map(|fork| (fork.begun_ms(), fork.parent_cpu_ms)).unzip();
+    let one_cpu_ms = median(&parent)?;
+    let more = forks.iter().filter(|fork| !fork.has_task && fork.hosts > 1.0);
+    let by_host: Vec<f64> = more
+        .map(|fork| (fork.parent_cpu_ms - one_cpu_ms) / (fork.hosts - 1.0))
+        .collect();
+    let outlines = forks
+        .iter()
+        .map(|fork| number(&fork.report, "sent_bytes") / fork.hosts);
     let each = |value: f64, count: f64| if count > 0.0 { value / count } else { 0.0 };
-    let serve_cpu_ms = each(more_ms, task_frames);
+    let work = |cpu_ms: f64, frames: f64, bytes: f64| Work {
+        cpu_ms: cpu_ms.max(0.0),
+        frames,
+        frame_bytes: each(bytes, frames),
+    };
     Some(Costs {
         link_mbit: LINK.rate_mbit?,
         lab_processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
         lab_hosts,
-        begin_ms: of(false, Some(true), &Watched::begun_ms)?,
-        outline_bytes: of(false, None, &|fork| {
-            number(&fork.report, "sent_bytes") / fork.hosts
-        })?,
-        hand_over_cpu_ms: (by_host_ms(false)? - serve_cpu_ms * start_frames).max(0.0),
-        serve_cpu_ms,
+        begin_ms: median(&begun)?,
+        // Hosts that have had an earlier one are sent less.
+        outline_bytes: outlines.fold(0.0, f64::max),
+        hand_over_cpu_ms: median(&by_host).unwrap_or(0.0).max(0.0),
+        serve_cpu_ms: of_needed(&|needed| each(needed.parent_cpu_ms, needed.task.objects))?,
         fetch_ms,
-        start: Work {
-            cpu_ms: cpu_ms(false)?,
-            frames: start_frames,
-            frame_bytes: each(start_bytes, start_frames),
-        },
-        task: Work {
-            cpu_ms: (cpu_ms(true)? - cpu_ms(false)?).max(0.0),
-            frames: task_frames,
-            frame_bytes: each(task_bytes, task_frames),
-        },
+        ahead_frames: AHEAD_FRAMES,
+        start: work(
+            cpu_ms(false)?,
+            of_needed(&|needed| needed.start.objects)?,
+            of_needed(&|needed| needed.start.bytes)?,
+        ),
+        task: work(
+            cpu_ms(true)? - cpu_ms(false)?,
+            of_needed(&|needed| needed.task.objects - needed.start.objects)?,
+            of_needed(&|needed| needed.task.bytes - needed.start.bytes)?,
+        ),
         image_bytes,
     })
 }
