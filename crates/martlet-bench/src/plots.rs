@@ -78,7 +78,7 @@ const OF_POINTS: [OfPoints; 6] = [
         name: SENT,
         title: "What leaves the parent's host",
         x: ("", Scale::Linear),
-        y: ("MiB", Scale::Tens),
+        y: ("MiB", Scale::Linear),
         made: Made::Bars,
     },
     OfPoints {

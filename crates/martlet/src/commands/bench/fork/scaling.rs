@@ -64,7 +64,8 @@ impl Scaling {
             }
             step("a task in a clone that has nothing");
             self.needed.push(watch.needs(TASK)?);
-            for count in TASK_COUNTS.into_iter().filter(|count| *count <= clones) {
+            let has_task = |count: &&u32| TASK_COUNTS.contains(count) || **count == most;
+            for &count in counts.iter().filter(has_task) {
                 step(&format!("a task in {count} clones"));
                 hosts.origin.exec(PARENT, PREPARE)?;
                 let fork = watch.fork(count, Some(TASK))?;
