@@ -47,7 +47,7 @@ impl Scaling {
         self.lab_hosts = hosts.others.len() as u32;
         let counts: Vec<u32> = COUNTS.into_iter().filter(|count| *count <= clones).collect();
         let most = counts.last().copied().unwrap_or(1);
-        for _ in 0..rounds {
+        for round in 0..rounds {
             let mut there_ms = 0.0;
             hosts.origin.exec(PARENT, PREPARE)?;
             for &count in &counts {
@@ -63,7 +63,7 @@ impl Scaling {
                 hosts.clear()?;
             }
             step("a task in a clone that has nothing");
-            self.needed.push(watch.needs(TASK)?);
+            self.needed.push(watch.needs(TASK, round)?);
             let has_task = |count: &&u32| TASK_COUNTS.contains(count) || **count == most;
             for &count in counts.iter().filter(has_task) {
                 step(&format!("a task in {count} clones"));

@@ -6,8 +6,6 @@ use martlet_bench::roam::Site;
 use martlet_bench::{BenchError, median, usage};
 use serde_json::Value;
 
-/// What a clone that gets nothing but what it reads starts from.
-const NEEDED_TAG: &str = "needed";
 /// Two pieces of 64 objects each are on their way to a host that gets what it lacks.
 const AHEAD_FRAMES: u32 = 128;
 
@@ -95,10 +93,12 @@ impl<'a> Watch<'a> {
     }
 
     /// Starts a clone at a host that has nothing, and has it do the task.
-    pub fn needs(&self, task: &str) -> Result<Needed, BenchError> {
+    pub fn needs(&self, task: &str, round: usize) -> Result<Needed, BenchError> {
         let (origin, reader) = (&self.hosts.origin, &self.hosts.reader);
-        origin.run(&["checkpoint", PARENT, "--tag", NEEDED_TAG])?;
-        let snapshot = format!("{PARENT}:{NEEDED_TAG}");
+        // It stays: the parent's memory is on top of it.
+        let tag = format!("needed{round}");
+        origin.run(&["checkpoint", PARENT, "--tag", &tag])?;
+        let snapshot = format!("{PARENT}:{tag}");
         let parent_ms = cpu_ms(self.parent);
         let clone = [
             "clone",
@@ -121,7 +121,6 @@ impl<'a> Watch<'a> {
         reader.run(&["rm", "--force", "needs"])?;
         reader.run(&["rmi", &snapshot])?;
         reader.run(&["gc"])?;
-        origin.run(&["rmi", &snapshot])?;
         Ok(needed)
     }
 }
