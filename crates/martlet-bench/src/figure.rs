@@ -1,5 +1,7 @@
 //! Figures: a value beside what it is compared with.
 
+use crate::Point;
+use crate::fork_model::Costs;
 use serde::{Deserialize, Serialize};
 
 /// One figure.
@@ -27,11 +29,20 @@ pub struct Figure {
     pub conditions: String,
 }
 
-/// All figures of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// All figures of a run, and what is drawn of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// In the order in which they were measured.
     pub figures: Vec<Figure>,
+    /// Points of plots.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub points: Vec<Point>,
+    /// What else must be known to understand those.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub conditions: String,
+    /// What the parts of a fork cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub costs: Option<Costs>,
 }
 
 /// Values of one figure's rounds, ours and theirs.
@@ -74,7 +85,8 @@ impl Samples {
     }
 }
 
-pub(crate) fn median(values: &[f64]) -> Option<f64> {
+/// The middle one, or half-way between the two in the middle; `None` of nothing.
+pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

@@ -12,6 +12,7 @@ mod bridge;
 mod census;
 mod copying;
 mod disturb;
+mod multicasting;
 mod pings;
 mod small_disk;
 
@@ -19,6 +20,7 @@ pub use bare::Bare;
 pub use bridge::TAP;
 pub use census::Census;
 pub use copying::copy_to_all;
+pub use multicasting::multicast_to_all;
 pub use pings::Pings;
 pub use small_disk::{Ballast, SmallDisk};
 
@@ -130,16 +132,16 @@ impl Site {
 
     /// How many bytes have come to it from other hosts.
     pub fn received_bytes(&self) -> Result<u64, BenchError> {
-        self.count_of_interfaces(0)
+        self.interface_count(0)
     }
 
     /// How many bytes it has sent to other hosts: what goes to several at once is counted once.
     pub fn sent_bytes(&self) -> Result<u64, BenchError> {
-        self.count_of_interfaces(8)
+        self.interface_count(8)
     }
 
-    /// A column of the kernel's table, of all interfaces that lead elsewhere.
-    fn count_of_interfaces(&self, column: usize) -> Result<u64, BenchError> {
+    /// One of the counts that the kernel has of its interface.
+    fn interface_count(&self, column: usize) -> Result<u64, BenchError> {
         let read = self
             .host
             .run(|| std::fs::read_to_string("/proc/thread-self/net/dev"));

@@ -201,6 +201,8 @@ pub fn run(cli: Cli) -> Outcome<u8> {
         Command::Bench(BenchCommand::Local(args)) => bench::local(&context, &args),
         Command::Bench(BenchCommand::Dead(args)) => bench::dead(&context, &args),
         Command::Bench(BenchCommand::Fork(args)) => bench::fork(&context, &args),
+        Command::Bench(BenchCommand::ForkModel(args)) => bench::fork_model(&context, &args),
+        Command::Bench(BenchCommand::Plot(args)) => bench::plot(&context, &args),
         Command::Bench(BenchCommand::Roam(args)) => bench::roam(&context, &args),
         Command::Bench(BenchCommand::Interrupted(args)) => bench::interrupted(&context, &args),
         Command::Completions { shell } => service::completions(shell),

@@ -26,6 +26,12 @@ pub enum BenchCommand {
     /// Hosts are network namespaces of this one, with daemons and stores of their own. Needs root. Leaves nothing behind but the
     /// bases of examples.
     Fork(BenchForkArgs),
+    /// What forks across up to 1024 hosts would take, simulated from what `bench fork --plots` has measured
+    ///
+    /// Also says how far the simulation of the lab is from what was measured there. Measures nothing.
+    ForkModel(BenchForkModelArgs),
+    /// Draws what a bench has answered with --json as SVG, again or elsewhere. Measures nothing
+    Plot(BenchPlotArgs),
     /// Pushes, pulls and suspends that are interrupted at random moments and continued: does anything get lost?
     ///
     /// Daemons and commands are killed, links are cut, disks are full. What came of each is compared with what it was.
@@ -88,9 +94,40 @@ pub struct BenchForkArgs {
     /// Hosts that they start at
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64), value_name = "N")]
     pub hosts: u32,
+    /// Also measure by the number of clones, beside multicast copies and clones that are there; draw all of it here, as SVG
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
     /// Base to measure [default: a tiny one, made for this and removed]
     #[arg(long, value_parser = name)]
     pub base: Option<String>,
+}
+
+/// What is simulated.
+#[derive(Debug, Args)]
+pub struct BenchForkModelArgs {
+    /// Answer of `martlet --json bench fork --plots DIR`
+    #[arg(value_name = "FILE")]
+    pub results: PathBuf,
+    /// Most hosts; simulated are 2, 4, 8 and so on
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=4096), value_name = "N")]
+    pub hosts: u32,
+    /// Processors of each host, and clones at it [default: as many as the lab had]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "N")]
+    pub processors: Option<u32>,
+    /// Draw it here, as SVG
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
+}
+
+/// What is drawn.
+#[derive(Debug, Args)]
+pub struct BenchPlotArgs {
+    /// Answer of `martlet --json bench`
+    #[arg(value_name = "FILE")]
+    pub results: PathBuf,
+    /// Where the plots go
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
 }
 
 /// How it is measured.

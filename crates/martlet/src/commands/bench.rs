@@ -20,12 +20,14 @@ mod fork;
 mod handover;
 mod interrupted;
 mod one;
+mod plot;
 mod roam;
 mod store;
 
 pub use dead::dead;
-pub use fork::fork;
+pub use fork::{fork, fork_model};
 pub use interrupted::interrupted;
+pub use plot::plot;
 pub use roam::roam;
 
 /// The base that is measured when none is named.

@@ -1,6 +1,14 @@
 //! `martlet bench fork`: forks across hosts of a lab, beside copying a suspended image to each of them.
 
+mod adversarial;
+mod model;
 mod multicast;
+mod overhead;
+mod plots;
+mod scaling;
+mod watched;
+
+pub use model::fork_model;
 
 use super::carried::Carried;
 use super::roam::fault;
@@ -11,12 +19,10 @@ use crate::failure::Outcome;
 use martlet_bench::roam::{Site, copy_to_all};
 use martlet_bench::{BenchError, Recipe, Samples};
 use martlet_lab::{Lab, Link};
+use scaling::Scaling;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::thread::ScopedJoinHandle;
-
-mod adversarial;
-mod overhead;
 
 /// How the forks of one machine are called among what is measured.
 const SPREAD: &str = "spread";
@@ -162,19 +168,28 @@ fn all_run_ms(report: &Value) -> f64 {
 /// Measures forks.
 pub fn fork(context: &Context, args: &BenchForkArgs) -> Outcome {
     let base = args.base.as_deref();
-    let steps = u64::from(args.rounds) * 7 + 9; // of `spread`
+    let more = if args.plots.is_some() {
+        scaling::STEPS_A_ROUND
+    } else {
+        0
+    };
+    let steps = u64::from(args.rounds) * (7 + more) + 9; // of `spread`
     let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
-    let measured = bench.chosen(args);
+    let mut scaling = args.plots.is_some().then(Scaling::default);
+    let measured = bench.chosen(args, scaling.as_mut());
     bench.clean_up(base.is_none());
     measured?;
+    if let (Some(scaling), Some(dir)) = (scaling, &args.plots) {
+        return plots::answer(context, bench.figures, &scaling, (&bench.conditions, dir));
+    }
     context.show(json!({ "figures": bench.figures }), super::table)
 }
 
 impl Bench<'_> {
-    fn chosen(&mut self, args: &BenchForkArgs) -> Outcome {
+    fn chosen(&mut self, args: &BenchForkArgs, scaling: Option<&mut Scaling>) -> Outcome {
         let wants = |what: &str| args.only.iter().any(|only| only == what);
         if wants(SPREAD) {
-            self.spread(args.hosts, args.clones)?;
+            self.spread(args.hosts, args.clones, scaling)?;
         }
         if wants(overhead::ONLY) {
             self.overhead(args)?;
@@ -185,7 +200,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn spread(&mut self, hosts: u32, clones: u32) -> Outcome {
+    fn spread(&mut self, hosts: u32, clones: u32, scaling: Option<&mut Scaling>) -> Outcome {
         self.make_base()?;
         let carried = self.carry_snapshot(format!("{}:{BASE_TAG}", self.base))?;
         self.step("starting hosts");
@@ -202,7 +217,7 @@ impl Bench<'_> {
             machine["qemu_version"].as_str().unwrap_or("?"),
         );
         self.filling(&hosts, clones).map_err(failed)?;
-        self.against_copies(&hosts, &machine, clones)?;
+        self.against_copies(&hosts, &machine, clones, scaling)?;
         if hosts.others.len() > 1 {
             self.multicast(&mut hosts).map_err(failed)?;
         }
@@ -232,7 +247,13 @@ impl Bench<'_> {
     }
 
     /// Half of the memory is in use: forks beside copies of QEMU's own image of the same.
-    fn against_copies(&mut self, hosts: &Hosts, machine: &Value, clones: u32) -> Outcome {
+    fn against_copies(
+        &mut self,
+        hosts: &Hosts,
+        machine: &Value,
+        clones: u32,
+        scaling: Option<&mut Scaling>,
+    ) -> Outcome {
         self.step("filling memory");
         let fill = format!(
             "mkdir -p /dev/shm && mount -t tmpfs -o size=90% bench /dev/shm 2>/dev/null; \
@@ -265,6 +286,11 @@ impl Bench<'_> {
             Ok([descriptor, remote, worked, pause])
         };
         let [descriptor, remote, worked, pause] = measure().map_err(failed)?;
+        if let Some(scaling) = scaling {
+            let how_much = (clones, self.rounds);
+            let measured = scaling.measure(hosts, &image, how_much, &mut |stage| self.step(stage));
+            measured.map_err(failed)?;
+        }
         let image_bytes = std::fs::metadata(&image).map_or(0, |image| image.len());
         let _ = std::fs::remove_file(&image); // its directory goes too
         let half = format!(
