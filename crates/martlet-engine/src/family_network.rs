@@ -100,18 +100,13 @@ pub(crate) struct Taken {
 impl Taken {
     fn new(all: &Numbers, family: &str, above: u32, count: u32) -> Option<Self> {
         let mut families = lock(all);
-        let taken = families.entry(family.to_owned()).or_default();
-        let last = taken
-            .iter()
-            .map(|range| range.end - 1)
-            .max()
-            .unwrap_or(0)
-            .max(above);
+        let taken = families.get(family).into_iter().flatten();
+        let last = taken.map(|range| range.end - 1).fold(above, u32::max);
         let range = last + 1..last + 1 + count;
         if last + CLONES_MAX > u32::from(NUMBER_MAX) {
             return None;
         }
-        taken.push(range.clone());
+        families.entry(family.to_owned()).or_default().push(range.clone());
         Some(Self {
             all: all.clone(),
             family: family.to_owned(),

@@ -228,34 +228,3 @@ fn clones_may_start_at_other_hosts_with_several_processes_each() {
     here.assert_only("w");
     wait_for("the end of all clones", || couch.names().is_empty());
 }
-
-#[test]
-fn a_join_goes_on_when_its_parent_was_suspended() {
-    let daemon = Daemon::new(Fixture::Tiny);
-    daemon.ok(&["run", "tiny0:booted", "--name", "w", "--fork-by", "root"]);
-    let go = "until [ -e /tmp/go ]; do sleep 0.1; done";
-    let line = format!(
-        "(martlet-guest fork 2 -- sh -c '{go}; echo of {{id}}' >/tmp/joined 2>&1; echo over >>/tmp/joined) </dev/null >/dev/null 2>&1 &"
-    );
-    daemon.inside("w", &line);
-    let clones = || -> Vec<_> { daemon.names().into_iter().filter(|name| name != "w").collect() };
-    let state = |name: &str| daemon.json(&["inspect", name])["state"].clone();
-    wait_for("the clones", || {
-        clones().len() == 2 && clones().iter().all(|name| state(name) == "running")
-    });
-    daemon.ok(&["checkpoint", "w", "--tag", "joining"]);
-    let clones = clones();
-    daemon.exec(&clones[0], "touch /tmp/go");
-    wait_for("the end of one", || daemon.names().len() == 2);
-    daemon.ok(&["suspend", "w"]);
-    // This one ends while nobody can be told.
-    daemon.exec(&clones[1], "touch /tmp/go");
-    wait_for("the end of the other", || daemon.names() == ["w"]);
-    daemon.ok(&["resume", "w"]);
-    wait_for("the end of the join", || {
-        daemon.exec("w", "cat /tmp/joined").ends_with("over")
-    });
-    let joined = daemon.exec("w", "cat /tmp/joined");
-    assert_eq!(sorted(&joined), ["1 0 of 1", "2 0 of 2", "over"]);
-    daemon.assert_only("w");
-}
