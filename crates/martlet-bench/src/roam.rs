@@ -179,7 +179,10 @@ impl Site {
             .output()
             .map_err(BenchError::io("run martlet"))?;
         if !output.status.success() {
-            let words = String::from_utf8_lossy(&output.stderr);
+            // When some clones failed, the report says which.
+            let [written, said] =
+                [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+            let words = if said.is_empty() { written } else { said };
             return Err(BenchError::Other(format!("martlet {}: {words}", args.join(" "))));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
