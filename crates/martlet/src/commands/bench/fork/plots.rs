@@ -16,8 +16,9 @@ pub(super) fn answer(
     scaling: &Scaling,
     (conditions, dir): (&str, &Path),
 ) -> Outcome {
-    let fetch = figures.iter().find(|figure| figure.name == "fork_fetch");
-    let costs = fetch.and_then(|fetch| scaling.costs(fetch.value));
+    let value = |name: &str| Some(figures.iter().find(|figure| figure.name == name)?.value);
+    let single = value("fork_fetch").zip(value("descriptor_size"));
+    let costs = single.and_then(|(fetch_ms, outline_bytes)| scaling.costs(fetch_ms, outline_bytes));
     let measured = scaling.points();
     // Those of the check come with their simulation.
     let mut points = measured.clone();

@@ -156,12 +156,12 @@ impl Scaling {
     }
 
     /// What the parts cost.
-    pub fn costs(&self, fetch_ms: f64) -> Option<Costs> {
+    pub fn costs(&self, fetch_ms: f64, outline_bytes: f64) -> Option<Costs> {
         costs(
             &self.forks,
             &self.needed,
             self.lab_hosts,
-            fetch_ms,
+            (fetch_ms, outline_bytes),
             self.image_bytes,
         )
     }

@@ -153,12 +153,13 @@ impl Watched {
     }
 }
 
-/// What each part costs. `fetch_ms`: a frame of the parent's host, while nothing else goes on.
+/// What each part costs. `fetch_ms`: a frame of the parent's host, while nothing else goes on; `outline_bytes`: what a host that knows
+/// nothing is sent.
 pub(super) fn costs(
     forks: &[Watched],
     needed: &[Needed],
     lab_hosts: u32,
-    fetch_ms: f64,
+    (fetch_ms, outline_bytes): (f64, f64),
     image_bytes: f64,
 ) -> Option<Costs> {
     // Medians of forks with or without the task, and of what was needed.
@@ -175,9 +176,6 @@ pub(super) fn costs(
     let by_host: Vec<f64> = more
         .map(|fork| (fork.parent_cpu_ms - one_cpu_ms) / (fork.hosts - 1.0))
         .collect();
-    let outlines = forks
-        .iter()
-        .map(|fork| number(&fork.report, "sent_bytes") / fork.hosts);
     let each = |value: f64, count: f64| if count > 0.0 { value / count } else { 0.0 };
     let work = |cpu_ms: f64, frames: f64, bytes: f64| Work {
         cpu_ms: cpu_ms.max(0.0),
@@ -189,8 +187,7 @@ pub(super) fn costs(
         lab_processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
         lab_hosts,
         begin_ms: median(&begun)?,
-        // Hosts that have had an earlier one are sent less.
-        outline_bytes: outlines.fold(0.0, f64::max),
+        outline_bytes,
         hand_over_cpu_ms: median(&by_host).unwrap_or(0.0).max(0.0),
         serve_cpu_ms: of_needed(&|needed| each(needed.parent_cpu_ms, needed.task.objects))?,
         fetch_ms,
