@@ -241,7 +241,7 @@ impl Moving<'_> {
             config,
             hardware: record.hardware.clone(),
             line: record.line.clone(),
-            member: self.engine.member_elsewhere(&record)?,
+            member: self.engine.member_elsewhere(record)?,
         };
         let offered: Result<(), Problem> = ask(self.peer, "offer", &offer).told()?;
         let host = self.peer.peer();

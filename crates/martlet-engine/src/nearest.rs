@@ -130,7 +130,7 @@ impl Place for Nearest {
         keys: &[Key],
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
-        match &*self.from_near(keys, each)? {
+        match &*self.of_near(keys, each)? {
             [] => Ok(()),
             rest => self.last.objects(rest, each),
         }
@@ -141,7 +141,7 @@ impl Place for Nearest {
         keys: &[Key],
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
-        match &*self.from_near(keys, each)? {
+        match &*self.of_near(keys, each)? {
             [] => Ok(()),
             rest => self.last.behind(rest, each),
         }
@@ -150,7 +150,7 @@ impl Place for Nearest {
 
 impl Nearest {
     /// Gets what nearer places have; what they have not.
-    fn from_near(
+    fn of_near(
         &self,
         keys: &[Key],
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,

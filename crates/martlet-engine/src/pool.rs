@@ -324,7 +324,7 @@ impl Engine {
                     },
                 },
                 // The device state that is loaded says which it is.
-                family: shape.family.then(|| Member::any_card()),
+                family: shape.family.then(Member::any_card),
             }),
             generation_id: identity::uuid(),
             run_dir,

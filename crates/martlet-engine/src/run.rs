@@ -57,9 +57,10 @@ impl Engine {
         if restored && !snapshot.agent && !request.allow_agentless {
             return Err(agentless(&request.from));
         }
-        let id_of_machine = identity::machine_id();
+        let machine_id = identity::machine_id();
         let record = Record {
-            id: id_of_machine.clone(),
+            member: Member::founder(&machine_id, &config),
+            id: machine_id,
             hostname: name.clone(),
             name,
             number,
@@ -80,7 +81,6 @@ impl Engine {
             given: None,
             is_clone: false,
             kin: None,
-            member: Member::founder(&id_of_machine, &config),
             config,
         };
         let machine = self.add(record.clone())?;
@@ -449,6 +449,7 @@ impl Engine {
             .hardware
             .as_ref()
             .and_then(|hardware| serde_json::from_value(hardware.config.clone()).ok());
+        let restored = snapshot.memory.as_ref().and(saved.as_ref());
         let disk = snapshot.disks.first().map_or(0, |disk| disk.size_bytes);
         let fixed = |what: &str, asked: String, is: String| {
             Problem::new(
@@ -511,11 +512,7 @@ impl Engine {
             ports: pick_ports(&request.ports)?,
             accel: request.accel,
             outbound: request.outbound,
-            family: match snapshot.memory {
-                // The guest has the card, or has not.
-                Some(_) => saved.is_some_and(|saved| saved.family),
-                None => request.family,
-            },
+            family: restored.map_or(request.family, |saved| saved.family),
             tap: request.tap.clone(),
             restart: request.restart,
             workdir: snapshot.labels.get("workdir").cloned(),

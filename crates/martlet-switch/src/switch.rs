@@ -113,7 +113,7 @@ impl Switch {
             return Err(is_there());
         }
         let state = Arc::downgrade(&self.state);
-        spawn("family-hosts", move || from_hosts(&reads, &state))?;
+        spawn("family-hosts", move || hear_hosts(&reads, &state))?;
         Ok(address)
     }
 
@@ -165,7 +165,7 @@ impl Switch {
             loop {
                 match reads.recv(&mut frame) {
                     _ if is_out.load(Relaxed) => return,
-                    Ok(length) => state.from_guest(family, number, &frame[..length]),
+                    Ok(length) => state.hear_guest(family, number, &frame[..length]),
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) => {
                         tracing::warn!(%error, "a machine is not heard by its family any more");
@@ -241,7 +241,7 @@ impl Drop for Plugged {
 }
 
 impl State {
-    fn from_guest(&self, family: FamilyId, from: Number, frame: &[u8]) {
+    fn hear_guest(&self, family: FamilyId, from: Number, frame: &[u8]) {
         let families = self.families.read().unwrap_or_else(PoisonError::into_inner);
         let Some(family) = families.get(&family) else {
             return;
@@ -275,7 +275,7 @@ impl State {
         }
     }
 
-    fn from_host(&self, host: SocketAddr, datagram: &[u8]) {
+    fn hear_host(&self, host: SocketAddr, datagram: &[u8]) {
         let families = self.families.read().unwrap_or_else(PoisonError::into_inner);
         let of = Seal::family(datagram).and_then(|id| Some((id, families.get(&id)?)));
         let Some((id, family)) = of else {
@@ -344,17 +344,16 @@ impl Port {
     }
 }
 
-fn from_hosts(socket: &UdpSocket, state: &Weak<State>) {
+fn hear_hosts(socket: &UdpSocket, state: &Weak<State>) {
     let mut datagram = vec![0; DATAGRAM_BYTES_MAX];
     loop {
         let received = socket.recv_from(&mut datagram);
         let Some(state) = state.upgrade() else {
             return;
         };
-        match received {
-            Ok((length, host)) => state.from_host(host, &datagram[..length]),
-            // Nothing came, or (of UDP) a host that was sent something was not there.
-            Err(_) => {}
+        // Otherwise nothing came, or (of UDP) a host that was sent something was not there.
+        if let Ok((length, host)) = received {
+            state.hear_host(host, &datagram[..length]);
         }
     }
 }
