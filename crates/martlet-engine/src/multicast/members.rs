@@ -25,7 +25,14 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(1);
 /// But not before so much was wanted in vain.
 const GIVE_UP_WANTS: u32 = 3;
 /// The sender may say that it will take long: no more than so long is believed.
-const WITHIN_MAX: Duration = Duration::from_secs(5);
+const WITHIN_MAX: Duration = Duration::from_secs(2);
+/// Nor longer than so for what was sent: who reads one of them meanwhile waits as well.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+/// A guest stands still no longer than so for what the group may give.
+const URGENT_MAX: Duration = Duration::from_millis(300);
+/// After that it is not made to wait for the group for so long, and then twice as long, as often as this.
+const HURRY: Duration = Duration::from_secs(1);
+const HURRY_DOUBLINGS: u32 = 5;
 const HEAD: usize = 5;
 
 /// A frame as a parcel: `codec 1 | content length 4 | stored bytes`.
@@ -78,7 +85,27 @@ pub(crate) struct Member {
     came: Condvar,
     silence: Mutex<Silence>,
     patience: Mutex<Patience>,
+    hurry: Mutex<Hurry>,
     is_over: AtomicBool,
+}
+
+/// A time in which reads that a guest stands still for do without the group, since it was too slow for one: each time twice as
+/// long, so that a group that loses much, or a host that is too busy to hear it, costs a guest little.
+#[derive(Debug, Default)]
+struct Hurry {
+    until: Option<Instant>,
+    times: u32,
+}
+
+impl Hurry {
+    fn begin(&mut self, now: Instant) {
+        self.until = Some(now + HURRY * 2u32.pow(self.times.min(HURRY_DOUBLINGS)));
+        self.times += 1;
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
 }
 
 /// How long, and how often, something was wanted of a group of which nothing is heard.
@@ -140,6 +167,7 @@ impl Engine {
             came: Condvar::new(),
             silence: Mutex::default(),
             patience: Mutex::default(),
+            hurry: Mutex::default(),
             is_over: AtomicBool::new(false),
         });
         let listener = Listener {
@@ -270,6 +298,25 @@ impl fmt::Debug for ByMulticast {
 }
 
 impl ByMulticast {
+    /// While the group is too slow for what a guest stands still for: from the host, but for what has just come.
+    fn get_at_once(
+        &self,
+        keys: &[Key],
+        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        let mut rest = Vec::new();
+        for key in keys {
+            match self.away.upgrade().and_then(|away| away.just_came(key)) {
+                Some(stored) => each(stored)?,
+                None => rest.push(*key),
+            }
+        }
+        match rest.is_empty() {
+            true => Ok(()),
+            false => self.host.objects(&rest, each),
+        }
+    }
+
     /// Gets objects, first by the group; what does not come by that, from the host.
     fn get(
         &self,
@@ -335,7 +382,10 @@ impl ByMulticast {
         waiting.frames = awaited;
         let sent_at = asked + Duration::from_millis(coming.within_ms).min(WITHIN_MAX);
         let patience = lock(&member.patience).wait();
-        let until = sent_at + if is_urgent { patience } else { patience * BEHIND };
+        let until = match is_urgent {
+            true => (sent_at + patience).min(asked + URGENT_MAX),
+            false => sent_at + (patience * BEHIND).min(WAIT_MAX),
+        };
         while !waiting.frames.is_empty() {
             member.take_come(&mut waiting, each)?;
             let left = until.saturating_duration_since(Instant::now());
@@ -354,14 +404,16 @@ impl ByMulticast {
         }
         if waiting.frames.is_empty() {
             lock(&member.patience).came_after(Instant::now().saturating_duration_since(sent_at));
+            if is_urgent {
+                *lock(&member.hurry) = Hurry::default();
+            }
         } else {
             lock(&member.patience).waited_in_vain();
+            if is_urgent {
+                lock(&member.hurry).begin(Instant::now());
+            }
             let heard = member.heard.last();
-            tracing::debug!(
-                frames = waiting.frames.len(),
-                is_urgent,
-                "did not come by the group"
-            );
+            tracing::debug!(frames = waiting.frames.len(), "did not come by the group");
             if lock(&member.silence).note(asked, heard, Instant::now()) {
                 member.give_up("the network seems to carry no multicast");
             }
@@ -399,7 +451,11 @@ impl Place for ByMulticast {
         keys: &[Key],
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
-        self.get(keys, true, each)
+        if lock(&self.member.hurry).is_over(Instant::now()) {
+            self.get(keys, true, each)
+        } else {
+            self.get_at_once(keys, each)
+        }
     }
 
     fn behind(
@@ -435,6 +491,22 @@ mod tests {
             assert!(!silence.note(asked, heard, at(want * 400 + 300)));
         }
         assert!(!silence.is_given_up);
+    }
+
+    #[test]
+    fn a_group_that_is_too_slow_costs_a_guest_little() {
+        let begin = Instant::now();
+        let (mut hurry, mut now, mut stood_still) = (Hurry::default(), begin, Duration::ZERO);
+        while now < begin + Duration::from_secs(60) {
+            if hurry.is_over(now) {
+                now += URGENT_MAX; // in vain
+                stood_still += URGENT_MAX;
+                hurry.begin(now);
+            }
+            now += Duration::from_millis(10);
+        }
+        assert!(stood_still <= URGENT_MAX * 6, "{stood_still:?}");
+        assert!(hurry.is_over(now + HURRY * 2u32.pow(HURRY_DOUBLINGS)));
     }
 
     #[test]
