@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// What was sent so shortly ago is not sent again.
 pub const LOCKSTEP: Duration = Duration::from_secs(1);
+/// Who wants it so shortly after it was sent will hear it; who comes later has missed it, and gets it otherwise.
+const ON_ITS_WAY: Duration = Duration::from_millis(50);
 /// No more than so many wait to be sent.
 pub const WANTS_MAX: usize = 16 << 10;
 
@@ -42,8 +44,8 @@ impl<K: Copy + Eq + Hash> Wants<K> {
     /// Somebody wants it. Tells whether it comes: it was sent a moment ago, or will be.
     pub fn want(&mut self, what: K, size_bytes: usize, is_urgent: bool, now: Instant) -> bool {
         self.forget(now);
-        if self.sent.contains_key(&what) {
-            return true;
+        if let Some(at) = self.sent.get(&what) {
+            return now.saturating_duration_since(*at) < ON_ITS_WAY;
         }
         let waits = self.waiting.contains_key(&what);
         if !waits {
@@ -131,7 +133,8 @@ mod tests {
         let after = |ms| begin + Duration::from_millis(ms);
         assert!(wants.want(1, 10, false, begin));
         assert_eq!(all(&mut wants, after(5)), [1]);
-        assert!(wants.want(1, 10, true, after(900)), "it is on its way");
+        assert!(wants.want(1, 10, true, after(50)), "it is on its way");
+        assert!(!wants.want(1, 10, true, after(900)), "it has gone by");
         assert_eq!(all(&mut wants, after(900)), []);
         assert!(wants.want(1, 10, true, after(1006)));
         assert_eq!(all(&mut wants, after(1006)), [1], "who came late has it too");
