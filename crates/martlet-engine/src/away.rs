@@ -58,14 +58,6 @@ pub trait Place: Debug + Send + Sync {
         keys: &[Key],
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError>;
-    /// The same, of what nobody waits for.
-    fn behind(
-        &self,
-        keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
-    ) -> Result<(), SourceError> {
-        self.objects(keys, each)
-    }
 }
 
 /// How to reach a place, which may not be possible now.
@@ -488,7 +480,7 @@ impl Away {
             }
             let started = Instant::now();
             let got = distant.opened().and_then(|place| {
-                place.behind(&coming.objects, &mut |stored| {
+                place.objects(&coming.objects, &mut |stored| {
                     distant.rest_bytes.fetch_add(stored.bytes.len() as u64, Relaxed);
                     self.wait_for_room();
                     self.arrive(&stored.verify()?);
@@ -560,30 +552,6 @@ impl Away {
         }
         drop(arrivals);
         self.arrived.notify_all();
-    }
-
-    /// An object that has come and may not be stored yet.
-    pub(crate) fn just_came(&self, object: &Key) -> Option<Stored> {
-        lock(&self.arrivals).objects.get(object).cloned()
-    }
-
-    /// What nobody here has asked for has come. It is taken if it is promised, not here, and there is room.
-    pub(crate) fn overhear(&self, object: &Verified) -> Result<bool, StoreError> {
-        let stored = object.stored();
-        let Some(distant) = self.holder(&stored.key) else {
-            return Ok(false);
-        };
-        let is_here = self.store.lacks(&[stored.key])?.is_empty();
-        let has_room = {
-            let arrivals = lock(&self.arrivals);
-            arrivals.size_bytes < ARRIVALS_BYTES && !arrivals.objects.contains_key(&stored.key)
-        };
-        let is_taken = has_room && !is_here;
-        if is_taken {
-            distant.rest_bytes.fetch_add(stored.bytes.len() as u64, Relaxed);
-            self.arrive(object);
-        }
-        Ok(is_taken)
     }
 
     /// What is not read yet does not come faster than it can be stored.

@@ -9,7 +9,6 @@ use crate::hosts::Fellowship;
 use crate::lines::Observed;
 use crate::machine::{Machine, Record};
 use crate::mapped::Images;
-use crate::multicast::{Groups, Members, MulticastOptions};
 use crate::pool::Pool;
 use crate::problem::{self, Told};
 use crate::stalls::Stalls;
@@ -62,8 +61,6 @@ pub struct Options {
     pub clones_max: Option<u32>,
     /// Where the programs of allocators are.
     pub allocators: PathBuf,
-    /// How frames of forks are sent to several hosts at once, if they are.
-    pub multicast: Option<MulticastOptions>,
 }
 
 /// See the crate's documentation.
@@ -79,8 +76,6 @@ pub struct Engine {
     pub(crate) flocks: Flocks,
     pub(crate) switch: martlet_switch::Switch,
     pub(crate) family_numbers: Numbers,
-    pub(crate) groups: Groups,
-    pub(crate) members: Members,
     pub(crate) calls: Calls,
     pub(crate) tickets: Tickets,
     pub(crate) children: Children,
@@ -207,8 +202,6 @@ impl Engine {
             flocks: Flocks::default(),
             switch: martlet_switch::Switch::default(),
             family_numbers: Numbers::default(),
-            groups: Groups::default(),
-            members: Members::default(),
             calls: Calls::default(),
             tickets: Tickets::default(),
             children: Children::default(),

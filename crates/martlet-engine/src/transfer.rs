@@ -9,7 +9,6 @@
 use crate::away::{Open, Place};
 use crate::engine::Engine;
 use crate::hosts::PeerPlace;
-use crate::multicast::ByMulticast;
 use crate::nearest::Later;
 use crate::problem::Told;
 use crate::starter;
@@ -291,7 +290,6 @@ impl Engine {
     pub(crate) fn forget_away(&self, id: &SnapshotId) -> Result<(), Problem> {
         self.away.forget(id);
         self.starters.forget(id);
-        self.members.leave(id);
         self.list(id, None)
     }
 
@@ -345,15 +343,7 @@ impl Engine {
     fn place_of(self: &Arc<Self>, id: &SnapshotId, listed: &Listed) -> Result<Arc<dyn Place>, SourceError> {
         let told = |problem: Problem| gone(&listed.remote, &problem.message);
         if let Some(peer) = self.peer(&listed.remote).map_err(told)? {
-            let host = PeerPlace(peer);
-            return Ok(match self.members.of(id) {
-                Some(member) => Arc::new(ByMulticast {
-                    member,
-                    host,
-                    away: Arc::downgrade(&self.away),
-                }),
-                None => Arc::new(host),
-            });
+            return Ok(Arc::new(PeerPlace(peer)));
         }
         let name: RefName = listed.reference.parse().map_err(SourceError::Store)?;
         let (remote, found) = self.find_version(&listed.remote, &name, id).map_err(told)?;

@@ -88,7 +88,6 @@ fn run(orders: &Receiver<Order>, wake: &EventFd) {
         buffer: vec![0; FRAME_BYTES_MAX],
         ports: Vec::new(),
         behind: HashMap::new(),
-        has_multicast: true,
     };
     loop {
         switch.wait(wake);
@@ -114,8 +113,6 @@ pub(crate) struct Switch {
     buffer: Vec<u8>,
     ports: Vec<Port>,
     behind: HashMap<Mac, usize>,
-    /// Does it carry what goes to groups?
-    pub has_multicast: bool,
 }
 
 struct Port {
@@ -212,9 +209,6 @@ impl Switch {
         if let Some(&source) = rest.first_chunk() {
             self.behind.insert(source, from);
         }
-        if is_group(&to) && !self.has_multicast {
-            return;
-        }
         if let Some(&to) = self.behind.get(&to) {
             return self.ports[to].send(frame, at);
         }
@@ -224,11 +218,6 @@ impl Switch {
             }
         }
     }
-}
-
-/// Is it several hosts' address, and not everybody's?
-fn is_group(mac: &Mac) -> bool {
-    mac[0] & 1 == 1 && *mac != [0xff; 6]
 }
 
 impl Port {

@@ -2,8 +2,6 @@
 
 mod arrivals;
 mod engine_control;
-mod multicast;
-mod multicast_options;
 mod peers;
 mod wiring;
 

@@ -25,7 +25,6 @@ mod inside;
 mod life;
 mod lines;
 mod moves;
-mod multicast;
 mod no_byte;
 mod pool;
 mod pressure;
