@@ -5,6 +5,7 @@ use crate::away::Away;
 use crate::dirs::Dirs;
 use crate::family_network::Numbers;
 use crate::fork::{Calls, Children, Flocks, Tickets};
+use crate::host_memory::Promised;
 use crate::hosts::Fellowship;
 use crate::lines::Observed;
 use crate::machine::{Machine, Record};
@@ -76,6 +77,7 @@ pub struct Engine {
     pub(crate) flocks: Flocks,
     pub(crate) switch: martlet_switch::Switch,
     pub(crate) family_numbers: Numbers,
+    pub(crate) promised_memory: Promised,
     pub(crate) calls: Calls,
     pub(crate) tickets: Tickets,
     pub(crate) children: Children,
@@ -202,6 +204,7 @@ impl Engine {
             flocks: Flocks::default(),
             switch: martlet_switch::Switch::default(),
             family_numbers: Numbers::default(),
+            promised_memory: Promised::default(),
             calls: Calls::default(),
             tickets: Tickets::default(),
             children: Children::default(),

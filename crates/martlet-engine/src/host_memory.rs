@@ -4,11 +4,12 @@
 //! Memory that can be had without killing anybody is free memory, clean file pages (those of images come back from the
 //! store by themselves), and free swap. A control group's limit counts like the host's (cgroups(7), version 1 and 2).
 
-use crate::engine::Engine;
+use crate::engine::{Engine, lock};
 use crate::launch::{From, Launch};
 use martlet_api::{Problem, ProblemCode};
 use martlet_vm::usage::kib_field;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// What a QEMU takes for itself and for the first pages of its guest's own.
 const START_BYTES: u64 = 64 << 20;
@@ -35,22 +36,46 @@ impl Room {
     }
 }
 
+/// What starts that are under way have been promised, and may not have taken yet: several that look at the same time must not all
+/// see the same room.
+pub(crate) type Promised = Mutex<u64>;
+
+/// Memory for a start, until it has taken what it takes.
+#[derive(Debug)]
+pub(crate) struct Reserved<'a> {
+    promised: &'a Promised,
+    bytes: u64,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        *lock(self.promised) -= self.bytes;
+    }
+}
+
 impl Engine {
-    /// Refuses a start for which there is no memory. What is started ahead makes room first.
-    pub(crate) fn check_memory(&self, launch: &Launch<'_>) -> Result<(), Problem> {
+    /// Reserves memory for a start, or refuses it. What is started ahead makes room first.
+    pub(crate) fn reserve_memory(&self, launch: &Launch<'_>) -> Result<Reserved<'_>, Problem> {
         let needed_bytes = match &launch.from {
             From::Snapshot(..) => START_BYTES,
             From::Boot(_) | From::Firmware => START_BYTES + launch.record.config.memory_bytes / BOOT_PART,
         };
-        let Some(mut room) = room() else { return Ok(()) };
-        if !room.has(needed_bytes) {
-            self.pool.empty();
-            room = self::room().unwrap_or(room);
+        let mut promised = lock(&self.promised_memory);
+        let all_bytes = *promised + needed_bytes;
+        if let Some(mut room) = room() {
+            if !room.has(all_bytes) {
+                self.pool.empty();
+                room = self::room().unwrap_or(room);
+            }
+            if !room.has(all_bytes) {
+                return Err(no_room(room, needed_bytes));
+            }
         }
-        match room.has(needed_bytes) {
-            true => Ok(()),
-            false => Err(no_room(room, needed_bytes)),
-        }
+        *promised = all_bytes;
+        Ok(Reserved {
+            promised: &self.promised_memory,
+            bytes: needed_bytes,
+        })
     }
 }
 

@@ -190,7 +190,7 @@ impl Engine {
         let since_ms = |at: Instant| at.saturating_duration_since(launch.requested).as_secs_f64() * 1e3;
         let hardware = self.hardware(&launch)?;
         let _launching = self.pool.launching();
-        self.check_memory(&launch)?;
+        let _reserved = self.reserve_memory(&launch)?;
         let ahead = self.take_ahead(&launch, &hardware);
         crash::step("start");
         let files = self.files(&launch, ahead.as_ref())?;

@@ -116,6 +116,9 @@ fn arp(packet: &[u8], from: Number, to_mac: [u8; 6]) -> Result<To, Refused> {
     if sender_mac != from.mac() || !(sender == from.address() || is_probe) {
         return Err(Refused::Address);
     }
+    if operation == ARP_REQUEST && target == sender && to_mac == BROADCAST {
+        return Ok(To::All); // it says where it is, as one that has moved does
+    }
     let to = Number::of_address(target).ok_or(Refused::Destination)?;
     match operation {
         // To the one who is asked for, whom it would reach anyway.

@@ -54,6 +54,8 @@ fn what_a_guest_may_send() {
         let frame = ethernet(to, mac, 0x0806, &arp(operation, mac, ip, other.address()));
         assert_eq!(check(&frame, me), Ok(To::One(other)), "ARP {operation}");
     }
+    let announcement = arp(1, mac, ip, ip);
+    assert_eq!(check(&ethernet(ALL, mac, 0x0806, &announcement), me), Ok(To::All));
     let probe = arp(1, mac, Ipv4Addr::UNSPECIFIED, other.address());
     assert_eq!(check(&ethernet(ALL, mac, 0x0806, &probe), me), Ok(To::One(other)));
 }
@@ -137,8 +139,8 @@ fn what_a_hostile_guest_may_not_send() {
             Refused::Destination,
         ),
         (
-            "gratuitous ARP",
-            refused(ALL, mac, 0x0806, &arp(1, mac, ip, ip)),
+            "an ARP reply to itself, to all",
+            refused(ALL, mac, 0x0806, &arp(2, mac, ip, ip)),
             Refused::Destination,
         ),
         (
@@ -221,7 +223,7 @@ proptest! {
             prop_assert!(protocol == 0x0800 || sender_mac == n(from).mac());
             match to {
                 To::One(to) => prop_assert!(target == to.address() && to != n(from)),
-                To::All => prop_assert!(target.is_broadcast() || target.is_multicast() || target == Ipv4Addr::new(10, 78, 255, 255)),
+                To::All => prop_assert!((protocol == 0x0806 && target == n(from).address()) || target.is_broadcast() || target.is_multicast() || target == Ipv4Addr::new(10, 78, 255, 255)),
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::{Daemon, Fixture};
 fn every_figure_has_a_value_beside_its_peers() {
     let daemon = Daemon::new(Fixture::Tiny);
     let output = daemon.json(&[
-        "bench", "local", "--rounds", "1", "--memory", "96M", "--base", "tiny", "--clones", "9",
+        "bench", "local", "--rounds", "1", "--memory", "128M", "--base", "tiny", "--clones", "9",
     ]);
     let figures = output["figures"].as_array().unwrap();
     let names: Vec<_> = figures
