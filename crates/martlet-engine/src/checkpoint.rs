@@ -417,7 +417,12 @@ impl Engine {
         live.disk.prepare_freeze().told_as("the disk cannot be frozen")?;
         crash::step("checkpoint");
         // From here on a daemon that finds this phase knows that the guest may stand still.
-        self.update_or_not(machine, |record| record.phase = Phase::Pausing)?;
+        self.update_or_not(machine, |record| {
+            // Who has killed it meanwhile has had the last word.
+            if !matches!(record.phase, Phase::Stopped | Phase::Failed { .. }) {
+                record.phase = Phase::Pausing;
+            }
+        })?;
         crash::step("checkpoint");
         self.save_pausing(saving, launching, progress).or_else(|problem| {
             self.update(machine, When::Now, goes_on)?;
