@@ -21,6 +21,7 @@ pub struct FamilyId(pub [u8; 6]);
 
 /// A family's key.
 pub struct Seal {
+    key: [u8; 32],
     cipher: XChaCha20Poly1305,
     header: [u8; HEADER_BYTES],
     /// Begins each nonce; random, so that no other host, nor this one in another life, has the same.
@@ -41,11 +42,17 @@ impl Seal {
     pub fn new(family: FamilyId, key: &[u8; 32], random: [u8; 16]) -> Self {
         let [a, b, c, d, e, f] = family.0;
         Self {
+            key: *key,
             cipher: XChaCha20Poly1305::new(key.into()),
             header: [MAGIC[0], MAGIC[1], MAGIC[2], a, b, c, d, e, f],
             prefix: random,
             next: AtomicU64::new(0),
         }
+    }
+
+    /// Whether it seals with this key.
+    pub fn has(&self, key: &[u8; 32]) -> bool {
+        self.key == *key
     }
 
     /// Which family's a datagram says it is.

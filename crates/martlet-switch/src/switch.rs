@@ -117,7 +117,8 @@ impl Switch {
         Ok(address)
     }
 
-    /// Plugs a machine in. Its QEMU may begin to send; what is for it waits until [`Plugged::connect`].
+    /// Plugs a machine in. Its QEMU may begin to send; what is for it waits until [`Plugged::connect`]. One with another key than
+    /// the family's members here have is none of them, whatever it is called: [`ErrorKind::PermissionDenied`].
     pub fn plug(&self, plug: Plug) -> io::Result<Plugged> {
         let path = plug.dir.join(FROM_QEMU);
         match fs::remove_file(&path) {
@@ -156,6 +157,10 @@ impl Switch {
                 hosts: BTreeSet::new(),
                 seen_at: HashMap::new(),
             });
+            if !family.seal.has(&plug.key) {
+                let words = "its family's key is another one";
+                return Err(io::Error::new(ErrorKind::PermissionDenied, words));
+            }
             family.seen_at.remove(&number);
             family.ports.insert(number, port);
         }

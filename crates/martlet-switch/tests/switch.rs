@@ -63,14 +63,17 @@ impl Guest {
 }
 
 fn plug(switch: &Switch, family: FamilyId, number: Number, dir: &Path) -> Plugged {
-    let plug = Plug {
+    switch.plug(to_plug(family, KEY, number, dir)).unwrap()
+}
+
+fn to_plug(family: FamilyId, key: [u8; 32], number: Number, dir: &Path) -> Plug {
+    Plug {
         family,
-        key: KEY,
+        key,
         random: number.mac().repeat(3)[..16].try_into().unwrap(),
         number,
         dir: dir.to_owned(),
-    };
-    switch.plug(plug).unwrap()
+    }
 }
 
 fn packet(from: Number, to: Number, words: &str) -> Vec<u8> {
@@ -179,6 +182,24 @@ fn who_is_unplugged_is_gone_and_may_come_back() {
     one.say(number, "nobody hears");
     qemu.set_read_timeout(Some(SILENCE)).unwrap();
     assert!(qemu.recv(&mut [0; 64]).is_err());
+}
+
+#[test]
+fn who_only_calls_itself_of_a_family_is_not_plugged_in() {
+    let switch = Switch::default();
+    let [one, two] = [1, 2].map(|number| Guest::new(&switch, ONE, number));
+    let dir = TempDir::new().unwrap();
+    // As another host might send it here: in the family's name, in that of one who is here and of one who is not.
+    for number in [two.number, Number::new(3).unwrap()] {
+        let refused = switch.plug(to_plug(ONE, [8; 32], number, dir.path()));
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+    }
+    one.say(two.number, "undisturbed");
+    assert_eq!(two.hears(), packet(one.number, two.number, "undisturbed"));
+    // When nobody of the family is here any more, the name is free.
+    drop((one, two));
+    let later = switch.plug(to_plug(ONE, [8; 32], Number::new(1).unwrap(), dir.path()));
+    assert!(later.is_ok());
 }
 
 /// Two hosts.

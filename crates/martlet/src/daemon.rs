@@ -145,22 +145,13 @@ impl Daemon {
         let Some(version) = self.version()? else {
             return Ok(false);
         };
-        crate::process::terminate(version.pid).map_err(|error| {
-            Failure::io(
-                format!("cannot signal the daemon (process {})", version.pid),
-                error,
-            )
+        let has_ended = crate::process::terminate(version.pid, STOP_TIMEOUT).map_err(|error| {
+            Failure::io(format!("cannot end the daemon (process {})", version.pid), error)
         })?;
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        // What it runs can be read for as long as it lives; of a zombie it cannot.
-        let exe = Path::new("/proc").join(version.pid.to_string()).join("exe");
-        while fs::read_link(&exe).is_ok() {
-            if Instant::now() > deadline {
-                return Err(Problem::new(ProblemCode::Busy, "the daemon does not end")
-                    .cause(format!("process {} still has requests to answer", version.pid))
-                    .into());
-            }
-            std::thread::sleep(POLL_INTERVAL);
+        if !has_ended {
+            return Err(Problem::new(ProblemCode::Busy, "the daemon does not end")
+                .cause(format!("process {} still has requests to answer", version.pid))
+                .into());
         }
         Ok(true)
     }

@@ -1,26 +1,35 @@
 //! Signals, free space, daemons: system calls without a form in std.
 
-#![allow(unsafe_code)] // kill, statvfs, and what happens between fork and exec
+#![allow(unsafe_code)] // statvfs, and what happens between fork and exec
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-/// Asks a process to end.
-pub fn terminate(pid: u32) -> io::Result<()> {
-    let pid = i32::try_from(pid)
-        .ok()
-        .filter(|pid| *pid > 1)
+/// Asks a process to end; whether it has, with all that it held, within a time.
+pub fn terminate(pid: u32, within: Duration) -> io::Result<bool> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid
+        .filter(|pid| !pid.is_init())
         .ok_or(io::ErrorKind::InvalidInput)?;
-    // SAFETY: kill touches no memory of ours; the id is a single process and neither 0 nor negative.
-    if unsafe { libc::kill(pid, libc::SIGTERM) } == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    // Readable when its last thread is gone. What /proc shows goes with the first one, when others still hold files and locks.
+    let process = pidfd_open(pid, PidfdFlags::empty()).and_then(|process| {
+        pidfd_send_signal(&process, Signal::TERM)?;
+        Ok(process)
+    });
+    let process = match process {
+        Err(Errno::SRCH) => return Ok(true),
+        process => process?,
+    };
+    let within = Timespec::try_from(within).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&within))? > 0)
 }
 
 /// The command's process will be in no terminal's session, and have none of our descriptors but its first three: whoever
