@@ -51,6 +51,7 @@ pub struct Site {
     disk: Option<SmallDisk>,
     state: tempfile::TempDir,
     program: PathBuf,
+    env: Vec<(String, String)>,
 }
 
 impl Site {
@@ -66,6 +67,7 @@ impl Site {
             disk: None,
             state,
             program: program.to_owned(),
+            env: Vec::new(),
         })
     }
 
@@ -89,6 +91,17 @@ impl Site {
     /// Has its link be like this.
     pub fn set_link(&self, link: Link) -> Result<(), BenchError> {
         self.host.set_link(link).map_err(lab_failed)
+    }
+
+    /// An environment variable for every later command, and for the daemon that it may start.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.retain(|(set, _)| set != name);
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
     }
 
     fn peer_address(&self) -> String {
@@ -133,11 +146,11 @@ impl Site {
             .host
             .run(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
         let table = read.map_err(lab_failed)?.map_err(BenchError::io("read a file"))?;
-        // `eth0: bytes packets …`, eight numbers of what has come and then those of what has gone, after two lines of header.
+        // `eth0: bytes packets …`, after two lines of header.
         let of_interface = |line: &str| {
             let (name, counts) = line.split_once(':')?;
-            let bytes = counts.split_ascii_whitespace().nth(column)?.parse::<u64>().ok()?;
-            (name.trim() != "lo").then_some(bytes)
+            let count = counts.split_ascii_whitespace().nth(column)?.parse::<u64>().ok()?;
+            (name.trim() != "lo").then_some(count)
         };
         Ok(table.lines().skip(2).filter_map(of_interface).sum())
     }
@@ -149,6 +162,7 @@ impl Site {
             .args(args)
             .env("MARTLET_STATE_DIR", self.state.path())
             .env("MARTLET_SOCKET", self.state.path().join("martletd.sock"))
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }

@@ -58,6 +58,14 @@ pub trait Place: Debug + Send + Sync {
         keys: &[Key],
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError>;
+    /// The same, of what nobody waits for.
+    fn behind(
+        &self,
+        keys: &[Key],
+        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        self.objects(keys, each)
+    }
 }
 
 /// How to reach a place, which may not be possible now.
@@ -480,7 +488,7 @@ impl Away {
             }
             let started = Instant::now();
             let got = distant.opened().and_then(|place| {
-                place.objects(&coming.objects, &mut |stored| {
+                place.behind(&coming.objects, &mut |stored| {
                     distant.rest_bytes.fetch_add(stored.bytes.len() as u64, Relaxed);
                     self.wait_for_room();
                     self.arrive(&stored.verify()?);
@@ -552,6 +560,38 @@ impl Away {
         }
         drop(arrivals);
         self.arrived.notify_all();
+    }
+
+    /// An object that has come, stored or not.
+    pub(crate) fn came(&self, object: &Key) -> Option<Stored> {
+        let just_came = lock(&self.arrivals).objects.get(object).cloned();
+        just_came.or_else(|| {
+            let is_here = self.store.lacks(&[*object]).ok()?.is_empty();
+            is_here.then(|| self.store.stored(object).ok())?
+        })
+    }
+
+    /// What nobody here has asked for has come. It is taken if it is promised, not here, and there is room.
+    pub(crate) fn overhear(&self, object: &Verified) -> Result<bool, StoreError> {
+        let stored = object.stored();
+        let Some(distant) = self.holder(&stored.key) else {
+            return Ok(false);
+        };
+        let is_here = self.store.lacks(&[stored.key])?.is_empty();
+        let (has_room, is_awaited) = {
+            let arrivals = lock(&self.arrivals);
+            let has_room =
+                arrivals.size_bytes < ARRIVALS_BYTES && !arrivals.objects.contains_key(&stored.key);
+            (has_room, arrivals.coming.contains(&stored.key))
+        };
+        let is_taken = has_room && !is_here;
+        if is_taken {
+            if !is_awaited {
+                distant.rest_bytes.fetch_add(stored.bytes.len() as u64, Relaxed);
+            } // or who has asked counts it
+            self.arrive(object);
+        }
+        Ok(is_taken)
     }
 
     /// What is not read yet does not come faster than it can be stored.

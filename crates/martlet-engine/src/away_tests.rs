@@ -206,6 +206,28 @@ impl Case {
 }
 
 #[test]
+fn what_nobody_asked_for_is_taken_once_and_only_if_it_is_promised() {
+    let case = Case::new();
+    let frame = case.a_frame();
+    let object = case.there.store.stored(&Key::new(Kind::Frame, frame.0)).unwrap();
+    let object = object.verify().unwrap();
+    assert!(case.away.overhear(&object).unwrap());
+    assert!(!case.away.overhear(&object).unwrap(), "it is here");
+    assert_eq!(
+        &case.here.frame(&frame).unwrap()[..],
+        object.clone().into_content()
+    );
+    assert_eq!(case.given(), [], "nobody was asked for it");
+    let blob = case.leaves.iter().find(|key| key.kind == Kind::Blob).unwrap();
+    let blob = case.there.store.stored(blob).unwrap().verify().unwrap();
+    case.away.forget(&case.id);
+    assert!(
+        !case.away.overhear(&blob).unwrap(),
+        "nobody waits for it any more"
+    );
+}
+
+#[test]
 fn what_is_read_comes_once_and_stays() {
     let case = Case::new();
     let frame = case.a_frame();

@@ -10,6 +10,7 @@ use crate::hosts::Fellowship;
 use crate::lines::Observed;
 use crate::machine::{Machine, Record};
 use crate::mapped::Images;
+use crate::multicast::{Groups, Members, MulticastOptions};
 use crate::pool::Pool;
 use crate::problem::{self, Told};
 use crate::stalls::Stalls;
@@ -62,6 +63,8 @@ pub struct Options {
     pub clones_max: Option<u32>,
     /// Where the programs of allocators are.
     pub allocators: PathBuf,
+    /// How frames of forks are sent to several hosts at once, if they are.
+    pub multicast: Option<MulticastOptions>,
 }
 
 /// See the crate's documentation.
@@ -78,6 +81,8 @@ pub struct Engine {
     pub(crate) switch: martlet_switch::Switch,
     pub(crate) family_numbers: Numbers,
     pub(crate) promised_memory: Promised,
+    pub(crate) groups: Groups,
+    pub(crate) members: Members,
     pub(crate) calls: Calls,
     pub(crate) tickets: Tickets,
     pub(crate) children: Children,
@@ -205,6 +210,8 @@ impl Engine {
             switch: martlet_switch::Switch::default(),
             family_numbers: Numbers::default(),
             promised_memory: Promised::default(),
+            groups: Groups::default(),
+            members: Members::default(),
             calls: Calls::default(),
             tickets: Tickets::default(),
             children: Children::default(),

@@ -18,6 +18,8 @@ pub struct Facts {
     pub pager_fetches: u64,
     /// Their content.
     pub pager_fetched_bytes: u64,
+    /// What frames took on the wire that were sent to several hosts at once.
+    pub multicast_sent_bytes: u64,
     /// Snapshots.
     pub snapshots: u64,
     /// Machines by state.
@@ -61,6 +63,7 @@ impl Engine {
             pager_hits: pager.hits,
             pager_fetches: pager.fetches,
             pager_fetched_bytes: pager.fetched_bytes,
+            multicast_sent_bytes: self.multicast_sent().wire_bytes,
             snapshots: self.store.snapshots().len() as u64,
             machines,
         }

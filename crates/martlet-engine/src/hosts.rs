@@ -344,6 +344,15 @@ impl Engine {
         client.transpose().told()
     }
 
+    /// Where a host of the fleet is to be found.
+    pub(crate) fn address_of(&self, name: &str) -> Option<String> {
+        let hosts = self.known_host().ok()??.hosts;
+        hosts
+            .into_iter()
+            .find(|host| host.name == name)
+            .map(|host| host.address)
+    }
+
     /// Waits until this host is in a fleet, and says what is to be served then; `None` when it is to stop.
     pub fn wait_for_fleet(self: &Arc<Self>) -> Result<Option<PeerService>, Problem> {
         let joined = lock(&self.fellowship.joined);

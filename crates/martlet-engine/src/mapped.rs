@@ -49,6 +49,11 @@ impl Images {
         }
     }
 
+    /// The image of a snapshot, if it is mapped now.
+    pub fn shown(&self, snapshot: &SnapshotId) -> Option<Arc<Mapped>> {
+        lock(&self.shared).get(snapshot).and_then(Weak::upgrade)
+    }
+
     /// The image of `snapshot`, or of zeros. `shown` is given when a predecessor showed it: number and name.
     pub fn map(
         &self,

@@ -82,6 +82,16 @@ impl fmt::Debug for Later {
     }
 }
 
+impl Later {
+    fn opened(&self) -> Result<Arc<dyn Place>, SourceError> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*opened {
+            Some(place) => Ok(place.clone()),
+            None => Ok(opened.insert((self.open)()?).clone()),
+        }
+    }
+}
+
 impl Place for Later {
     fn name(&self) -> String {
         self.name.clone()
@@ -92,14 +102,15 @@ impl Place for Later {
         keys: &[Key],
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
-        let place = {
-            let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-            match &*opened {
-                Some(place) => place.clone(),
-                None => opened.insert((self.open)()?).clone(),
-            }
-        };
-        place.objects(keys, each)
+        self.opened()?.objects(keys, each)
+    }
+
+    fn behind(
+        &self,
+        keys: &[Key],
+        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        self.opened()?.behind(keys, each)
     }
 }
 
@@ -119,6 +130,31 @@ impl Place for Nearest {
         keys: &[Key],
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
+        match &*self.of_near(keys, each)? {
+            [] => Ok(()),
+            rest => self.last.objects(rest, each),
+        }
+    }
+
+    fn behind(
+        &self,
+        keys: &[Key],
+        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        match &*self.of_near(keys, each)? {
+            [] => Ok(()),
+            rest => self.last.behind(rest, each),
+        }
+    }
+}
+
+impl Nearest {
+    /// Gets what nearer places have; what they have not.
+    fn of_near(
+        &self,
+        keys: &[Key],
+        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+    ) -> Result<Vec<Key>, SourceError> {
         let near = self.near.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut wanted: Vec<Key> = keys.to_vec();
         for near in near.iter().filter(|near| !near.is_dropped.load(Relaxed)) {
@@ -156,10 +192,7 @@ impl Place for Nearest {
             wanted = rest;
             wanted.extend(awaited);
         }
-        match wanted.is_empty() {
-            true => Ok(()),
-            false => self.last.objects(&wanted, each),
-        }
+        Ok(wanted)
     }
 }
 

@@ -9,6 +9,7 @@
 use crate::away::{Open, Place};
 use crate::engine::Engine;
 use crate::hosts::PeerPlace;
+use crate::multicast::ByMulticast;
 use crate::nearest::Later;
 use crate::problem::Told;
 use crate::starter;
@@ -290,6 +291,7 @@ impl Engine {
     pub(crate) fn forget_away(&self, id: &SnapshotId) -> Result<(), Problem> {
         self.away.forget(id);
         self.starters.forget(id);
+        self.members.leave(id);
         self.list(id, None)
     }
 
@@ -343,7 +345,15 @@ impl Engine {
     fn place_of(self: &Arc<Self>, id: &SnapshotId, listed: &Listed) -> Result<Arc<dyn Place>, SourceError> {
         let told = |problem: Problem| gone(&listed.remote, &problem.message);
         if let Some(peer) = self.peer(&listed.remote).map_err(told)? {
-            return Ok(Arc::new(PeerPlace(peer)));
+            let host = PeerPlace(peer);
+            return Ok(match self.members.of(id) {
+                Some(member) => Arc::new(ByMulticast {
+                    member,
+                    host,
+                    away: Arc::downgrade(&self.away),
+                }),
+                None => Arc::new(host),
+            });
         }
         let name: RefName = listed.reference.parse().map_err(SourceError::Store)?;
         let (remote, found) = self.find_version(&listed.remote, &name, id).map_err(told)?;

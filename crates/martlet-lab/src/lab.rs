@@ -32,4 +32,14 @@ impl Lab {
     pub fn host(&self, name: &str, link: Link) -> Result<Host> {
         Host::new(self.relay.clone(), name, link)
     }
+
+    /// Whether the switch carries multicast, as it does unless told otherwise. Broadcasts go through all the same.
+    pub fn set_multicast(&self, is_carried: bool) -> Result<()> {
+        let changed = self.relay.change(move |switch| switch.has_multicast = is_carried);
+        changed.map_err(|source| LabError::Failed {
+            host: "the switch".into(),
+            action: "change what it carries".into(),
+            source,
+        })
+    }
 }

@@ -88,6 +88,7 @@ fn run(orders: &Receiver<Order>, wake: &EventFd) {
         buffer: vec![0; FRAME_BYTES_MAX],
         ports: Vec::new(),
         behind: HashMap::new(),
+        has_multicast: true,
     };
     loop {
         switch.wait(wake);
@@ -113,6 +114,8 @@ pub(crate) struct Switch {
     buffer: Vec<u8>,
     ports: Vec<Port>,
     behind: HashMap<Mac, usize>,
+    /// Does it carry what goes to groups?
+    pub has_multicast: bool,
 }
 
 struct Port {
@@ -209,6 +212,9 @@ impl Switch {
         if let Some(&source) = rest.first_chunk() {
             self.behind.insert(source, from);
         }
+        if is_group(&to) && !self.has_multicast {
+            return;
+        }
         if let Some(&to) = self.behind.get(&to) {
             return self.ports[to].send(frame, at);
         }
@@ -218,6 +224,11 @@ impl Switch {
             }
         }
     }
+}
+
+/// Is it several hosts' address, and not everybody's?
+fn is_group(mac: &Mac) -> bool {
+    mac[0] & 1 == 1 && *mac != [0xff; 6]
 }
 
 impl Port {

@@ -79,6 +79,14 @@ impl FrameCache {
         }
     }
 
+    /// Keeps a frame that nobody fetched, unless it is here or on its way. Waits for nobody.
+    pub(crate) fn put(&self, id: &FrameId, data: Arc<[u8]>) {
+        let mut shard = self.shard(id);
+        if data.len() <= self.shard_bytes && !shard.entries.contains_key(id) {
+            shard.keep(*id, data, self.shard_bytes);
+        }
+    }
+
     /// The frame: cached, or from whoever fetches it now, or by `fetch`.
     pub(crate) fn get(&self, id: &FrameId, fetch: impl FnOnce() -> Outcome) -> (Outcome, Had) {
         let flight = {
@@ -138,16 +146,7 @@ impl Drop for Landing<'_> {
         let mut shard = self.cache.shard(&self.id);
         match &outcome {
             Ok(data) if data.len() <= self.cache.shard_bytes => {
-                shard.make_room(self.cache.shard_bytes - data.len());
-                shard.entries.insert(
-                    self.id,
-                    Entry::Ready {
-                        data: data.clone(),
-                        marked: false,
-                    },
-                );
-                shard.clock.push_back(self.id);
-                shard.size_bytes += data.len();
+                shard.keep(self.id, data.clone(), self.cache.shard_bytes);
             }
             _ => drop(shard.entries.remove(&self.id)),
         }
@@ -158,6 +157,14 @@ impl Drop for Landing<'_> {
 }
 
 impl Shard {
+    /// A frame, which is no larger than so much, is here.
+    fn keep(&mut self, id: FrameId, data: Arc<[u8]>, size_bytes: usize) {
+        self.make_room(size_bytes - data.len());
+        self.size_bytes += data.len();
+        self.clock.push_back(id);
+        self.entries.insert(id, Entry::Ready { data, marked: false });
+    }
+
     /// Evicts until at most `size_bytes` are left.
     fn make_room(&mut self, size_bytes: usize) {
         while self.size_bytes > size_bytes {

@@ -17,6 +17,7 @@
 //! * A [`PagePush`] may wait for a lock which a fault in flight holds (a kernel's page lock does), so it is never called
 //!   on the thread that answers a fault.
 
+mod arrived;
 mod cache;
 mod memory;
 mod pager;
@@ -28,6 +29,7 @@ mod starter;
 #[cfg(test)]
 mod testing;
 
+pub use arrived::FramePages;
 pub use memory::{MemoryImage, MemoryStats, VmKey};
 pub use pager::{Pager, PagerStats};
 pub use prefetch::{Cancel, PrefetchReport};

@@ -58,7 +58,7 @@ struct Record {
 }
 
 pub(crate) struct PushPath {
-    queue: Arc<PushQueue>,
+    pub(crate) queue: Arc<PushQueue>,
     pub(crate) target: Arc<dyn PagePush>,
 }
 
@@ -108,6 +108,11 @@ impl MemoryImage {
             failures: AtomicU64::new(0),
             pushed_pages: AtomicU64::new(0),
         })
+    }
+
+    /// It, for what outlives a call.
+    pub(crate) fn me(&self) -> Option<Arc<Self>> {
+        self.me.upgrade()
     }
 
     /// What the image is made of.

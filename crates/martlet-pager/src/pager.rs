@@ -61,6 +61,11 @@ impl Pager {
         outcome
     }
 
+    /// A frame's pages, of somebody who has verified them.
+    pub(crate) fn learn(&self, id: &FrameId, content: Arc<[u8]>) {
+        self.cache.put(id, content);
+    }
+
     /// A frame's pages when they are decoded already.
     pub(crate) fn cached(&self, id: &FrameId) -> Option<Arc<[u8]>> {
         self.cache.peek(id)

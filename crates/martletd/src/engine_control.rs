@@ -380,6 +380,11 @@ impl Control for EngineControl {
                 "Bytes in them, decompressed.",
                 facts.pager_fetched_bytes as f64,
             ),
+            Metric::counter(
+                "multicast_sent_bytes_total",
+                "Bytes on the wire of frames that were sent to several hosts at once.",
+                facts.multicast_sent_bytes as f64,
+            ),
             Metric::gauge("snapshots", "Snapshots in the store.", facts.snapshots as f64),
             Metric::counter(
                 "family_frames_refused_total",

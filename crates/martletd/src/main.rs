@@ -2,6 +2,8 @@
 
 mod arrivals;
 mod engine_control;
+mod multicast;
+mod multicast_options;
 mod peers;
 mod wiring;
 

@@ -1,6 +1,6 @@
 //! The server for other hosts, and for people with tokens: there as soon as this host is in a fleet, and as long as the daemon.
 
-use crate::arrivals;
+use crate::{arrivals, multicast};
 use anyhow::{Context, Result};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
@@ -48,7 +48,8 @@ pub fn start(engine: Arc<Engine>, listen: Option<SocketAddr>, people: People) ->
 fn run(engine: &Arc<Engine>, service: PeerService, listen: Option<SocketAddr>, people: People) -> Result<()> {
     let mut router = peer_router(service.store, service.policy.clone())
         .merge(fleet_router(engine.clone()))
-        .merge(arrivals::router(engine.clone(), service.policy))
+        .merge(arrivals::router(engine.clone(), service.policy.clone()))
+        .merge(multicast::router(engine.clone(), service.policy))
         .merge(people.router());
     if let Some(inviter) = service.inviter {
         router = router.merge(join_router(inviter));

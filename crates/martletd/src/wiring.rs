@@ -21,7 +21,8 @@ const ALLOCATORS: &str = "/usr/lib/martlet/allocators";
 /// The agent lies beside this program, or where `MARTLET_AGENT` says; `MARTLET_QEMU` names a QEMU that is not the
 /// distribution's, `MARTLET_POOL` how many of it are started ahead, `MARTLET_LEASE` for how many seconds the holder of a
 /// machine's line may be silent, `MARTLET_TAKE=no` that machines of other hosts may not go on here, `MARTLET_CLONES_MAX` how many
-/// clones may live here at the same time, `MARTLET_ALLOCATORS` where the programs of allocators are.
+/// clones may live here at the same time, `MARTLET_ALLOCATORS` where the programs of allocators are,
+/// `MARTLET_MULTICAST` how fast frames of forks are sent to several hosts at once, if they are.
 pub fn control(state_dir: &Path) -> Result<Arc<EngineControl>> {
     let program = std::env::current_exe().context("cannot find out where this program lies")?;
     let beside = program.with_file_name("martlet-agent");
@@ -35,6 +36,7 @@ pub fn control(state_dir: &Path) -> Result<Arc<EngineControl>> {
         takes_machines: takes_machines()?,
         clones_max: clones_max()?,
         allocators: std::env::var_os("MARTLET_ALLOCATORS").map_or(ALLOCATORS.into(), PathBuf::from),
+        multicast: crate::multicast_options::from_env()?,
     };
     let engine = Engine::open(options).map_err(|problem| {
         let because = problem

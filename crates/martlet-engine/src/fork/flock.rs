@@ -13,6 +13,7 @@ use super::placing::Share;
 use super::task::News;
 use crate::engine::{Engine, lock};
 use crate::moving::of_host;
+use crate::multicast::Invited;
 use crate::problem::Told;
 use martlet_api::{CloneResult, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit};
 use std::collections::BTreeMap;
@@ -55,17 +56,19 @@ impl Engine {
         each: &(dyn Fn(News) + Sync),
     ) -> u64 {
         let sent_bytes = AtomicU64::new(0);
+        let hosts: Vec<&str> = shares.iter().filter_map(|share| share.host.as_deref()).collect();
+        let group = self.offer_group(&family.id, &hosts);
         let each = &|mut news: News| {
             family.ending.explain(&mut news.clone);
             each(news);
         };
         std::thread::scope(|scope| {
             for share in shares {
-                let sent_bytes = &sent_bytes;
+                let (sent_bytes, group) = (&sent_bytes, group.as_ref());
                 match &share.host {
                     None => scope.spawn(move || self.start_clones(family, &share.indices, each)),
                     Some(host) => scope.spawn(move || {
-                        let there = self.start_at(family, host, &share.indices, sent_bytes, each);
+                        let there = self.start_at(family, host, &share.indices, (sent_bytes, group), each);
                         if let Err((left, problem)) = there {
                             for index in left {
                                 let failed = family.failed(index, problem.clone());
@@ -85,14 +88,18 @@ impl Engine {
         family: &Family,
         host: &str,
         indices: &[u32],
-        sent_bytes: &AtomicU64,
+        (sent_bytes, group): (&AtomicU64, Option<&Invited>),
         each: &(dyn Fn(News) + Sync),
     ) -> Result<(), (Vec<u32>, Problem)> {
         let all = |problem: Problem| (indices.to_vec(), of_host(host, problem));
+        let ready = group.and_then(|group| group.getting_ready(host));
         let peer = self.peer(host).map_err(all)?;
         let peer = peer.ok_or_else(|| all(crate::hosts::no_host(host)))?;
         let (handed, bytes) = self.hand_over(&peer, family.id, &|_| ()).map_err(all)?;
         sent_bytes.fetch_add(bytes, Relaxed);
+        if let Some(ready) = ready {
+            ready.together();
+        }
         let wanted = Wanted {
             handed,
             prefix: family.prefix.clone(),
@@ -100,6 +107,7 @@ impl Engine {
             probe: family.probe.clone(),
             task: family.task.clone(),
             network: self.network_for_others(family.network.as_ref()).map_err(all)?,
+            group: group.and_then(|group| group.offer_for(host)),
         };
         let flock: Result<String, Problem> = peer.post("/peer/clones/start", &wanted).told().map_err(all)?;
         let flock = flock.map_err(all)?;

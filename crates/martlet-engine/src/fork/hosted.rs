@@ -14,6 +14,7 @@ use crate::engine::{Engine, lock};
 use crate::family_network::ForkNetwork;
 use crate::handed::Handed;
 use crate::identity;
+use crate::multicast::OfferedGroup;
 use crate::problem::Told;
 use crate::run::{MEMORY_MIN_BYTES, check_memory, planned_hardware};
 use martlet_api::{Probe, Problem, ProblemCode};
@@ -45,6 +46,9 @@ pub struct Wanted {
     /// Their network.
     #[serde(default)]
     pub network: Option<ForkNetwork>,
+    /// Where the frames of what they start from are sent to all hosts at once.
+    #[serde(default)]
+    pub group: Option<OfferedGroup>,
 }
 
 /// What has become of them, but for what was told?
@@ -118,9 +122,16 @@ impl Engine {
             }
             flocks.insert(id.clone(), flock.clone());
         }
-        let (snapshot, keeper) = self
-            .take_handed(from, &wanted.handed, |_| Ok(None))
-            .inspect_err(|_| drop(lock(&self.flocks.0).remove(&id)))?;
+        // Before anything is read, so that nothing is missed.
+        let offered = wanted.group.as_ref().zip(wanted.handed.snapshot.parse().ok());
+        if let Some((group, snapshot)) = offered {
+            self.join_group(from, snapshot, group);
+        }
+        let taken = self.take_handed(from, &wanted.handed, |_| Ok(None));
+        if let Some((_, snapshot)) = offered.filter(|(_, snapshot)| !self.away.has(snapshot)) {
+            self.members.leave(&snapshot);
+        }
+        let (snapshot, keeper) = taken.inspect_err(|_| drop(lock(&self.flocks.0).remove(&id)))?;
         let pin = self.store.pin(snapshot, "a fork of another host").told()?;
         let engine = self.clone();
         let start = move || {
@@ -131,6 +142,7 @@ impl Engine {
                 probe,
                 task,
                 network,
+                group: _,
             } = wanted;
             let family = Family {
                 id: snapshot,

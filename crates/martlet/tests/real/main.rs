@@ -25,6 +25,7 @@ mod inside;
 mod life;
 mod lines;
 mod moves;
+mod multicast;
 mod no_byte;
 mod pool;
 mod pressure;

@@ -2,6 +2,7 @@
 
 mod adversarial;
 mod model;
+mod multicast;
 mod overhead;
 mod plots;
 mod scaling;
@@ -172,7 +173,7 @@ pub fn fork(context: &Context, args: &BenchForkArgs) -> Outcome {
     } else {
         0
     };
-    let steps = u64::from(args.rounds) * (5 + more) + 9; // of `spread`
+    let steps = u64::from(args.rounds) * (7 + more) + 9; // of `spread`
     let mut bench = Bench::new(context, base, args.memory, args.rounds, steps)?;
     let mut scaling = args.plots.is_some().then(Scaling::default);
     let measured = bench.chosen(args, scaling.as_mut());
@@ -204,7 +205,7 @@ impl Bench<'_> {
         let carried = self.carry_snapshot(format!("{}:{BASE_TAG}", self.base))?;
         self.step("starting hosts");
         let lab = Lab::new().map_err(|error| failed(BenchError::Other(error.to_string())))?;
-        let hosts = Hosts::new(&lab, hosts, &carried)?;
+        let mut hosts = Hosts::new(&lab, hosts, &carried)?;
         self.step("starting the machine");
         let memory = self.memory_bytes.to_string();
         let machine = hosts.boot(&self.base, &memory).map_err(failed)?;
@@ -217,6 +218,9 @@ impl Bench<'_> {
         );
         self.filling(&hosts, clones).map_err(failed)?;
         self.against_copies(&hosts, &machine, clones, scaling)?;
+        if hosts.others.len() > 1 {
+            self.multicast(&mut hosts).map_err(failed)?;
+        }
         self.fetches(&hosts)?;
         hosts.end().map_err(failed)?;
         self.by_memory(&hosts, clones).map_err(failed)
