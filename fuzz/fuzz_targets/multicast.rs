@@ -1,7 +1,7 @@
 //! Packets of a group, from somebody with its key: what is put together of them is bounded, and harms nobody.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
-use martlet_multicast::{Assembler, OPEN_MAX, Opener, PARCEL_BYTES_MAX, PIECE_BYTES, Piece, Window};
+use martlet_multicast::{Assembler, OPEN_BYTES_MAX, OPEN_MAX, Opener, PARCEL_BYTES_MAX, PIECE_BYTES, Piece, Window};
 
 fuzz_target!(|packets: Vec<(u64, Vec<u8>)>| {
     let (opener, mut window, mut assembler) = (Opener::new(&[0; 32]), Window::default(), Assembler::default());
@@ -15,6 +15,6 @@ fuzz_target!(|packets: Vec<(u64, Vec<u8>)>| {
         if let Some(parcel) = assembler.take(&piece) {
             assert!(parcel.len() <= PARCEL_BYTES_MAX);
         }
-        assert!(assembler.open() <= OPEN_MAX);
+        assert!(assembler.open() <= OPEN_MAX && assembler.open_bytes() <= OPEN_BYTES_MAX);
     }
 });

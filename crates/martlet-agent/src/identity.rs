@@ -72,6 +72,9 @@ pub fn put_on(identity: &Identity, places: &Places) -> Identified {
         steps.must("family", true, || {
             network::join_family(family, &places.etc).map(|()| Done::Yes)
         });
+        steps.may("name-servers", !family.network.dns.is_empty(), || {
+            network::set_name_servers(&places.etc, &family.network.dns).map(|()| Done::Yes)
+        });
     }
     steps.may("random-seed", policy.random_seed, || remove_random_seed(places));
     steps.may("ssh-host-keys", policy.ssh_host_keys, || {

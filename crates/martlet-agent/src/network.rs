@@ -195,7 +195,7 @@ pub fn configure(network: &Network) -> Result<()> {
     )?;
     set_up(&socket, &interface, true)?;
     if let Some(gateway) = network.gateway {
-        add_default_route(&socket, gateway)?;
+        set_default_route(&socket, gateway)?;
     }
     announce(&interface, network.address)
 }
@@ -281,13 +281,16 @@ fn forget_neighbours(socket: &OwnedFd, interface: &str) {
     }
 }
 
-fn add_default_route(socket: &OwnedFd, gateway: Ipv4Addr) -> Result<()> {
-    // SAFETY: all zeros is a valid rtentry.
-    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
-    route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
-    route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
-    route.rt_gateway = socket_address(gateway);
-    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+/// Packets for elsewhere go to this gateway from now on, and to no other one that Martlet has given the guest before.
+fn set_default_route(socket: &OwnedFd, gateway: Ipv4Addr) -> Result<()> {
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let former = default_gateways(&routes).filter(|former| is_ours(*former) && *former != gateway);
+    for former in former {
+        let route = default_route(former);
+        // SAFETY: the request wants a pointer to an rtentry, whose rt_dev may be null. One that has gone already is no matter.
+        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCDELRT as libc::c_ulong, &route) };
+    }
+    let route = default_route(gateway);
     // SAFETY: the request wants a pointer to an rtentry, whose rt_dev may be null.
     match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT as libc::c_ulong, &route) } {
         0.. => Ok(()),
@@ -296,6 +299,36 @@ fn add_default_route(socket: &OwnedFd, gateway: Ipv4Addr) -> Result<()> {
             error => Err(failed("cannot set the default route", error)),
         },
     }
+}
+
+fn default_route(gateway: Ipv4Addr) -> libc::rtentry {
+    // SAFETY: all zeros is a valid rtentry.
+    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+    route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_gateway = socket_address(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    route
+}
+
+/// Those of `/proc/net/route`: hexadecimal, as they lie in memory.
+fn default_gateways(routes: &str) -> impl Iterator<Item = Ipv4Addr> {
+    let address = |text: &str| {
+        let raw = u32::from_str_radix(text, 16).ok()?;
+        Some(Ipv4Addr::from(raw.to_ne_bytes()))
+    };
+    routes.lines().skip(1).filter_map(move |line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_default =
+            address(fields.get(1)?)?.is_unspecified() && address(fields.get(7)?)?.is_unspecified();
+        let gateway = address(fields.get(2)?)?;
+        (is_default && !gateway.is_unspecified()).then_some(gateway)
+    })
+}
+
+/// Is it of a network that Martlet makes?
+fn is_ours(address: Ipv4Addr) -> bool {
+    matches!(address.octets(), [10, 77 | 78, ..])
 }
 
 /// Broadcasts "this address is at this MAC address" (gratuitous ARP).

@@ -2,6 +2,7 @@
 
 use crate::MachineUsage;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// This host is to be the first of a fleet.
@@ -78,6 +79,12 @@ pub struct HostUsage {
     /// How many clones it takes yet, if it has a limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clones_left: Option<u32>,
+    /// How many it takes of the same user, if it has a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clones_each: Option<u32>,
+    /// How many live there, by user; of a host with such a limit.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub clones_by_user: BTreeMap<String, u32>,
     /// Its machines. Their guests were not asked.
     pub machines: Vec<MachineUsage>,
 }

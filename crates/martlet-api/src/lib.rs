@@ -22,6 +22,7 @@ mod realm;
 mod remote;
 mod store;
 mod token;
+mod user;
 mod version;
 
 pub use base::*;
@@ -41,4 +42,5 @@ pub use realm::*;
 pub use remote::*;
 pub use store::*;
 pub use token::*;
+pub use user::*;
 pub use version::*;

@@ -37,6 +37,13 @@ pub struct RunRequest {
     /// May the guest reach the outside by user-mode networking?
     #[serde(default)]
     pub outbound: bool,
+    /// What the guest and its clones may reach, of TCP, and names that lead there: `192.0.2.7:443`, `192.0.2.0/24`, `pypi.org:443`, `*.debian.org`,
+    /// `any`. They have a network of their own then (`family`), and no other way out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outbound_to: Vec<String>,
+    /// How fast that goes for each of them, in bytes a second, both ways together; as fast as it can when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound_bytes_per_s: Option<u64>,
     /// A tap interface of the host that the guest's network leads to, instead of user-mode networking. It must exist,
     /// outlive its users, and be free; the guest's gateway, 10.77.0.2, is whoever has that address behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -20,7 +20,7 @@ use crate::phase::Phase;
 use crate::pool::Shape;
 use crate::problem::Told;
 use crate::run::{MEMORY_MIN_BYTES, check_memory, check_sizes, pick_ports, planned_hardware};
-use martlet_api::{Problem, ProblemCode, Timeline};
+use martlet_api::{Problem, ProblemCode, Timeline, User};
 use martlet_image::SnapshotId;
 use martlet_store::RefName;
 use serde::{Deserialize, Serialize};
@@ -485,6 +485,7 @@ impl Engine {
             }),
             given: Some(id),
             is_clone: false,
+            user: User::default(),
             kin: None,
             member: offer.member.clone(),
             config: offer.config.clone(),

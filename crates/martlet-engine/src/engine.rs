@@ -61,6 +61,8 @@ pub struct Options {
     pub takes_machines: bool,
     /// No more clones than these live here at the same time.
     pub clones_max: Option<u32>,
+    /// How many of the same user may, if there is a limit.
+    pub clones_each: Option<u32>,
     /// Where the programs of allocators are.
     pub allocators: PathBuf,
     /// How frames of forks are sent to several hosts at once, if they are.
@@ -363,7 +365,7 @@ impl Engine {
             )));
         }
         if record.is_clone {
-            self.check_clones(machines.values())?;
+            self.check_clones(machines.values(), &record.user)?;
         }
         self.state.put_machine(&record.id, &record, When::Now).told()?;
         let machine = Machine::new(record.clone());

@@ -181,8 +181,12 @@ impl Member {
                 mac: Some(identity::mac_text(number.mac())),
                 address: number.address(),
                 prefix: PREFIX,
-                gateway: None,
-                dns: Vec::new(),
+                gateway: config.has_list().then_some(martlet_egress::ADDRESS),
+                dns: config
+                    .has_list()
+                    .then_some(martlet_egress::ADDRESS)
+                    .into_iter()
+                    .collect(),
             },
             mtu: MTU,
             hosts,
@@ -271,6 +275,7 @@ impl Engine {
             )
             .told()?;
         }
+        self.lead_out(record, &plugged)?;
         plugged.connect().map_err(told)?;
         Ok(Some(plugged))
     }

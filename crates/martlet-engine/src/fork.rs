@@ -41,7 +41,7 @@ use ending::Ending;
 use inboxes::Inboxes;
 use martlet_api::{
     CheckpointRequest, CloneResult, ForkReport, ForkRequest, Probe, Problem, ProblemCode, ProgressSink,
-    Timeline,
+    Timeline, User,
 };
 use martlet_image::{SnapshotId, SnapshotRecord};
 use martlet_store::Pin;
@@ -89,6 +89,8 @@ pub(crate) struct Family {
     pub prefix: String,
     /// Who is asked in each until it answers.
     pub probe: Option<Probe>,
+    /// Who asked for them.
+    pub user: User,
     /// What each is for.
     pub task: Task,
     /// What its clones here are to do next.
@@ -141,13 +143,14 @@ impl Engine {
     /// told in its result, and harms no other.
     pub fn fork(
         self: &Arc<Self>,
+        user: &User,
         source: &str,
         request: ForkRequest,
         progress: ProgressSink<'_>,
     ) -> Result<ForkReport, Problem> {
         let requested = Instant::now();
         let task = request.command.clone().map_or(Task::Stay, Task::Command);
-        let (family, placed, pause_ms) = self.prepare(source, &request, task, requested, progress)?;
+        let (family, placed, pause_ms) = self.prepare((source, user), &request, task, requested, progress)?;
         let (mut clones, sent_bytes) = self.start_and_collect(&family, &placed.shares, progress);
         crash::step("fork");
         if let Some(allocation) = placed.allocation {
@@ -171,7 +174,7 @@ impl Engine {
     /// All that there is to do before the clones can start, and where they start.
     fn prepare(
         self: &Arc<Self>,
-        source: &str,
+        (source, user): (&str, &User),
         request: &ForkRequest,
         task: Task,
         requested: Instant,
@@ -188,12 +191,12 @@ impl Engine {
         let (origin, demand) = match &machine {
             Ok(machine) => (
                 Origin::Machine(machine),
-                Demand::of_machine(machine, request.count),
+                Demand::of_machine(machine, request.count, user),
             ),
             Err(_) => {
                 let (id, snapshot) = self.snapshot_named(source)?;
                 let memory = snapshot.memory.as_ref().ok_or_else(|| no_memory(&id))?;
-                let demand = Demand::of_snapshot(&snapshot, memory.size_bytes, request.count)?;
+                let demand = Demand::of_snapshot(&snapshot, memory.size_bytes, request.count, user)?;
                 (Origin::Snapshot(source), demand)
             }
         };
@@ -207,7 +210,7 @@ impl Engine {
         if let Some(allocation) = &placed.allocation {
             self.end_with(allocation, &ending);
         }
-        let mut family = self.family(begun, prefix, task, ending, requested)?;
+        let mut family = self.family(begun, (prefix, user.clone()), task, ending, requested)?;
         family.probe = request.probe.clone();
         if let Ok(machine) = &machine {
             self.give_network(&mut family, machine, &placed.shares, request.count)?;
@@ -269,7 +272,7 @@ impl Engine {
     pub(crate) fn family(
         &self,
         begun: Begun,
-        prefix: String,
+        (prefix, user): (String, User),
         task: Task,
         ending: Arc<Ending>,
         requested: Instant,
@@ -281,6 +284,7 @@ impl Engine {
             source: begun.source,
             prefix,
             probe: None,
+            user,
             task,
             ending,
             inboxes: Arc::default(),
@@ -396,6 +400,7 @@ impl Engine {
             line: None,
             given: None,
             is_clone: true,
+            user: family.user.clone(),
             kin: match &family.task {
                 Task::Return(called) => Some(called.kin(index)),
                 _ => None,

@@ -261,7 +261,7 @@ impl Engine {
             start,
             registry: self.registry.clone(),
             disk_name: spawned.files.disk_name.clone(),
-            _plugged: spawned.plugged.take(),
+            plugged: spawned.plugged.take(),
             vm,
         };
         let hardware = HardwareRecord {
@@ -606,8 +606,12 @@ impl Engine {
                 mac: (!booting).then(|| identity::mac_text(identity::mac(record.number))),
                 address: Ipv4Addr::from(identity::address(record.number)),
                 prefix: Net::PREFIX_LEN,
-                gateway: Some(Net::GATEWAY),
-                dns: vec![Net::DNS],
+                // One with a list has another way out, and no other.
+                gateway: (!record.config.has_list()).then_some(Net::GATEWAY),
+                dns: (!record.config.has_list())
+                    .then_some(Net::DNS)
+                    .into_iter()
+                    .collect(),
             }),
             family: record
                 .member

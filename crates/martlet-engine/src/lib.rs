@@ -52,6 +52,7 @@ mod mapped;
 mod moving;
 mod multicast;
 mod nearest;
+mod outbound;
 mod phase;
 mod pool;
 mod probe;

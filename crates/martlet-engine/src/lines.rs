@@ -19,7 +19,7 @@ use crate::run::{planned_hardware, stage};
 use crate::state::When;
 use martlet_api::{
     FetchRequest, MachineInfo, Problem, ProblemCode, ProgressSink, PullRequest, ResumeFromRequest,
-    RunRequest, Timeline, TransferPolicy,
+    RunRequest, Timeline, TransferPolicy, User,
 };
 use martlet_image::SnapshotId;
 use martlet_source::{Lease, LeaseId, Ref, Remote, SourceError};
@@ -239,6 +239,7 @@ impl Engine {
             line: Some(Line::new(remote, name)),
             given: None,
             is_clone: false,
+            user: User::default(),
             kin: None,
             member: Member::founder(&snapshot.machine_id, &config),
             config,

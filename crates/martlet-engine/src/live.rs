@@ -56,10 +56,15 @@ pub struct Live {
     /// Name of its disk file.
     pub disk_name: String,
     /// Its plug in the network of its family.
-    pub _plugged: Option<Plugged>,
+    pub plugged: Option<Plugged>,
 }
 
 impl Live {
+    /// What came of its way out, if it has one.
+    pub fn went_out(&self) -> Option<martlet_egress::Counts> {
+        self.plugged.as_ref().map(Plugged::went_out)
+    }
+
     /// The agent, if the guest has one and it has answered.
     pub fn agent(&self) -> Option<AgentClient> {
         lock(&self.agent).clone()

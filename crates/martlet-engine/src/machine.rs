@@ -6,7 +6,7 @@ use crate::line::Line;
 use crate::live::Live;
 use crate::phase::{Phase, Verb};
 use crate::problem::out_of_room;
-use martlet_api::{Accel, ForkPolicy, MachineInfo, PortForward, Problem, ProblemCode, Timeline};
+use martlet_api::{Accel, ForkPolicy, MachineInfo, PortForward, Problem, ProblemCode, Timeline, User};
 use martlet_image::SnapshotId;
 use martlet_store::Pin;
 use martlet_vm::compat;
@@ -66,6 +66,9 @@ pub struct Record {
     /// It was made by a fork.
     #[serde(default)]
     pub is_clone: bool,
+    /// Who had it started.
+    #[serde(default)]
+    pub user: User,
     /// Who it is in the network of its family.
     #[serde(default)]
     pub member: Option<Member>,
@@ -135,6 +138,12 @@ pub struct Config {
     pub accel: Option<Accel>,
     /// May the guest reach the outside?
     pub outbound: bool,
+    /// What the guest, and its clones, may reach by their family's network.
+    #[serde(default)]
+    pub outbound_to: Vec<String>,
+    /// How fast each of them, both ways together.
+    #[serde(default)]
+    pub outbound_bytes_per_s: Option<u64>,
     /// Have it and its clones a network of their own?
     #[serde(default)]
     pub family: bool,

@@ -1,4 +1,4 @@
-//! Frames of a fork that goes to several hosts: each is sent once, to all of them.
+//! Frames and blobs of a fork that goes to several hosts: each is sent once, to all of them.
 //!
 //! ```text
 //!   the parent's host                                      the others
@@ -47,13 +47,13 @@ impl fmt::Debug for OfferedGroup {
     }
 }
 
-/// A member wants frames.
+/// A member wants frames or blobs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WantedFrames {
     /// Of which group.
     pub group: String,
     /// Their ids.
-    pub frames: Vec<String>,
+    pub objects: Vec<String>,
     /// Somebody waits for them.
     pub is_urgent: bool,
     /// What it hears, in bytes a second.
@@ -71,5 +71,5 @@ pub struct SentFrames {
     pub through_packets: u64,
 }
 
-/// Frames that are wanted at once.
-const FRAMES_MAX: usize = 256;
+/// Objects that are wanted at once.
+const OBJECTS_MAX: usize = 256;

@@ -261,7 +261,7 @@ impl Engine {
             start: OnceLock::from(StartPages::default()),
             registry: self.registry.clone(),
             disk_name: files.disk_name,
-            _plugged: plugged,
+            plugged,
         });
         machine.set_live(Some(live.clone()));
         let stands = record.phase.host().is_some();

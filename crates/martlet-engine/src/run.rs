@@ -6,12 +6,13 @@ use crate::family_network::Member;
 use crate::identity;
 use crate::launch::{DiskFrom, From, Launch, Launched, Who, no_memory, now_unix_ms};
 use crate::machine::{Config, HardwareRecord, Machine, Operation, Record, Undo};
+use crate::outbound::{check_network, leads_out};
 use crate::phase::{Phase, Verb};
 use crate::problem::Told;
 use crate::state::When;
 use martlet_api::{
     Accel, InitKind, MachineInfo, PortForward, Probe, Problem, ProblemCode, Progress, ProgressSink,
-    ProgressUnit, ResumeFromRequest, ResumeRequest, RollbackRequest, RunRequest, Timeline,
+    ProgressUnit, ResumeFromRequest, ResumeRequest, RollbackRequest, RunRequest, Timeline, User,
 };
 use martlet_image::{DiskRecord, Manifest, SnapshotId, SnapshotRecord};
 use martlet_store::RefName;
@@ -41,6 +42,7 @@ impl Engine {
     /// Starts a new machine from a base or a snapshot.
     pub fn run(
         self: &Arc<Self>,
+        user: &User,
         request: RunRequest,
         progress: ProgressSink<'_>,
     ) -> Result<MachineInfo, Problem> {
@@ -80,6 +82,7 @@ impl Engine {
             line: None,
             given: None,
             is_clone: false,
+            user: user.clone(),
             kin: None,
             config,
         };
@@ -493,7 +496,7 @@ impl Engine {
             MEMORY_MIN_BYTES
         };
         check_memory(memory_bytes, memory_min_bytes)?;
-        check_network(request)?;
+        check_network(request, restored)?;
         check_sizes(cpus, disk_bytes, disk)?;
         let base_env = snapshot.env.iter().filter_map(|pair| pair.split_once('='));
         let mut env: std::collections::BTreeMap<_, _> =
@@ -512,7 +515,9 @@ impl Engine {
             ports: pick_ports(&request.ports)?,
             accel: request.accel,
             outbound: request.outbound,
-            family: restored.map_or(request.family, |saved| saved.family),
+            outbound_to: request.outbound_to.clone(),
+            outbound_bytes_per_s: request.outbound_bytes_per_s,
+            family: restored.map_or(request.family || leads_out(request), |saved| saved.family),
             tap: request.tap.clone(),
             restart: request.restart,
             workdir: snapshot.labels.get("workdir").cloned(),
@@ -686,24 +691,6 @@ pub(crate) fn check_sizes(cpus: u32, disk_bytes: u64, disk_min_bytes: u64) -> Re
         );
     }
     Ok(())
-}
-
-/// A tap interface comes instead of what user-mode networking has.
-fn check_network(request: &RunRequest) -> Result<(), Problem> {
-    match &request.tap {
-        Some(tap) if !martlet_vm::tap::is_name(tap) => Err(Problem::new(
-            ProblemCode::InvalidArgument,
-            format!("{tap:?} cannot be the name of an interface"),
-        )),
-        Some(tap) if request.outbound || !request.ports.is_empty() => Err(Problem::new(
-            ProblemCode::InvalidArgument,
-            "a machine at a tap interface has no forwarded ports, and reaches what the interface leads to",
-        )
-        .remediation(format!(
-            "leave these options out; the guest is reached by its own address, through {tap}"
-        ))),
-        _ => Ok(()),
-    }
 }
 
 /// Fills in free host ports, and refuses ports that are taken.

@@ -18,6 +18,8 @@ impl Engine {
             load: load(&std::fs::read_to_string("/proc/loadavg").unwrap_or_default()),
             store_bytes: self.store.pack_bytes().told()?,
             clones_left: self.clones_left_to(machines.iter()),
+            clones_each: self.options.clones_each,
+            clones_by_user: self.clones_by_user(machines.iter()),
             machines: machines.iter().map(|machine| self.usage_of(machine)).collect(),
         })
     }

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::{panic, thread};
 
-/// Hosts have addresses 10.77.0.1 to 10.77.0.254.
+/// Hosts have addresses 192.0.2.1 to 192.0.2.254.
 const HOSTS_MAX: usize = 254;
 
 /// See the module's documentation. Clones are the same host.
@@ -52,7 +52,7 @@ impl Host {
         let host = Self {
             name: name.into(),
             port,
-            address: Ipv4Addr::new(10, 77, 0, number.ok_or(LabError::Full(HOSTS_MAX))?),
+            address: Ipv4Addr::new(192, 0, 2, number.ok_or(LabError::Full(HOSTS_MAX))?),
             namespace: Arc::new(namespace),
             relay,
         };

@@ -27,7 +27,7 @@ impl Lab {
         })
     }
 
-    /// Plugs a new host in, which is up when this returns: 10.77.0.1 is the first. It stays as long as the lab or any host
+    /// Plugs a new host in, which is up when this returns: 192.0.2.1 is the first. It stays as long as the lab or any host
     /// of it does.
     pub fn host(&self, name: &str, link: Link) -> Result<Host> {
         Host::new(self.relay.clone(), name, link)

@@ -68,7 +68,7 @@ fn hosts_reach_each_other_by_code_and_by_programs() {
     let (near, far) = lab_of_two(Link::local());
     assert_eq!(
         (near.address().to_string(), near.name()),
-        ("10.77.0.1".into(), "near")
+        ("192.0.2.1".into(), "near")
     );
     assert_eq!(format!("{far:?}"), "Host(far 10.77.0.2)");
     ask(&mut echo(&near, &far), 1);

@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 
 /// Parcels that are put together at the same time; of more, the oldest is given up.
 pub const OPEN_MAX: usize = 64;
+/// Nor do they take more memory than this, together.
+pub const OPEN_BYTES_MAX: usize = 2 * crate::PARCEL_BYTES_MAX;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct Assembler {
     open: BTreeMap<u32, Open>,
+    open_bytes: usize,
 }
 
 /// A parcel of which not all has come.
@@ -24,13 +27,17 @@ impl Assembler {
     /// A piece, which its opener found possible; the parcel, if it was the last that lacked.
     pub fn take(&mut self, piece: &Piece) -> Option<Vec<u8>> {
         let pieces = usize::from(piece.pieces);
-        if piece.piece >= piece.pieces || self.is_too_old(piece.parcel) {
+        if piece.piece >= piece.pieces || self.is_too_old(piece.parcel, pieces * PIECE_BYTES) {
             return None;
         }
-        let open = self.open.entry(piece.parcel).or_insert_with(|| Open {
-            bytes: vec![0; pieces * PIECE_BYTES],
-            has_come: vec![false; pieces],
-            missing: pieces,
+        let open_bytes = &mut self.open_bytes;
+        let open = self.open.entry(piece.parcel).or_insert_with(|| {
+            *open_bytes += pieces * PIECE_BYTES;
+            Open {
+                bytes: vec![0; pieces * PIECE_BYTES],
+                has_come: vec![false; pieces],
+                missing: pieces,
+            }
         });
         let (at, len) = (usize::from(piece.piece), piece.bytes.len());
         if open.has_come.len() != pieces || open.has_come[at] {
@@ -43,7 +50,7 @@ impl Assembler {
             open.bytes.truncate(at * PIECE_BYTES + len);
         }
         match open.missing {
-            0 => self.open.remove(&piece.parcel).map(|open| open.bytes),
+            0 => self.remove(piece.parcel),
             _ => None,
         }
     }
@@ -53,18 +60,30 @@ impl Assembler {
         self.open.len()
     }
 
-    /// Makes room, if this is not what would have to go.
-    fn is_too_old(&mut self, parcel: u32) -> bool {
-        if self.open.len() < OPEN_MAX || self.open.contains_key(&parcel) {
+    /// The memory that they take, or will.
+    pub fn open_bytes(&self) -> usize {
+        self.open_bytes
+    }
+
+    fn remove(&mut self, parcel: u32) -> Option<Vec<u8>> {
+        let open = self.open.remove(&parcel)?;
+        self.open_bytes -= open.has_come.len() * PIECE_BYTES;
+        Some(open.bytes)
+    }
+
+    /// Makes room for one of so many bytes, if this is not what would have to go.
+    fn is_too_old(&mut self, parcel: u32, bytes: usize) -> bool {
+        if self.open.contains_key(&parcel) {
             return false;
         }
-        match self.open.first_key_value() {
-            Some((oldest, _)) if *oldest < parcel => {
-                self.open.pop_first();
-                false
+        while self.open.len() >= OPEN_MAX || !self.open.is_empty() && self.open_bytes + bytes > OPEN_BYTES_MAX
+        {
+            match self.open.first_key_value() {
+                Some((oldest, _)) if *oldest < parcel => drop(self.remove(*oldest)),
+                _ => return true,
             }
-            _ => true,
         }
+        false
     }
 }
 
@@ -163,15 +182,15 @@ mod tests {
     #[test]
     fn no_more_is_kept_than_so_many_parcels() {
         let mut assembler = Assembler::default();
-        let piece = |parcel| Piece {
+        let piece = |parcel: u32| Piece {
             parcel,
             piece: 0,
-            pieces: PIECES_MAX,
+            pieces: [1, 2, PIECES_MAX / 40, PIECES_MAX][parcel as usize / 100 % 4].max(2),
             bytes: vec![0; PIECE_BYTES],
         };
         for parcel in 100..10_000 {
             assert_eq!(assembler.take(&piece(parcel)), None);
-            assert!(assembler.open() <= OPEN_MAX);
+            assert!(assembler.open() <= OPEN_MAX && assembler.open_bytes() <= OPEN_BYTES_MAX);
         }
         assert_eq!(assembler.take(&piece(50)), None);
         assert!(!assembler.open.contains_key(&50), "it is older than all others");

@@ -24,7 +24,7 @@ mod socket;
 mod wants;
 mod window;
 
-pub use assembly::{Assembler, OPEN_MAX};
+pub use assembly::{Assembler, OPEN_BYTES_MAX, OPEN_MAX};
 pub use limit::{Bucket, Limit};
 pub use meter::{Meter, TICK};
 pub use packet::{DATAGRAM_BYTES, Opener, PIECE_BYTES, PIECES_MAX, Piece, Sealer, WIRE_BYTES};
@@ -34,7 +34,7 @@ pub use socket::{local_address_towards, random_address};
 pub use wants::{LOCKSTEP, WANTS_MAX, Wants};
 pub use window::{WINDOW, Window};
 
-/// What a parcel is called: a frame's id.
+/// What a parcel is called: the id of what is in it.
 pub type Name = [u8; 32];
 /// Secret of a group. Whoever has it can read and forge packets; that a parcel is what its name says is for who gets it to verify.
 pub type Key = [u8; 32];

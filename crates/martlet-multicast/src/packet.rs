@@ -17,7 +17,7 @@ pub const DATAGRAM_BYTES: usize = 1472;
 /// What the headers of Ethernet, IP and UDP take beside it.
 pub const WIRE_BYTES: usize = 14 + 20 + 8;
 /// The most pieces of a parcel.
-pub const PIECES_MAX: u16 = 128;
+pub const PIECES_MAX: u16 = 12 << 10;
 const COUNT: usize = 8;
 const HEAD: usize = 8;
 const TAG: usize = 16;

@@ -17,6 +17,9 @@ const LONG: Duration = Duration::from_secs(60);
 /// So long nothing comes any more.
 const QUIET: Duration = Duration::from_secs(3);
 
+/// What is large.
+const LARGE: u32 = 1_000_000;
+
 fn address() -> SocketAddrV4 {
     martlet_multicast::random_address([1, 2, 3], PORT)
 }
@@ -29,7 +32,10 @@ fn name(number: u32) -> Name {
 
 fn content(name: &Name) -> Vec<u8> {
     let number = u32::from_le_bytes(*name.first_chunk().unwrap());
-    let len = 2_000 + number * 7919 % 40_000;
+    let len = match number {
+        LARGE => 8 << 20,
+        _ => 2_000 + number * 7919 % 40_000,
+    };
     (0..len).map(|at| (at * 13 + number) as u8).collect()
 }
 
@@ -112,6 +118,20 @@ fn what_one_wants_all_have_and_it_crosses_the_link_once() {
     );
     assert!(sent.wire_bytes as f64 <= 1.1 * wanted_bytes as f64, "{sent:?}");
     assert!(sent.wire_bytes as f64 <= RATE_BYTES as f64 * took.as_secs_f64());
+}
+
+#[test]
+fn what_is_large_comes_as_well() {
+    let lab = Lab::new().unwrap();
+    let [origin, host] = ["origin", "host"].map(|name| lab.host(name, Link::local()).unwrap());
+    let (heard, listening) = member(&host);
+    let (sender, group) = sender(&origin, RATE_BYTES * 4);
+    let names = [name(1), name(LARGE), name(2)];
+    let through = sender
+        .send(group, "host", &names, false, Report::default(), LONG)
+        .unwrap();
+    assert!(heard.wait_through(through, Instant::now() + LONG));
+    assert_eq!(listening.join().unwrap().len(), 3);
 }
 
 #[test]

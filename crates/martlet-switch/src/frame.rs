@@ -26,6 +26,8 @@ pub enum To {
     One(Number),
     /// All others.
     All,
+    /// The way out, if it has one.
+    Out,
 }
 
 /// Why a frame goes nowhere.
@@ -93,6 +95,9 @@ fn ipv4(packet: &[u8], from: Number, to_mac: [u8; 6]) -> Result<To, Refused> {
     if to.is_multicast() && to_mac == multicast_mac(to) {
         return Ok(To::All);
     }
+    if to_mac == martlet_egress::MAC {
+        return Ok(To::Out);
+    }
     let to = Number::of_address(to).ok_or(Refused::Destination)?;
     match to_mac == to.mac() {
         true => Ok(To::One(to)),
@@ -118,6 +123,10 @@ fn arp(packet: &[u8], from: Number, to_mac: [u8; 6]) -> Result<To, Refused> {
     }
     if operation == ARP_REQUEST && target == sender && to_mac == BROADCAST {
         return Ok(To::All); // it says where it is, as one that has moved does
+    }
+    if target == martlet_egress::ADDRESS {
+        let is_there = to_mac == martlet_egress::MAC || operation == ARP_REQUEST && to_mac == BROADCAST;
+        return is_there.then_some(To::Out).ok_or(Refused::Destination);
     }
     let to = Number::of_address(target).ok_or(Refused::Destination)?;
     match operation {

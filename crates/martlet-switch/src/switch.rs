@@ -14,6 +14,7 @@ use crate::bucket::Bucket;
 use crate::frame::{self, FRAME_BYTES_MAX, To};
 use crate::number::Number;
 use crate::seal::{FamilyId, Seal};
+use martlet_egress::{Counts, Gateway, Options, Resolve};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
@@ -96,6 +97,7 @@ struct Port {
     queue: SyncSender<Vec<u8>>,
     broadcasts: Mutex<Bucket>,
     is_out: Arc<AtomicBool>,
+    way_out: Option<Gateway>,
 }
 
 impl Switch {
@@ -134,6 +136,7 @@ impl Switch {
             queue,
             broadcasts: Mutex::new(Bucket::new(BROADCASTS_PER_S, BROADCASTS_AT_ONCE, Instant::now())),
             is_out: is_out.clone(),
+            way_out: None,
         };
         let (family, number) = (plug.family, plug.number);
         let plugged = Plugged {
@@ -201,6 +204,41 @@ impl Switch {
 }
 
 impl Plugged {
+    /// Gives it a way out. Its other end is at this host; a member at another one has that host's.
+    pub fn lead_out(&self, called: &str, options: Options, names: Arc<dyn Resolve>) -> io::Result<()> {
+        let (state, family, number) = (Arc::downgrade(&self.state), self.family, self.number);
+        let to_guest = move |frame: &[u8]| {
+            if let Some(state) = state.upgrade() {
+                state.to_guest(family, number, frame);
+            }
+        };
+        let way_out = Gateway::start(called.to_owned(), options, names, Box::new(to_guest))?;
+        self.change(|port| port.way_out = Some(way_out));
+        Ok(())
+    }
+
+    /// What came of its way out so far.
+    pub fn went_out(&self) -> Counts {
+        let mut counts = Counts::default();
+        self.change(|port| counts = port.way_out.as_ref().map(Gateway::counts).unwrap_or_default());
+        counts
+    }
+
+    /// Changes its port, if that is still its own.
+    fn change(&self, change: impl FnOnce(&mut Port)) {
+        let mut families = self
+            .state
+            .families
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let port = families
+            .get_mut(&self.family)
+            .and_then(|family| family.ports.get_mut(&self.number));
+        if let Some(port) = port.filter(|port| Arc::ptr_eq(&port.is_out, &self.is_out)) {
+            change(port);
+        }
+    }
+
     /// From here on it gets what is for it: QEMU's end is there.
     pub fn connect(&self) -> io::Result<()> {
         let socket = UnixDatagram::unbound()?;
@@ -263,10 +301,22 @@ impl State {
                 (None, Some(host)) => self.to_hosts(&family.seal, [host], frame),
                 (None, None) => self.to_hosts(&family.seal, &family.hosts, frame),
             },
+            Some(To::Out) => match family.ports.get(&from).and_then(|port| port.way_out.as_ref()) {
+                Some(way_out) => way_out.put(frame),
+                None => drop(self.refused.fetch_add(1, Relaxed)),
+            },
             Some(To::All) => {
                 family.to_all_here(from, frame);
                 self.to_hosts(&family.seal, &family.hosts, frame);
             }
+        }
+    }
+
+    fn to_guest(&self, family: FamilyId, number: Number, frame: &[u8]) {
+        let families = self.families.read().unwrap_or_else(PoisonError::into_inner);
+        let port = families.get(&family).and_then(|family| family.ports.get(&number));
+        if let Some(port) = port {
+            port.put(frame);
         }
     }
 
@@ -290,7 +340,7 @@ impl State {
         let checked = frame.and_then(|frame| {
             let from = frame::source(&frame)?;
             let to = frame::check(&frame, from).ok()?;
-            (!family.ports.contains_key(&from)).then_some((from, to, frame))
+            (to != To::Out && !family.ports.contains_key(&from)).then_some((from, to, frame))
         });
         let Some((from, to, frame)) = checked else {
             self.refused.fetch_add(1, Relaxed);
@@ -303,6 +353,7 @@ impl State {
                 .into_iter()
                 .for_each(|port| port.put(&frame)),
             To::All => family.to_all_here(from, &frame),
+            To::Out => {} // as was seen above: it is for who is there
         }
         let is_known = family.seen_at.get(&from) == Some(&host);
         drop(families);
@@ -326,6 +377,7 @@ impl Family {
     fn is_for_many(&self, to: To) -> bool {
         match to {
             To::All => true,
+            To::Out => false,
             To::One(to) => !self.ports.contains_key(&to) && !self.seen_at.contains_key(&to),
         }
     }

@@ -202,11 +202,11 @@ proptest! {
     #[test]
     fn nothing_comes_through_in_the_name_of_another(
         from in 0u32..8,
-        to_mac in prop_oneof![Just(ALL), (0u32..8).prop_map(|of| n(of).mac()), any::<[u8; 6]>()],
+        to_mac in prop_oneof![Just(ALL), Just(martlet_egress::MAC), (0u32..8).prop_map(|of| n(of).mac()), any::<[u8; 6]>()],
         from_mac in prop_oneof![3 => (0u32..8).prop_map(|of| n(of).mac()), 1 => any::<[u8; 6]>()],
         protocol in prop_oneof![Just(0x0800u16), Just(0x0806), any::<u16>()],
         sender in prop_oneof![3 => (0u32..8).prop_map(|of| n(of).address()), 1 => any::<[u8; 4]>().prop_map(Ipv4Addr::from)],
-        target in prop_oneof![3 => (0u32..8).prop_map(|of| n(of).address()), 1 => any::<[u8; 4]>().prop_map(Ipv4Addr::from)],
+        target in prop_oneof![3 => (0u32..8).prop_map(|of| n(of).address()), 1 => Just(martlet_egress::ADDRESS), 1 => any::<[u8; 4]>().prop_map(Ipv4Addr::from)],
         sender_mac in (0u32..8).prop_map(|of| n(of).mac()),
         operation in 0u8..4,
         cut in 0usize..64,
@@ -222,6 +222,7 @@ proptest! {
             prop_assert!(sender == n(from).address() || (protocol == 0x0806 && sender.is_unspecified()));
             prop_assert!(protocol == 0x0800 || sender_mac == n(from).mac());
             match to {
+                To::Out => prop_assert!(to_mac == martlet_egress::MAC || target == martlet_egress::ADDRESS),
                 To::One(to) => prop_assert!(target == to.address() && to != n(from)),
                 To::All => prop_assert!((protocol == 0x0806 && target == n(from).address()) || target.is_broadcast() || target.is_multicast() || target == Ipv4Addr::new(10, 78, 255, 255)),
             }

@@ -554,6 +554,12 @@ pub struct RunArgs {
     /// Let the guest reach the outside
     #[arg(long)]
     pub outbound: bool,
+    /// Let the guest and its clones reach these only: 192.0.2.7:443, 192.0.2.0/24, pypi.org:443, *.debian.org, any
+    #[arg(long, value_delimiter = ',', value_name = "TO,...", conflicts_with_all = ["outbound", "tap"])]
+    pub outbound_to: Vec<String>,
+    /// Bytes a second for each of them, both ways together [example: 1M]
+    #[arg(long, value_parser = size, requires = "outbound_to", value_name = "SIZE")]
+    pub outbound_rate: Option<u64>,
     /// Lead its network to this tap interface of the host, instead of user-mode networking
     #[arg(long, value_name = "INTERFACE", conflicts_with_all = ["ports", "outbound"])]
     pub tap: Option<String>,

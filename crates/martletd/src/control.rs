@@ -29,7 +29,7 @@ pub trait Control: Send + Sync + 'static {
     fn base_remove(&self, name: &str, force: bool) -> Answer<()>;
 
     /// Starts a new machine from a base or a snapshot.
-    fn run(&self, request: RunRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo>;
+    fn run(&self, user: &User, request: RunRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo>;
     /// All machines.
     fn machines(&self) -> Answer<Vec<MachineInfo>>;
     /// One machine.
@@ -78,9 +78,21 @@ pub trait Control: Send + Sync + 'static {
     /// Goes on from a suspended machine's last snapshot.
     fn resume(&self, name: &str, request: ResumeRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo>;
     /// Starts clones of a running machine or of a snapshot. One clone's failure is in the report and not an error.
-    fn fork(&self, source: &str, request: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport>;
+    fn fork(
+        &self,
+        user: &User,
+        source: &str,
+        request: ForkRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<ForkReport>;
     /// Runs a command over inputs in clones of a running machine or of a snapshot.
-    fn map(&self, source: &str, request: MapRequest, progress: ProgressSink<'_>) -> Answer<MapReport>;
+    fn map(
+        &self,
+        user: &User,
+        source: &str,
+        request: MapRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<MapReport>;
     /// Goes back to an earlier snapshot of the same machine.
     fn rollback(
         &self,

@@ -44,8 +44,8 @@ impl Control for EngineControl {
         self.0.base_remove(name, force)
     }
 
-    fn run(&self, request: RunRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
-        self.0.run(request, progress)
+    fn run(&self, user: &User, request: RunRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+        self.0.run(user, request, progress)
     }
     fn machines(&self) -> Answer<Vec<MachineInfo>> {
         Ok(self.0.machines())
@@ -149,12 +149,24 @@ impl Control for EngineControl {
     fn resume(&self, name: &str, request: ResumeRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
         self.0.resume(name, request, progress)
     }
-    fn fork(&self, source: &str, request: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport> {
-        self.0.fork(source, request, progress)
+    fn fork(
+        &self,
+        user: &User,
+        source: &str,
+        request: ForkRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<ForkReport> {
+        self.0.fork(user, source, request, progress)
     }
 
-    fn map(&self, source: &str, request: MapRequest, progress: ProgressSink<'_>) -> Answer<MapReport> {
-        self.0.map(source, request, progress)
+    fn map(
+        &self,
+        user: &User,
+        source: &str,
+        request: MapRequest,
+        progress: ProgressSink<'_>,
+    ) -> Answer<MapReport> {
+        self.0.map(user, source, request, progress)
     }
     fn rollback(
         &self,
@@ -354,6 +366,7 @@ impl Control for EngineControl {
     }
     fn metrics(&self) -> Answer<Vec<Metric>> {
         let facts = self.0.facts();
+        let outbound = self.0.went_out();
         let mut metrics = vec![
             Metric::gauge(
                 "store_pack_bytes",
@@ -390,6 +403,16 @@ impl Control for EngineControl {
                 "family_frames_refused_total",
                 "Frames of guests that cannot truly have sent them, or sent too many.",
                 self.0.family_frames_refused() as f64,
+            ),
+            Metric::counter(
+                "outbound_refused_total",
+                "Connections and names that guests asked for and that are not on their lists; of machines that run.",
+                outbound.refused as f64,
+            ),
+            Metric::counter(
+                "outbound_bytes_total",
+                "What went through guests' connections to what is on their lists, both ways; of machines that run.",
+                outbound.bytes as f64,
             ),
         ];
         for (state, count) in facts.machines {

@@ -5,7 +5,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::ACCEPT;
 use axum::http::request::Parts;
 use martlet_api::names::{check_name, check_reference};
-use martlet_api::{Problem, ProblemCode};
+use martlet_api::{Problem, ProblemCode, User};
 use serde::de::DeserializeOwned;
 
 /// Longest JSON body. Command lines and environments are the longest things in there.
@@ -94,6 +94,17 @@ impl<S: Send + Sync> FromRequestParts<S> for WantsEvents {
         Ok(Self(
             accept.is_some_and(|accept| accept.contains("text/event-stream")),
         ))
+    }
+}
+
+/// Who asks, as far as the door has found out: whoever comes by the socket is one of the host's own.
+pub struct Asks(pub User);
+
+impl<S: Send + Sync> FromRequestParts<S> for Asks {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Ok(Self(parts.extensions.get().cloned().unwrap_or_default()))
     }
 }
 

@@ -20,7 +20,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
-use martlet_api::{Problem, ProblemCode, Role, TokenInfo};
+use martlet_api::{Problem, ProblemCode, Role, TokenInfo, User};
 use martlet_peer::{Caller, Code, Connection, Refusal};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -133,7 +133,7 @@ impl Door {
     }
 
     /// The layer before the routes.
-    pub(crate) async fn guard(State(door): State<Self>, request: Request<Body>, next: Next) -> Response {
+    pub(crate) async fn guard(State(door): State<Self>, mut request: Request<Body>, next: Next) -> Response {
         let asked = door.asked(&request);
         let secret = asked.secret.clone().unwrap_or_default();
         let unknown = door.unknown.clone();
@@ -163,6 +163,7 @@ impl Door {
                 }
             }
         }
+        request.extensions_mut().insert(User::of_token(token.name));
         next.run(request).await
     }
 

@@ -21,7 +21,7 @@ const ALLOCATORS: &str = "/usr/lib/martlet/allocators";
 /// The agent lies beside this program, or where `MARTLET_AGENT` says; `MARTLET_QEMU` names a QEMU that is not the
 /// distribution's, `MARTLET_POOL` how many of it are started ahead, `MARTLET_LEASE` for how many seconds the holder of a
 /// machine's line may be silent, `MARTLET_TAKE=no` that machines of other hosts may not go on here, `MARTLET_CLONES_MAX` how many
-/// clones may live here at the same time, `MARTLET_ALLOCATORS` where the programs of allocators are,
+/// clones may live here at the same time, `MARTLET_CLONES_EACH` how many of the same user, `MARTLET_ALLOCATORS` where the programs of allocators are,
 /// `MARTLET_MULTICAST` how fast frames of forks are sent to several hosts at once, if they are.
 pub fn control(state_dir: &Path) -> Result<Arc<EngineControl>> {
     let program = std::env::current_exe().context("cannot find out where this program lies")?;
@@ -34,7 +34,8 @@ pub fn control(state_dir: &Path) -> Result<Arc<EngineControl>> {
         pool_size: pool_size()?,
         lease_s: lease_s()?,
         takes_machines: takes_machines()?,
-        clones_max: clones_max()?,
+        clones_max: clones("MARTLET_CLONES_MAX")?,
+        clones_each: clones("MARTLET_CLONES_EACH")?,
         allocators: std::env::var_os("MARTLET_ALLOCATORS").map_or(ALLOCATORS.into(), PathBuf::from),
         multicast: crate::multicast_options::from_env()?,
     };
@@ -74,12 +75,12 @@ fn takes_machines() -> Result<bool> {
     }
 }
 
-/// How many clones may live here at the same time: `MARTLET_CLONES_MAX`, or as many as there is room for.
-fn clones_max() -> Result<Option<u32>> {
-    match std::env::var("MARTLET_CLONES_MAX") {
+/// How many clones may live here at the same time, by a variable; without it as many as there is room for.
+fn clones(variable: &str) -> Result<Option<u32>> {
+    match std::env::var(variable) {
         Ok(text) => match text.parse() {
             Ok(most) => Ok(Some(most)),
-            Err(_) => anyhow::bail!("MARTLET_CLONES_MAX is {text:?}; a number is possible"),
+            Err(_) => anyhow::bail!("{variable} is {text:?}; a number is possible"),
         },
         Err(_) => Ok(None),
     }

@@ -215,7 +215,7 @@ impl Engine {
         let clones = granted.div_ceil(processes).min(CLONES_MAX);
         let demand = Demand {
             guest_uid: Some(uid),
-            ..Demand::of_machine(machine, clones)
+            ..Demand::of_machine(machine, clones, &record.user)
         };
         let placed = self.place_within(&policy.on, &demand).map_err(of_problem)?;
         let clones: usize = placed.shares.iter().map(|share| share.indices.len()).sum();
@@ -260,7 +260,13 @@ impl Engine {
             };
             let begun = self.begin_fork(&origin, &request, &|_| ())?;
             let (prefix, task) = (format!("{}-{number}", record.name), Task::Return(called.clone()));
-            let mut family = self.family(begun, prefix, task, ticket.ending.clone(), requested)?;
+            let mut family = self.family(
+                begun,
+                (prefix, record.user.clone()),
+                task,
+                ticket.ending.clone(),
+                requested,
+            )?;
             self.give_network(&mut family, machine, &ticket.shares, ticket.clones())?;
             Ok(family)
         });

@@ -106,6 +106,7 @@ impl Engine {
             indices: indices.to_vec(),
             probe: family.probe.clone(),
             task: family.task.clone(),
+            user: family.user.clone(),
             network: self.network_for_others(family.network.as_ref()).map_err(all)?,
             group: group.and_then(|group| group.offer_for(host)),
         };

@@ -17,7 +17,7 @@ use crate::identity;
 use crate::multicast::OfferedGroup;
 use crate::problem::Told;
 use crate::run::{MEMORY_MIN_BYTES, check_memory, planned_hardware};
-use martlet_api::{Probe, Problem, ProblemCode};
+use martlet_api::{Probe, Problem, ProblemCode, User};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -43,6 +43,9 @@ pub struct Wanted {
     pub probe: Option<Probe>,
     /// What each is for.
     pub task: Task,
+    /// Who asked for them there.
+    #[serde(default)]
+    pub user: User,
     /// Their network.
     #[serde(default)]
     pub network: Option<ForkNetwork>,
@@ -101,7 +104,7 @@ pub(crate) struct Flocks(Mutex<HashMap<String, Arc<Flock>>>);
 
 impl Engine {
     /// Begins to start clones for another host; their fork's id.
-    pub fn clones_wanted(self: &Arc<Self>, from: &str, wanted: Wanted) -> Result<String, Problem> {
+    pub fn clones_wanted(self: &Arc<Self>, from: &str, mut wanted: Wanted) -> Result<String, Problem> {
         let requested = Instant::now();
         self.check_wanted(&wanted)?;
         let flock = Arc::new(Flock {
@@ -133,6 +136,8 @@ impl Engine {
         }
         let (snapshot, keeper) = taken.inspect_err(|_| drop(lock(&self.flocks.0).remove(&id)))?;
         let pin = self.store.pin(snapshot, "a fork of another host").told()?;
+        let user = std::mem::take(&mut wanted.user).at(from);
+        wanted.user = user.here(&self.this_name()?.unwrap_or_default());
         let engine = self.clone();
         let start = move || {
             let Wanted {
@@ -141,6 +146,7 @@ impl Engine {
                 indices,
                 probe,
                 task,
+                user,
                 network,
                 group: _,
             } = wanted;
@@ -151,6 +157,7 @@ impl Engine {
                 made: None,
                 prefix,
                 probe,
+                user,
                 task,
                 ending: flock.ending.clone(),
                 inboxes: flock.inboxes.clone(),

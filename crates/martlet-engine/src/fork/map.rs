@@ -14,7 +14,7 @@ use crate::engine::{Engine, lock};
 use crate::problem::Told;
 use martlet_api::{
     CloneResult, ForkRequest, MapOutput, MapReport, MapRequest, Problem, ProblemCode, Progress, ProgressSink,
-    ProgressUnit,
+    ProgressUnit, User,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -162,6 +162,7 @@ impl Engine {
     /// Runs a command for each input in clones of a machine or snapshot; the outputs are in the order of the inputs.
     pub fn map(
         self: &Arc<Self>,
+        user: &User,
         source: &str,
         request: MapRequest,
         progress: ProgressSink<'_>,
@@ -187,7 +188,7 @@ impl Engine {
             argv: request.argv,
             timeout_s: request.timeout_s,
         };
-        let (family, placed, pause_ms) = self.prepare(source, &fork, task, requested, progress)?;
+        let (family, placed, pause_ms) = self.prepare((source, user), &fork, task, requested, progress)?;
         let map = Map {
             inputs: &request.inputs,
             queue: Mutex::new(Queue::new(inputs)),

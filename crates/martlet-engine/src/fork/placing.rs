@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::machine::{HardwareRecord, Machine};
 use crate::run::planned_hardware;
 use martlet_api::names::{AUTO, plugin};
-use martlet_api::{HostUsage, Problem, ProblemCode};
+use martlet_api::{HostUsage, Problem, ProblemCode, User};
 use martlet_image::SnapshotRecord;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub(crate) struct Demand {
     pub cpus: u32,
     /// What runs them.
     pub hardware: HardwareRecord,
+    /// Who asks.
+    pub user: User,
     /// The guest's user whose program asks, if one does.
     pub guest_uid: Option<u32>,
 }
@@ -62,14 +64,19 @@ struct Room {
 }
 
 impl Room {
-    fn of(name: String, is_this: bool, usage: &HostUsage) -> Self {
+    /// What a host has for clones of a user, who is called so there.
+    fn of(name: String, is_this: bool, usage: &HostUsage, user: &User) -> Self {
+        let theirs = usage.clones_by_user.get(&user.to_string());
+        let left_each = usage
+            .clones_each
+            .map(|each| each.saturating_sub(theirs.copied().unwrap_or(0)));
         Self {
             host: (!is_this).then(|| name.clone()),
             name,
             cpus: usage.cpus,
             load: usage.load,
             available_bytes: usage.memory_available_bytes,
-            clones_left: usage.clones_left,
+            clones_left: usage.clones_left.into_iter().chain(left_each).min(),
         }
     }
 
@@ -86,7 +93,7 @@ impl Room {
 
 impl Demand {
     /// Of clones of a machine.
-    pub(crate) fn of_machine(machine: &Machine, count: u32) -> Self {
+    pub(crate) fn of_machine(machine: &Machine, count: u32, user: &User) -> Self {
         let record = machine.record();
         Self {
             machine: record.name,
@@ -94,6 +101,7 @@ impl Demand {
             memory_bytes: record.config.memory_bytes,
             cpus: record.config.cpus,
             hardware: record.hardware,
+            user: user.clone(),
             guest_uid: None,
         }
     }
@@ -103,6 +111,7 @@ impl Demand {
         snapshot: &SnapshotRecord,
         memory_bytes: u64,
         count: u32,
+        user: &User,
     ) -> Result<Self, Problem> {
         let config = config_of(snapshot)?;
         Ok(Self {
@@ -111,6 +120,7 @@ impl Demand {
             memory_bytes,
             cpus: config.cpus,
             hardware: planned_hardware(&config, snapshot),
+            user: user.clone(),
             guest_uid: None,
         })
     }
@@ -128,7 +138,7 @@ impl Engine {
         let (hosts, turns) = match on {
             [] => (vec![None], vec![0; count]),
             [one] if one == AUTO => {
-                let rooms = self.rooms_for(&demand.hardware)?;
+                let rooms = self.rooms_for(demand)?;
                 let hosts = rooms.iter().map(|room| room.host.clone()).collect();
                 (hosts, spread(rooms, demand.count, demand.memory_bytes))
             }
@@ -152,8 +162,8 @@ impl Engine {
             return Ok(placed);
         }
         let known = match on {
-            [] => vec![self.own_room()?],
-            _ => self.known_rooms()?,
+            [] => vec![self.own_room(&demand.user)?],
+            _ => self.known_rooms(&demand.user)?,
         };
         let of = |host: &Option<String>| known.iter().find(|room| room.host == *host);
         for share in &mut placed.shares {
@@ -168,12 +178,12 @@ impl Engine {
     /// How many processors those hosts have.
     pub(crate) fn processors(&self, on: &[String]) -> Result<u32, Problem> {
         let known = match on {
-            [] => vec![self.own_room()?],
-            [one] if one == AUTO || plugin(one).is_some() => self.rooms()?,
+            [] => vec![self.own_room(&User::default())?],
+            [one] if one == AUTO || plugin(one).is_some() => self.rooms(&User::default())?,
             _ => {
                 let named = on.iter().map(|name| self.named(name));
                 let named = named.collect::<Result<Vec<_>, _>>()?;
-                let mut known = self.known_rooms()?;
+                let mut known = self.known_rooms(&User::default())?;
                 known.retain(|room| named.contains(&room.host));
                 known
             }
@@ -183,7 +193,7 @@ impl Engine {
 
     fn allocate(&self, name: &str, demand: &Demand) -> Result<Placed, Problem> {
         let program = allocator::find(&self.options.allocators, name)?;
-        let rooms = self.rooms_for(&demand.hardware)?;
+        let rooms = self.rooms_for(demand)?;
         let offered = |room: &Room| Offered {
             name: room.name.clone(),
             cpus: room.cpus,
@@ -207,8 +217,8 @@ impl Engine {
         })
     }
 
-    fn own_room(&self) -> Result<Room, Problem> {
-        Ok(Room::of(String::new(), true, &self.host_usage()?))
+    fn own_room(&self, user: &User) -> Result<Room, Problem> {
+        Ok(Room::of(String::new(), true, &self.host_usage()?, user))
     }
 
     fn named(&self, name: &str) -> Result<Option<String>, Problem> {
@@ -222,8 +232,9 @@ impl Engine {
     }
 
     /// Hosts that could run a machine with that hardware, and what they have room for.
-    fn rooms_for(&self, hardware: &HardwareRecord) -> Result<Vec<Room>, Problem> {
-        let mut rooms = self.rooms()?;
+    fn rooms_for(&self, demand: &Demand) -> Result<Vec<Room>, Problem> {
+        let hardware = &demand.hardware;
+        let mut rooms = self.rooms(&demand.user)?;
         let could: BTreeSet<String> = self.hosts_that_could(hardware)?.into_iter().collect();
         let here = self.could(hardware);
         rooms.retain(|room| match &room.host {
@@ -241,8 +252,8 @@ impl Engine {
     }
 
     /// Hosts that answer, and what they have room for. This one is always among them.
-    fn rooms(&self) -> Result<Vec<Room>, Problem> {
-        let rooms = self.known_rooms()?;
+    fn rooms(&self, user: &User) -> Result<Vec<Room>, Problem> {
+        let rooms = self.known_rooms(user)?;
         if rooms.is_empty() {
             return Err(Problem::new(
                 ProblemCode::WrongState,
@@ -253,11 +264,13 @@ impl Engine {
         Ok(rooms)
     }
 
-    fn known_rooms(&self) -> Result<Vec<Room>, Problem> {
+    fn known_rooms(&self, user: &User) -> Result<Vec<Room>, Problem> {
         let mut rooms = Vec::new();
+        let here = self.this_name()?.unwrap_or_default();
         for top in self.host_top()? {
             if let Some(usage) = top.usage {
-                rooms.push(Room::of(top.name, top.is_this, &usage));
+                let user = user.clone().at(&here).here(&top.name);
+                rooms.push(Room::of(top.name, top.is_this, &usage, &user));
             }
         }
         Ok(rooms)

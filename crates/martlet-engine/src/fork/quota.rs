@@ -1,32 +1,59 @@
-//! How many clones may live at this host at the same time.
+//! How many clones may live at this host at the same time: of all users, and of the same one.
 
 use crate::engine::Engine;
-use crate::machine::Machine;
-use martlet_api::{Problem, ProblemCode};
+use crate::machine::{Machine, Record};
+use martlet_api::{Problem, ProblemCode, User};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Those of these machines.
+fn live_clones<'a>(machines: impl Iterator<Item = &'a Arc<Machine>>) -> impl Iterator<Item = Record> {
+    machines
+        .map(|machine| machine.record())
+        .filter(|record| record.is_clone && record.phase.is_live())
+}
 
 impl Engine {
     /// How many more may, if there is a limit.
     pub(crate) fn clones_left_to<'a>(&self, machines: impl Iterator<Item = &'a Arc<Machine>>) -> Option<u32> {
         let most = self.options.clones_max?;
-        let clones = machines.map(|machine| machine.record());
-        let live = clones.filter(|record| record.is_clone && record.phase.is_live());
-        Some(most.saturating_sub(live.count() as u32))
+        Some(most.saturating_sub(live_clones(machines).count() as u32))
     }
 
-    /// May one more, beside these machines?
-    pub(crate) fn check_clones<'a>(
+    /// How many each user has, where that is limited.
+    pub(crate) fn clones_by_user<'a>(
         &self,
         machines: impl Iterator<Item = &'a Arc<Machine>>,
-    ) -> Result<(), Problem> {
-        match (self.clones_left_to(machines), self.options.clones_max) {
-            (Some(0), Some(most)) => {
-                let words = format!("no more than {most} clones may live at this host at the same time");
-                Err(Problem::new(ProblemCode::NoSpace, words).remediation(
-                    "end some, start them at other hosts, or raise MARTLET_CLONES_MAX of its martletd",
-                ))
-            }
-            _ => Ok(()),
+    ) -> BTreeMap<String, u32> {
+        let mut by_user = BTreeMap::new();
+        if self.options.clones_each.is_some() {
+            live_clones(machines)
+                .for_each(|record| *by_user.entry(record.user.to_string()).or_default() += 1);
         }
+        by_user
+    }
+
+    /// May one more of this user, beside these machines?
+    pub(crate) fn check_clones<'a>(
+        &self,
+        machines: impl Iterator<Item = &'a Arc<Machine>> + Clone,
+        user: &User,
+    ) -> Result<(), Problem> {
+        let refused = |most: u32, whose: String, variable: &str| {
+            let words = format!("no more than {most} clones{whose} may live at this host at the same time");
+            Err(Problem::new(ProblemCode::NoSpace, words).remediation(format!(
+                "end some, start them at other hosts, or raise {variable} of its martletd"
+            )))
+        };
+        if let (Some(0), Some(most)) = (self.clones_left_to(machines.clone()), self.options.clones_max) {
+            return refused(most, String::new(), "MARTLET_CLONES_MAX");
+        }
+        if let Some(most) = self.options.clones_each {
+            let theirs = live_clones(machines).filter(|record| record.user == *user);
+            if theirs.count() as u32 >= most {
+                return refused(most, format!(" of {user}"), "MARTLET_CLONES_EACH");
+            }
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Groups that this host sends to.
 
-use super::{FRAMES_MAX, OfferedGroup, SentFrames, WantedFrames};
+use super::{OBJECTS_MAX, OfferedGroup, SentFrames, WantedFrames};
 use crate::engine::{Engine, lock};
 use crate::identity;
 use crate::problem::Told;
@@ -35,16 +35,18 @@ struct Sending {
 struct Open {
     group: Group,
     members: HashSet<String>,
-    frames: HashSet<Name>,
+    /// What it is for: frames and blobs of a snapshot.
+    objects: HashMap<Name, Kind>,
     asked: Mutex<Instant>,
 }
 
-/// Frames as they are stored.
-struct Frames(Arc<Store>);
+/// Objects of a group as they are stored.
+struct Objects(Arc<Store>, HashMap<Name, Kind>);
 
-impl Parcels for Frames {
+impl Parcels for Objects {
     fn parcel(&self, name: &Name) -> Option<Vec<u8>> {
-        let stored = self.0.stored(&Key::new(Kind::Frame, *name));
+        let Self(store, kinds) = self;
+        let stored = store.stored(&Key::new(*kinds.get(name)?, *name));
         let stored = stored.inspect_err(|error| tracing::debug!(%error, "a frame is not sent to a group"));
         Some(super::members::encode(&stored.ok()?))
     }
@@ -108,10 +110,7 @@ impl Engine {
         }
         let record = self.store.snapshot(id).ok()?;
         let leaves = self.store.leaves(&record).ok()?.into_iter();
-        let frames = leaves
-            .filter(|key| key.kind == Kind::Frame)
-            .map(|key| key.id)
-            .collect();
+        let objects: HashMap<Name, Kind> = leaves.map(|key| (key.id, key.kind)).collect();
         let offer = OfferedGroup {
             id: identity::machine_id(),
             address: random_address(identity::random(), options.port),
@@ -120,14 +119,14 @@ impl Engine {
         let mut sending = lock(&self.groups.0);
         let opened = sending.sender(options.rate_bytes).and_then(|sender| {
             sending.close_old(&sender);
-            let parcels = Arc::new(Frames(self.store.clone()));
+            let parcels = Arc::new(Objects(self.store.clone(), objects.clone()));
             sender.open(offer.address, interface, &offer.key, parcels)
         });
         let opened = opened.inspect_err(|error| tracing::warn!(%error, "frames go to each host by itself"));
         let open = Open {
             group: opened.ok()?,
             members: members.clone(),
-            frames,
+            objects,
             asked: Mutex::new(Instant::now()),
         };
         sending.open.insert(offer.id.clone(), Arc::new(open));
@@ -140,7 +139,7 @@ impl Engine {
         })
     }
 
-    /// A member of a group wants frames: they are sent to all, if they are of what the group is for, and here.
+    /// A member of a group wants objects: they are sent to all, if they are of what the group is for, and here.
     pub fn multicast_wanted(&self, from: &str, wanted: &WantedFrames) -> Result<SentFrames, Problem> {
         let gone = || {
             let words = "this host sends to no such group, or not to you";
@@ -148,14 +147,16 @@ impl Engine {
         };
         let (open, sender) = lock(&self.groups.0).of(&wanted.group, from).ok_or_else(gone)?;
         *lock(&open.asked) = Instant::now();
-        let ids = wanted.frames.iter().map(|id| id.parse::<FrameId>());
+        let ids = wanted.objects.iter().map(|id| id.parse::<FrameId>());
         let ids: Result<Vec<FrameId>, _> = ids.collect();
-        let ids = ids.ok().filter(|ids| ids.len() <= FRAMES_MAX).ok_or_else(|| {
-            let words = format!("frames are wanted by their ids, and at most {FRAMES_MAX} at once");
+        let ids = ids.ok().filter(|ids| ids.len() <= OBJECTS_MAX).ok_or_else(|| {
+            let words = format!("objects are wanted by their ids, and at most {OBJECTS_MAX} at once");
             Problem::new(ProblemCode::InvalidArgument, words)
         })?;
-        let keys = ids.iter().filter(|id| open.frames.contains(&id.0));
-        let keys: Vec<Key> = keys.map(|id| Key::new(Kind::Frame, id.0)).collect();
+        let keys = ids
+            .iter()
+            .filter_map(|id| Some(Key::new(*open.objects.get(&id.0)?, id.0)));
+        let keys: Vec<Key> = keys.collect();
         // What is still to come here itself would be waited for.
         let lacking: HashSet<Key> = self.store.lacks(&keys).told()?.into_iter().collect();
         let here = keys.iter().filter(|key| !lacking.contains(key));

@@ -1,6 +1,6 @@
 //! Groups that this host listens to.
 
-use super::{FRAMES_MAX, OfferedGroup, SentFrames, WantedFrames};
+use super::{OBJECTS_MAX, OfferedGroup, SentFrames, WantedFrames};
 use crate::away::{Away, Place};
 use crate::engine::{Engine, lock};
 use crate::hosts::PeerPlace;
@@ -26,32 +26,37 @@ const GIVE_UP_WANTS: u32 = 3;
 const URGENT: Duration = Duration::from_millis(150);
 /// What nobody reads may take so long.
 const BEHIND: Duration = Duration::from_secs(2);
-/// What was sent is here after this time, or lost; nobody waits as long when packets that were sent later have come.
-const ON_ITS_WAY: Duration = Duration::from_millis(300);
+/// What was sent is here after this time, or lost; nobody waits as long when packets that were sent later have come. A host that
+/// is busy may be behind with what it hears.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
+/// As long as nothing was ever heard.
+const FIRST_ON_ITS_WAY: Duration = Duration::from_millis(300);
 const URGENT_ON_ITS_WAY: Duration = Duration::from_millis(50);
 /// What comes before anybody knows what it is for is kept up to so much.
 const EARLY_BYTES: usize = 32 << 20;
 /// After that it is not made to wait for the group for so long, and then twice as long, as often as this.
 const HURRY: Duration = Duration::from_secs(1);
 const HURRY_DOUBLINGS: u32 = 5;
-const HEAD: usize = 5;
+const HEAD: usize = 6;
 
-/// A frame as a parcel: `codec 1 | content length 4 | stored bytes`.
+/// An object as a parcel: `kind 1 | codec 1 | content length 4 | stored bytes`.
 pub(super) fn encode(stored: &Stored) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD + stored.bytes.len());
-    bytes.push(stored.codec as u8);
+    bytes.extend([stored.key.kind as u8, stored.codec as u8]);
     bytes.extend_from_slice(&stored.content_len.to_le_bytes());
     bytes.extend_from_slice(&stored.bytes);
     bytes
 }
 
-/// The frame that a parcel says that it is, if it is that.
+/// What a parcel says that it is, if it is that.
 fn verified(parcel: Parcel) -> Result<Verified, StoreError> {
-    let key = Key::new(Kind::Frame, parcel.name);
-    let wrong = || StoreError::Invalid(format!("{key}: a parcel that is no frame"));
-    let ([codec, len @ ..], bytes) = parcel.bytes.split_first_chunk::<HEAD>().ok_or_else(wrong)?;
+    let wrong = || StoreError::Invalid("a parcel that is no object".to_owned());
+    let ([kind, codec, len @ ..], bytes) = parcel.bytes.split_first_chunk::<HEAD>().ok_or_else(wrong)?;
+    let kind = [Kind::Frame, Kind::Blob]
+        .into_iter()
+        .find(|of| *of as u8 == *kind);
     let stored = Stored {
-        key,
+        key: Key::new(kind.ok_or_else(wrong)?, parcel.name),
         codec: Codec::try_from(*codec).map_err(|_| wrong())?,
         content_len: u32::from_le_bytes(*len),
         bytes: bytes.to_vec(),
@@ -207,18 +212,18 @@ impl Listener {
     }
 
     fn take(&mut self, parcel: Parcel) {
-        let frame = FrameId(parcel.name);
         let taken =
             verified(parcel).and_then(|verified| Ok(self.away.overhear(&verified)?.then_some(verified)));
         match taken {
-            Ok(Some(verified)) => self.push(&frame, verified),
+            Ok(Some(verified)) if verified.stored().key.kind == Kind::Frame => self.push(verified),
+            Ok(Some(_)) => {}
             Ok(None) => {} // it was here
             Err(error) => tracing::warn!(%error, snapshot = %self.id, "a parcel is of no use"),
         }
     }
 
     /// Into the page cache of whatever machines have the image.
-    fn push(&mut self, frame: &FrameId, verified: Verified) {
+    fn push(&mut self, verified: Verified) {
         let image = self
             .engine
             .upgrade()
@@ -227,7 +232,8 @@ impl Listener {
             let pages = self
                 .pages
                 .get_or_insert_with(|| FramePages::of(&image.image.manifest()));
-            image.image.arrived(pages, frame, verified.into_content().into());
+            let frame = FrameId(verified.stored().key.id);
+            image.image.arrived(pages, &frame, verified.into_content().into());
         }
     }
 }
@@ -285,35 +291,49 @@ impl ByMulticast {
         each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         // Another host, which does the same at the same time, may have asked for some a moment ago.
-        let rest = self.come(keys, each)?;
-        let is_frame = |key: &Key| key.kind == Kind::Frame;
-        let (frames, mut rest): (Vec<Key>, Vec<Key>) = rest.iter().partition(|key| is_frame(key));
-        for frames in frames.chunks(FRAMES_MAX) {
-            self.have_sent(frames, is_urgent);
-            rest.extend(self.come(frames, each)?);
+        let wanted = self.come(keys, each)?;
+        let mut rest = Vec::new();
+        for wanted in wanted.chunks(OBJECTS_MAX) {
+            self.have_sent(wanted, is_urgent);
+            rest.extend(self.come(wanted, each)?);
         }
-        match rest.is_empty() {
-            true => Ok(()),
-            false => self.host.objects(&rest, each),
+        if rest.is_empty() {
+            return Ok(());
         }
+        let mut bytes = 0;
+        let got = self.host.objects(&rest, &mut |stored| {
+            bytes += stored.bytes.len();
+            each(stored)
+        });
+        tracing::debug!(objects = rest.len(), bytes, is_urgent, "by unicast");
+        got
     }
 
-    /// Has frames sent to the group, and waits until they have come or are lost.
-    fn have_sent(&self, frames: &[Key], is_urgent: bool) {
+    /// Has objects sent to the group, and waits until they have come or are lost.
+    fn have_sent(&self, objects: &[Key], is_urgent: bool) {
         let member = &*self.member;
         let asked = Instant::now();
         if !member.is_of_use() || is_urgent && !lock(&member.hurry).is_over(asked) {
             return;
         }
-        let through = match self.want(frames, is_urgent) {
+        let through = match self.want(objects, is_urgent) {
             Ok(sent) => sent.through_packets,
             Err(why) => return member.give_up(&why),
         };
-        let on_its_way = if is_urgent { URGENT_ON_ITS_WAY } else { ON_ITS_WAY };
+        let on_its_way = match (is_urgent, member.heard.last()) {
+            (true, _) => URGENT_ON_ITS_WAY,
+            (false, None) => FIRST_ON_ITS_WAY,
+            (false, Some(_)) => ON_ITS_WAY,
+        };
         let is_heard = member.heard.wait_through(through, Instant::now() + on_its_way);
         let now = Instant::now();
         if is_urgent && (!is_heard || now - asked >= URGENT) {
             lock(&member.hurry).begin(now);
+            tracing::debug!(
+                is_heard,
+                took_ms = (now - asked).as_millis() as u64,
+                "the group is too slow for a guest"
+            );
         }
         let heard = if is_heard { Some(now) } else { member.heard.last() };
         if lock(&member.silence).note(asked, heard, now) {
@@ -321,12 +341,12 @@ impl ByMulticast {
         }
     }
 
-    fn want(&self, frames: &[Key], is_urgent: bool) -> Result<SentFrames, String> {
+    fn want(&self, objects: &[Key], is_urgent: bool) -> Result<SentFrames, String> {
         let report = self.member.heard.report();
         let within = if is_urgent { URGENT } else { BEHIND };
         let wanted = WantedFrames {
             group: self.member.group.clone(),
-            frames: frames.iter().map(|key| FrameId(key.id).to_string()).collect(),
+            objects: objects.iter().map(|key| FrameId(key.id).to_string()).collect(),
             is_urgent,
             heard_bytes: report.rate_bytes,
             lost: report.lost,

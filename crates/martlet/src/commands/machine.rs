@@ -26,6 +26,8 @@ pub fn run(context: &Context, args: RunArgs) -> Outcome {
         ports: args.ports,
         accel: args.accel.map(Into::into),
         outbound: args.outbound,
+        outbound_to: args.outbound_to,
+        outbound_bytes_per_s: args.outbound_rate,
         tap: args.tap,
         family: args.family,
         detach: args.detach,

@@ -248,3 +248,57 @@ fn a_host_takes_so_many_clones_and_auto_asks_only_hosts_that_could() {
     let none = here.clones(&["fork", "w", "-n", "1", "--on", "attic", "--prefix", "c"]);
     assert_eq!(places(&none), ["incompatible"]);
 }
+
+#[test]
+fn a_user_has_so_many_clones_at_a_host_and_another_has_as_many() {
+    let here = Daemon::new(Fixture::Tiny);
+    let (mut couch, mut afar) = (here.another(), here.another());
+    couch.set_env("MARTLET_CLONES_EACH", "2");
+    fleet(&[(&here, "desk"), (&couch, "couch")]);
+    let config = tempfile::tempdir().unwrap();
+    afar.set_env("XDG_CONFIG_HOME", &config.path().to_string_lossy());
+    let line = here.ok(&["token", "create", "lab", "--role", "run"]);
+    afar.ok_with_input(&["login", "--name", "desk"], &line);
+    here.ok(&[
+        "run",
+        "tiny0:booted",
+        "--name",
+        "w",
+        "--fork-by",
+        "root",
+        "--fork-on",
+        "couch",
+    ]);
+
+    // Whoever uses the socket is one user, and a token another one; both go to the other host by way of this one.
+    let clones = here.clones(&["fork", "w", "-n", "3", "--on", "couch"]);
+    let mut told = places(&clones);
+    told.sort();
+    assert_eq!(told, ["couch", "couch", "no_space"]);
+    let asks = |args: &[&str]| afar.clones(&[&["--host", "desk"], args].concat());
+    let clones = asks(&["fork", "w", "-n", "2", "--on", "couch", "--prefix", "l"]);
+    assert_eq!(places(&clones), ["couch"; 2]);
+    let top = here.json(&["host", "top"]);
+    let of_couch = &top[1]["usage"];
+    assert_eq!(
+        of_couch["clones_by_user"],
+        json!({"the users of desk": 2, "token lab of desk": 2}),
+        "{top}"
+    );
+    // Who has all of its there is placed elsewhere, and gets no ticket for it.
+    let auto = asks(&["fork", "w", "-n", "2", "--on", "auto", "--prefix", "a"]);
+    assert_eq!(places(&auto), ["here"; 2]);
+    let (_, words) = here.refused(&["exec", "w", "--", "martlet-guest", "fork", "1", "--", "true"]);
+    assert!(words.contains("clones of the users of desk"), "{words}");
+    // A clone that is gone makes room for its user alone.
+    couch.ok(&["rm", "--force", "w-1"]);
+    let told = |clones: &[Value]| places(clones).join(" ");
+    assert_eq!(
+        told(&asks(&["fork", "w", "-n", "1", "--on", "couch", "--prefix", "m"])),
+        "no_space"
+    );
+    assert_eq!(
+        told(&here.clones(&["fork", "w", "-n", "1", "--on", "couch", "--prefix", "n"])),
+        "couch"
+    );
+}

@@ -27,6 +27,7 @@ mod lines;
 mod moves;
 mod multicast;
 mod no_byte;
+mod outbound;
 mod pool;
 mod pressure;
 mod recovery;

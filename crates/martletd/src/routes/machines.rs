@@ -2,7 +2,7 @@
 
 use super::bases::Force;
 use crate::check;
-use crate::extract::{Body, Named, Params, Referenced, WantsEvents};
+use crate::extract::{Asks, Body, Named, Params, Referenced, WantsEvents};
 use crate::openapi::Method::{Delete, Get, Post};
 use crate::openapi::{Routes, Spec};
 use crate::operation::Reply;
@@ -136,12 +136,15 @@ async fn list(State(server): State<Server>) -> Reply {
 
 async fn run(
     State(server): State<Server>,
+    Asks(user): Asks,
     WantsEvents(events): WantsEvents,
     Body(request): Body<RunRequest>,
 ) -> Reply {
     check::run(&request)?;
     server
-        .operation(events, |control, progress| control.run(request, progress))
+        .operation(events, move |control, progress| {
+            control.run(&user, request, progress)
+        })
         .await
 }
 
@@ -265,6 +268,7 @@ async fn move_to(
 
 async fn fork(
     State(server): State<Server>,
+    Asks(user): Asks,
     Referenced(source): Referenced,
     WantsEvents(events): WantsEvents,
     Body(request): Body<ForkRequest>,
@@ -272,13 +276,14 @@ async fn fork(
     check::fork(&request)?;
     server
         .operation(events, move |control, progress| {
-            control.fork(&source, request, progress)
+            control.fork(&user, &source, request, progress)
         })
         .await
 }
 
 async fn map(
     State(server): State<Server>,
+    Asks(user): Asks,
     Referenced(source): Referenced,
     WantsEvents(events): WantsEvents,
     Body(request): Body<MapRequest>,
@@ -286,7 +291,7 @@ async fn map(
     check::map(&request)?;
     server
         .operation(events, move |control, progress| {
-            control.map(&source, request, progress)
+            control.map(&user, &source, request, progress)
         })
         .await
 }

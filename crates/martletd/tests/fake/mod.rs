@@ -236,7 +236,7 @@ impl Control for Fake {
             Err(in_use.remediation("martlet rm web"))
         }
     }
-    fn run(&self, r: RunRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
+    fn run(&self, _: &User, r: RunRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
         let name = r.name.unwrap_or("made-up".into());
         if r.from != "debian" {
             return Err(not_found("base", &r.from));
@@ -398,7 +398,7 @@ impl Control for Fake {
     fn resume(&self, name: &str, _: ResumeRequest, progress: ProgressSink<'_>) -> Answer<MachineInfo> {
         self.start(name, progress)
     }
-    fn fork(&self, source: &str, r: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport> {
+    fn fork(&self, _: &User, source: &str, r: ForkRequest, progress: ProgressSink<'_>) -> Answer<ForkReport> {
         progress(stage("starting clones", 0));
         let prefix = r
             .prefix
@@ -428,7 +428,7 @@ impl Control for Fake {
             clones,
         })
     }
-    fn map(&self, _: &str, r: MapRequest, progress: ProgressSink<'_>) -> Answer<MapReport> {
+    fn map(&self, _: &User, _: &str, r: MapRequest, progress: ProgressSink<'_>) -> Answer<MapReport> {
         progress(stage("working", 0));
         let outputs = r.inputs.into_iter().map(|input| MapOutput {
             output: Some(CloneOutput {
@@ -654,6 +654,8 @@ impl Control for Fake {
             load: 0.52,
             store_bytes: 5 << 30,
             clones_left: None,
+            clones_each: None,
+            clones_by_user: Default::default(),
             machines: self.usage()?,
         };
         let top = |name: &str, usage, problem: Option<&str>| HostTop {

@@ -122,6 +122,10 @@ impl Hosts {
     }
 }
 
+fn new_lab() -> Outcome<Lab> {
+    Lab::new().map_err(|error| failed(BenchError::Other(error.to_string())))
+}
+
 fn site(lab: &Lab, name: &str) -> Result<Site, BenchError> {
     let program = std::env::current_exe().map_err(|error| BenchError::Other(error.to_string()))?;
     let site = Site::new(lab, name, &program)?;
@@ -191,6 +195,9 @@ impl Bench<'_> {
         if wants(SPREAD) {
             self.spread(args.hosts, args.clones, scaling)?;
         }
+        if wants(multicast::ONLY) {
+            self.multicast(args.hosts)?;
+        }
         if wants(overhead::ONLY) {
             self.overhead(args)?;
         }
@@ -200,12 +207,12 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn spread(&mut self, hosts: u32, clones: u32, scaling: Option<&mut Scaling>) -> Outcome {
+    /// Hosts of a lab, of which the first has a machine.
+    fn hosts(&mut self, lab: &Lab, count: u32) -> Outcome<(Hosts, Value)> {
         self.make_base()?;
         let carried = self.carry_snapshot(format!("{}:{BASE_TAG}", self.base))?;
         self.step("starting hosts");
-        let lab = Lab::new().map_err(|error| failed(BenchError::Other(error.to_string())))?;
-        let mut hosts = Hosts::new(&lab, hosts, &carried)?;
+        let hosts = Hosts::new(lab, count, &carried)?;
         self.step("starting the machine");
         let memory = self.memory_bytes.to_string();
         let machine = hosts.boot(&self.base, &memory).map_err(failed)?;
@@ -216,11 +223,23 @@ impl Bench<'_> {
             std::thread::available_parallelism().map_or(1, |count| count.get()),
             machine["qemu_version"].as_str().unwrap_or("?"),
         );
+        Ok((hosts, machine))
+    }
+
+    /// Fills half of a machine's memory with what nobody else has.
+    fn fill(&self) -> String {
+        format!(
+            "mkdir -p /dev/shm; grep -q '^bench /dev/shm' /proc/mounts || mount -t tmpfs -o size=90% bench /dev/shm; \
+             dd if=/dev/urandom of=/dev/shm/load bs=1M count={} 2>/dev/null; sync",
+            self.memory_bytes >> 21
+        )
+    }
+
+    fn spread(&mut self, hosts: u32, clones: u32, scaling: Option<&mut Scaling>) -> Outcome {
+        let lab = new_lab()?;
+        let (hosts, machine) = self.hosts(&lab, hosts)?;
         self.filling(&hosts, clones).map_err(failed)?;
         self.against_copies(&hosts, &machine, clones, scaling)?;
-        if hosts.others.len() > 1 {
-            self.multicast(&mut hosts).map_err(failed)?;
-        }
         self.fetches(&hosts)?;
         hosts.end().map_err(failed)?;
         self.by_memory(&hosts, clones).map_err(failed)
@@ -255,11 +274,7 @@ impl Bench<'_> {
         scaling: Option<&mut Scaling>,
     ) -> Outcome {
         self.step("filling memory");
-        let fill = format!(
-            "mkdir -p /dev/shm && mount -t tmpfs -o size=90% bench /dev/shm 2>/dev/null; \
-             dd if=/dev/urandom of=/dev/shm/load bs=1M count={} 2>/dev/null; sync",
-            self.memory_bytes >> 21
-        );
+        let fill = self.fill();
         let pid = machine["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
         let recipe = Recipe::of(pid.ok_or_else(super::no_qemu)?).map_err(failed)?;
         let image = self.suspended_image(&recipe, &fill)?;
