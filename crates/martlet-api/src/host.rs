@@ -64,7 +64,7 @@ pub struct HostTop {
 }
 
 /// What a host uses.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostUsage {
     /// Its memory, or what its control group may have of it.
     pub memory_total_bytes: u64,

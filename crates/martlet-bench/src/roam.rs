@@ -83,11 +83,6 @@ impl Site {
         self.host.name()
     }
 
-    /// Its address in the lab.
-    pub fn address(&self) -> std::net::Ipv4Addr {
-        self.host.address()
-    }
-
     /// The disk of its own that its state is on, if it has one.
     pub fn disk(&self) -> Option<&SmallDisk> {
         self.disk.as_ref()

@@ -112,8 +112,8 @@ impl Flow {
 
     /// Moves what can be moved, as far as the bucket lets it; how many bytes that were.
     pub(crate) fn pump(&mut self, guest: &mut tcp::Socket<'_>, bucket: &mut Bucket, now: Instant) -> u64 {
-        let moved = self.to_host(guest, bucket, now).and_then(|out| {
-            let came = self.to_guest(guest, bucket, now)?;
+        let moved = self.send_on(guest, bucket, now).and_then(|out| {
+            let came = self.hand_back(guest, bucket, now)?;
             Ok((out + came) as u64)
         });
         let moved = moved.unwrap_or_else(|_| {
@@ -144,7 +144,7 @@ impl Flow {
             || has_ended && self.has_come && self.has_gone && !guest.can_recv()
     }
 
-    fn to_host(
+    fn send_on(
         &mut self,
         guest: &mut tcp::Socket<'_>,
         bucket: &mut Bucket,
@@ -178,7 +178,7 @@ impl Flow {
         Ok(moved)
     }
 
-    fn to_guest(
+    fn hand_back(
         &mut self,
         guest: &mut tcp::Socket<'_>,
         bucket: &mut Bucket,

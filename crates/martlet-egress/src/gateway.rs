@@ -286,7 +286,11 @@ impl AtWork {
     /// A frame of the guest. Those that begin a connection wait for the host's own.
     fn take(&mut self, frame: Vec<u8>) {
         let Some(ends) = begins(&frame) else {
-            return self.cable.put(frame);
+            // smoltcp would answer for whomever it is meant.
+            if !is_echo_for_others(&frame) {
+                self.cable.put(frame);
+            }
+            return;
         };
         if self.kept.contains_key(&ends) {
             return; // it was not answered yet, and has come again
@@ -423,6 +427,17 @@ fn is_of(guest: &tcp::Socket<'_>, (port, to): Ends) -> bool {
     let is_from = guest.remote_endpoint().is_some_and(|from| from.port == port);
     let is_to = |at: smoltcp::wire::IpEndpoint| at.addr == IpAddress::Ipv4(*to.ip()) && at.port == to.port();
     is_from && guest.local_endpoint().is_some_and(is_to)
+}
+
+/// Is it none of TCP or UDP, and not for the gateway itself?
+fn is_echo_for_others(frame: &[u8]) -> bool {
+    let Ok(ethernet) = EthernetFrame::new_checked(frame) else {
+        return false;
+    };
+    Ipv4Packet::new_checked(ethernet.payload()).is_ok_and(|packet| {
+        let is_carried = matches!(packet.next_header(), IpProtocol::Tcp | IpProtocol::Udp);
+        ethernet.ethertype() == EthernetProtocol::Ipv4 && !is_carried && packet.dst_addr() != ADDRESS
+    })
 }
 
 /// Which connection a frame begins, if it does.

@@ -653,10 +653,8 @@ impl Control for Fake {
             cpus: 4,
             load: 0.52,
             store_bytes: 5 << 30,
-            clones_left: None,
-            clones_each: None,
-            clones_by_user: Default::default(),
             machines: self.usage()?,
+            ..HostUsage::default()
         };
         let top = |name: &str, usage, problem: Option<&str>| HostTop {
             name: name.into(),
