@@ -149,6 +149,7 @@ impl Engine {
         progress: ProgressSink<'_>,
     ) -> Result<ForkReport, Problem> {
         let requested = Instant::now();
+        let clones_go = request.command.as_ref().is_some_and(|command| !command.keep);
         let task = request.command.clone().map_or(Task::Stay, Task::Command);
         let (family, placed, pause_ms) = self.prepare((source, user), &request, task, requested, progress)?;
         let (mut clones, sent_bytes) = self.start_and_collect(&family, &placed.shares, progress);
@@ -161,6 +162,9 @@ impl Engine {
                 .iter_mut()
                 .for_each(|clone| family.ending.explain_gone(clone));
             self.hold_while_clones_are(allocation, family.ending.clone());
+        }
+        if clones_go {
+            self.forget_made(&family);
         }
         Ok(ForkReport {
             sent_bytes,

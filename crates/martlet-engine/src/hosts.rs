@@ -20,6 +20,7 @@ use martlet_source::SourceError;
 use martlet_store::{Key, Store, Stored};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -380,10 +381,17 @@ impl Engine {
                 Access::Run => "machines",
             };
             let noted = audit.note(&AuditEntry::now(host, action, what, "allowed"));
-            if let Err(error) = &noted {
+            noted.map_err(|error| {
                 tracing::warn!(%error, "the audit log cannot be written");
-            }
-            noted.is_ok()
+                let code = match error.kind() {
+                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::NoSpace,
+                    _ => Code::Failed,
+                };
+                Refusal::new(
+                    code,
+                    format!("this host does nothing that it cannot note: {error}"),
+                )
+            })
         };
         let inviter: Option<Arc<dyn Inviter>> = match known.fleet {
             Some(fleet) => Some(Arc::new(Invites {
@@ -575,11 +583,14 @@ impl Tell for PeerError {
                 ProblemCode::PermissionDenied,
                 "`martlet host ls` says who is in the fleet",
             ),
-            Self::Refused {
-                code: Code::NameTaken,
-                ..
-            } => (ProblemCode::AlreadyExists, "choose another name"),
-            Self::Refused { .. } => (ProblemCode::PermissionDenied, ""),
+            Self::Refused { code, .. } => match code {
+                Code::NameTaken => (ProblemCode::AlreadyExists, "choose another name"),
+                Code::NoSpace => (ProblemCode::NoSpace, "make room on that host's disk"),
+                Code::NotFound => (ProblemCode::NotFound, ""),
+                Code::Busy => (ProblemCode::Busy, "do it again in a while"),
+                Code::Failed => (ProblemCode::Internal, "the log of that host's martletd says more"),
+                _ => (ProblemCode::PermissionDenied, ""),
+            },
             _ => (
                 ProblemCode::Busy,
                 "see whether that host can be reached, and do it again",

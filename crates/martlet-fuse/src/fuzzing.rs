@@ -26,6 +26,7 @@ impl Requests {
                 device: Device::new(device.into()),
                 registry,
                 data: vec![0; TRANSFER_BYTES_MAX as usize],
+                stopping: Arc::default(),
             },
             kernel,
             answer: vec![0; TRANSFER_BYTES_MAX as usize],

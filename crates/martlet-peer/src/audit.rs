@@ -67,7 +67,10 @@ impl Audit {
             std::fs::rename(&self.path, old)?;
             *guard = open(&self.path)?;
         }
-        guard.0.write_all(&line)?;
+        if let Err(error) = guard.0.write_all(&line) {
+            let _ = guard.0.set_len(guard.1); // half a line would spoil the next one
+            return Err(error);
+        }
         guard.1 += len;
         Ok(())
     }

@@ -51,8 +51,8 @@ pub enum Access {
     Run,
 }
 
-/// May this host?
-pub type Policy = Arc<dyn Fn(&str, Access) -> bool + Send + Sync>;
+/// May this host? What is to be told if not.
+pub type Policy = Arc<dyn Fn(&str, Access) -> Result<(), Refusal> + Send + Sync>;
 
 type Answer<T> = Result<T, Refusal>;
 
@@ -82,7 +82,7 @@ impl Peers {
     /// The host that calls, if it may.
     fn host(&self, caller: Caller, access: Access) -> Answer<String> {
         match caller {
-            Caller::Host(name) if (self.policy)(&name, access) => Ok(name),
+            Caller::Host(name) => (self.policy)(&name, access).map(|()| name),
             _ => Err(Refusal::new(Code::Forbidden, "you may not do this")),
         }
     }

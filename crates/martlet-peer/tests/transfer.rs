@@ -274,7 +274,7 @@ fn slow_hosts_are_not_waited_for() {
         stall: ms(300),
         ..Limits::default()
     };
-    let router = peer_router(here.store.clone(), Arc::new(anything));
+    let router = peer_router(here.store.clone(), policy_of(anything));
     let served = Served::new(&host(&fleet, "attic"), router, limits);
     let id = here.save(None, 0..2_000, "web:1");
     let cellar = host(&fleet, "cellar");

@@ -33,9 +33,8 @@ async fn want(
     Json(wanted): Json<WantedFrames>,
 ) -> Answer {
     let work = move || match caller {
-        Caller::Host(name) if (sending.policy)(&name, Access::Read) => {
-            Ok(Json(sending.engine.multicast_wanted(&name, &wanted)))
-        }
+        Caller::Host(name) => (sending.policy)(&name, Access::Read)
+            .map(|()| Json(sending.engine.multicast_wanted(&name, &wanted))),
         _ => Err(Refusal::new(
             Code::Forbidden,
             "only hosts of the fleet have frames sent",

@@ -73,6 +73,14 @@ fn clones_and_their_parent_reach_each_other_over_hosts() {
     assert_eq!(here.json(&["inspect", "more-1"])["family"]["name"], "clone-4");
     attic.reaches("more-2", "clone-4");
     couch.reaches("w-2", "clone-5");
+    // One that moves is reached where it is now, and reaches the others.
+    here.ok(&["move", "w-1", "attic"]);
+    for (daemon, name) in [(&here, "w"), (&couch, "w-2"), (&attic, "w-3")] {
+        daemon.reaches(name, "clone-1");
+    }
+    for to in ["parent", "clone-2", "clone-3"] {
+        attic.reaches("w-1", to);
+    }
     // Forwarded ports are the parent's alone, and a snapshot's clone has a family of its own.
     here.ok(&["checkpoint", "w", "--tag", "now"]);
     here.ok(&["run", "w:now", "--name", "other"]);

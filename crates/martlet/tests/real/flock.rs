@@ -1,5 +1,6 @@
 //! Forks whose clones start at other hosts of the fleet.
 
+use crate::allocators::places;
 use crate::deadline::wait_for;
 use crate::hosts::fleet;
 use crate::{Daemon, Fixture};
@@ -129,6 +130,8 @@ fn clones_do_what_they_are_told_and_go() {
     assert_eq!(ends(3), (&json!({"code": 0}), &json!("4 w-4\n"), &json!("couch")));
     assert_eq!((here.names(), couch.names()), (vec!["w".to_owned()], vec![]));
     assert_eq!(couch.json(&["away"]), json!([]));
+    let images = here.ok(&["images"]);
+    assert!(!images.contains("fork-"), "{images}");
     // Or stay.
     here.ok(&["fork", "w", "-n", "1", "--prefix", "k", "--keep", "--", "true"]);
     assert_eq!(here.names(), ["k-1", "w"]);
@@ -196,4 +199,53 @@ fn a_command_runs_for_each_input_in_clones_here_and_there() {
         here.fails_with_input(&["map", "w", "--", "true"], ""),
         "invalid_argument"
     );
+}
+
+#[test]
+fn a_host_whose_disk_is_full_fails_its_clones_and_no_others() {
+    let here = Daemon::new(Fixture::Tiny);
+    let (couch, attic) = (here.another(), here.another());
+    couch.on_small_disk();
+    fleet(&[(&here, "desk"), (&couch, "couch"), (&attic, "attic")]);
+    here.ok(&["run", "tiny0:booted", "--name", "w"]);
+    here.exec("w", FILL);
+    let fork = |prefix: &str| {
+        let clones = here.clones(&["fork", "w", "-n", "2", "--on", "couch,attic", "--prefix", prefix]);
+        let mut told = places(&clones);
+        let elsewhere = told.pop().unwrap();
+        assert_eq!(elsewhere, "attic", "{clones:?}");
+        attic.exec(&format!("{prefix}-2"), RIGHT);
+        attic.ok(&["rm", "--force", &format!("{prefix}-2")]);
+        told.pop().unwrap()
+    };
+    // There is room for nothing, then for some of what a clone needs. Each time its user is told, or it is right.
+    for left_mib in [0u64, 1, 4] {
+        let ballast = couch.fill_up(left_mib);
+        let prefix = format!("left{left_mib}");
+        match &fork(&prefix)[..] {
+            "no_space" => assert!(couch.names().is_empty(), "{:?}", couch.names()),
+            "couch" if left_mib > 0 => drop(couch.ok(&["rm", "--force", &format!("{prefix}-1")])),
+            other => panic!("{left_mib} MiB left: {other}"),
+        };
+        here.exec("w", RIGHT);
+        std::fs::remove_file(ballast).unwrap();
+        couch.ok(&["gc"]);
+        assert_eq!(couch.json(&["away"]), json!([]));
+        assert_eq!(couch.json(&["verify"])["damaged"], json!([]));
+    }
+    // With room, all is as if nothing had been.
+    assert_eq!(fork("room"), "couch");
+    couch.exec("room-1", RIGHT);
+    wait_for("all of it", || couch.json(&["away"]) == json!([]));
+    // A disk that fills up while the rest comes: what has come is read all the same, and the rest comes when there is room.
+    here.exec("w", FILL);
+    let ballast = couch.fill_up(6);
+    if fork("meanwhile") == "couch" {
+        couch.exec("meanwhile-1", RIGHT);
+        std::fs::remove_file(&ballast).unwrap();
+        wait_for("the rest", || couch.json(&["away"]) == json!([]));
+        couch.exec("meanwhile-1", RIGHT);
+    }
+    here.exec("w", RIGHT);
+    assert_eq!(couch.json(&["verify"])["damaged"], json!([]));
 }
