@@ -170,7 +170,8 @@ impl Flow {
                 Err(error) => return Err(error),
             }
         }
-        let says_no_more = !guest.may_recv() && guest.is_active() && guest.state() != tcp::State::SynReceived;
+        let has_begun = !matches!(guest.state(), tcp::State::Listen | tcp::State::SynReceived);
+        let says_no_more = has_begun && !guest.may_recv();
         if says_no_more && !self.has_gone {
             self.has_gone = true;
             self.host.shutdown(Shutdown::Write)?;

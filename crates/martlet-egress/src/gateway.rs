@@ -329,13 +329,20 @@ impl AtWork {
             Made::NotYet(begun) => drop(self.kept.insert(ends, Kept { begun, frame })),
             Made::No => self.cable.put(frame),
             Made::Yes(stream) => {
-                if let Some(guest) = guest_end(ends.1) {
-                    self.shared.connections.fetch_add(1, Relaxed);
-                    self.flows.insert(self.sockets.add(guest), Flow::new(stream));
-                }
+                let Some(guest) = guest_end(ends.1) else {
+                    return self.cable.put(frame);
+                };
+                let handle = self.sockets.add(guest);
                 self.cable.put(frame);
                 // Before another begins that leads to the same place.
                 self.poll();
+                // A frame that smoltcp does not take for what it seemed to be begins nothing.
+                if self.sockets.get::<tcp::Socket>(handle).is_listening() {
+                    self.sockets.remove(handle);
+                    return;
+                }
+                self.shared.connections.fetch_add(1, Relaxed);
+                self.flows.insert(handle, Flow::new(stream));
             }
         }
     }

@@ -307,9 +307,10 @@ fn a_guest_that_opens_connections_without_end_is_held_to_so_many() {
 fn no_frame_harms_it() {
     let lab = Lab::new().unwrap();
     let host = host(&lab);
-    let mut guest = Guest::new(&host, &["any".to_owned()], None, Arc::default());
-    // Frames as the guest sends them, changed in a place each; then it goes on as if nothing had been.
     let to = host.address();
+    // Whatever else is asked for is refused at once.
+    let mut guest = Guest::new(&host, &[to.to_string()], None, Arc::default());
+    // Frames as the guest sends them, changed in a place each; then it goes on as if nothing had been.
     let handle = guest.begin(to, ALLOWED);
     assert!(guest.is_made(handle));
     let [a, b, c, d] = GUEST.octets();
@@ -327,7 +328,20 @@ fn no_frame_harms_it() {
         frame.truncate(frame.len() - number % 7 * (number % 5));
         guest.cable.gateway.put(&frame);
     }
+    // What only looks as if it began a connection begins none, however often: there is room for all others.
+    for port in 0..2 * CONNECTIONS_MAX as u16 {
+        let mut frame = whole.clone();
+        frame[34..36].copy_from_slice(&(20_000 + port).to_be_bytes());
+        guest.cable.gateway.put(&frame);
+        if port % 64 == 0 {
+            guest.poll();
+        }
+    }
     guest.cable.gateway.put(&[]);
     guest.cable.gateway.put(&vec![0xff; 10_000]);
     assert_eq!(guest.talk(handle, b"still here"), b"still here");
+    let until = Instant::now() + LONG;
+    while !guest.reaches(to, ALLOWED) {
+        assert!(Instant::now() < until);
+    }
 }
