@@ -70,7 +70,7 @@ fn hosts_reach_each_other_by_code_and_by_programs() {
         (near.address().to_string(), near.name()),
         ("192.0.2.1".into(), "near")
     );
-    assert_eq!(format!("{far:?}"), "Host(far 10.77.0.2)");
+    assert_eq!(format!("{far:?}"), "Host(far 192.0.2.2)");
     ask(&mut echo(&near, &far), 1);
     ask(&mut echo(&far, &near), 2);
     ask(&mut echo(&near, &near), 3); // lo is up
