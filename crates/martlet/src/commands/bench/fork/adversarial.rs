@@ -222,9 +222,10 @@ impl Bench<'_> {
     fn cycles(&mut self, hosts: &Hosts, base: &str) -> Result<Samples, BenchError> {
         self.step("starting the parents");
         let field = Field::new(hosts, base)?;
-        // From now on each of them has a last fork.
+        // From now on each of them has a last fork, whose snapshot it is on top of.
         let each = field.workers.len() as u32;
-        field.at_once(|_, parent| field.fork(parent, each, &["--", "true"]).map(|_| 0.0))?;
+        field.at_once(|_, parent| field.fork(parent, each, &[]).map(|_| 0.0))?;
+        field.remove_clones()?;
         field.remove_named()?;
         let before: Vec<Census> = field.sites().map(Site::census).collect::<Result<_, _>>()?;
         let mut samples = Samples::new();
