@@ -17,7 +17,7 @@ use crate::problem::{self, Told};
 use crate::state::When;
 use martlet_agent_api as agent;
 use martlet_api::{FamilyInfo, Problem, ProblemCode};
-use martlet_switch::{FamilyId, MTU, NUMBER_MAX, Number, PREFIX, Plug, Plugged};
+use martlet_switch::{FamilyId, HOSTS_MAX, MTU, NUMBER_MAX, Number, PREFIX, Plug, Plugged};
 use martlet_vm::RunningVm;
 use martlet_vm::spec::FamilyCard;
 use serde::{Deserialize, Serialize};
@@ -83,8 +83,6 @@ impl ForkNetwork {
         }
     }
 }
-
-const HOSTS_MAX: usize = 1024;
 
 /// Numbers of clones that are not gone yet, by family.
 pub(crate) type Numbers = Arc<Mutex<HashMap<String, Vec<Range<u32>>>>>;

@@ -124,10 +124,14 @@ impl Engine {
         Ok((id, keeper))
     }
 
+    /// Does a snapshot have a name, or somebody who needs it?
+    pub(crate) fn is_used(&self, id: &SnapshotId) -> bool {
+        !self.store.refs_to(id).is_empty() || !self.store.users(id).is_empty()
+    }
+
     /// A snapshot that nobody names, uses or waits for need not come.
     pub(crate) fn forget_unused(&self, id: &SnapshotId) -> Result<(), Problem> {
-        let is_used = !self.store.refs_to(id).is_empty() || !self.store.users(id).is_empty();
-        match self.away.has(id) && !is_used && self.who_waits_for(id)?.is_empty() {
+        match self.away.has(id) && !self.is_used(id) && self.who_waits_for(id)?.is_empty() {
             true => self.forget_away(id),
             false => Ok(()),
         }

@@ -19,7 +19,7 @@ use martlet_api::{
 };
 use martlet_image::{PageLocation, SnapshotId, SnapshotRecord};
 use martlet_source::{SourceError, Under};
-use martlet_store::{Key, Kind, RefName};
+use martlet_store::{Key, Kind, RefName, StoreError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -265,7 +265,8 @@ impl Engine {
         Ok(away.map(|id| format!("snapshot {}", id.short())).collect())
     }
 
-    /// Snapshots here, beside one that is away, that need something of it that is still to come.
+    /// Snapshots here, beside one that is away, that need something of it that is still to come. What only waits for a collection
+    /// needs nothing.
     pub(crate) fn who_waits_for(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>, Problem> {
         let missing = self.away.missing_of(id).told()?;
         let mut waiting = Vec::new();
@@ -277,7 +278,7 @@ impl Engine {
             .store
             .snapshots()
             .into_iter()
-            .filter(|other| !self.away.has(other))
+            .filter(|other| !self.away.has(other) && self.is_used(other))
         {
             let record = self.store.snapshot(&other).told()?;
             if !missing.is_disjoint(&self.store.leaves(&record).told()?) {
@@ -377,6 +378,13 @@ impl Engine {
                         Some(Err(problem)) => tracing::warn!(%problem, snapshot = %id, "all of it is here"),
                         _ => return,
                     },
+                    Err(_) if matches!(store.snapshot(&id), Err(StoreError::NotFound(_))) => {
+                        tracing::warn!(snapshot = %id, "it was collected while it came");
+                        if let Some(Err(problem)) = engine.upgrade().map(|engine| engine.forget_away(&id)) {
+                            tracing::warn!(%problem, snapshot = %id, "it is still on the list");
+                        }
+                        return;
+                    }
                     Err(error) => tracing::warn!(%error, snapshot = %id, "the rest does not come"),
                 }
                 if away.pause(RETRY_REST).is_err() {

@@ -23,4 +23,4 @@ pub use bucket::Bucket;
 pub use frame::{FRAME_BYTES_MAX, Refused, To, check, source};
 pub use number::{MTU, NUMBER_MAX, Number, PREFIX};
 pub use seal::{FamilyId, Seal};
-pub use switch::{FROM_QEMU, Plug, Plugged, Switch, TO_QEMU};
+pub use switch::{FROM_QEMU, HOSTS_MAX, Plug, Plugged, Switch, TO_QEMU};

@@ -38,7 +38,7 @@ const QUEUE_FRAMES: usize = 512;
 const BROADCASTS_PER_S: f64 = 100.0;
 const BROADCASTS_AT_ONCE: f64 = 200.0;
 /// Hosts of a family.
-const HOSTS_MAX: usize = 1024;
+pub const HOSTS_MAX: usize = 1024;
 /// A thread looks so often whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(500);
 /// Longest UDP datagram.

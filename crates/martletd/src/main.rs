@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use martlet_api::Paths;
 use martletd::instance::Taken;
 use martletd::{allocator, daemon, server};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -93,7 +94,21 @@ fn start_log() {
     }
 }
 
+/// A soft limit is there for programs that use select(2), and often 1024. Each machine takes several descriptors, and each
+/// connection that a guest has out of its family one.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, ?limit, "no more files can be open than before");
+    }
+}
+
 fn serve(args: Args) -> Result<()> {
+    allow_descriptors();
     let default = Paths::of_this_user();
     let state_dir = std::path::absolute(args.state_dir.unwrap_or(default.state_dir))?;
     let socket = std::path::absolute(args.socket.unwrap_or(default.socket))?;

@@ -79,8 +79,10 @@ impl Site {
         }
     }
 
-    /// What there is now, and whether all QEMUs are there that are to be started ahead.
+    /// What there is now, and whether all QEMUs are there that are to be started ahead. A snapshot that nothing needs any more
+    /// is not left behind: it only waits for the next collection.
     fn count(&self) -> Result<(Census, bool), BenchError> {
+        self.run(&["gc"])?;
         let of = |what: &str| -> Result<usize, BenchError> {
             Ok(self.run(&[what])?.as_array().map_or(0, Vec::len))
         };

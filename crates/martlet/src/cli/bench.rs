@@ -73,8 +73,8 @@ pub struct BenchRoamArgs {
 /// How forks across hosts are measured.
 #[derive(Debug, Args)]
 pub struct BenchForkArgs {
-    /// What to measure: spread: forks beside copies of an image; multicast: how often frames cross a link; overhead: work of the examples; adversarial: several parents at a time
-    #[arg(long, value_delimiter = ',', default_value = "spread,multicast", value_name = "WHAT,...", value_parser = ["spread", "multicast", "overhead", "adversarial"])]
+    /// What to measure: spread: forks beside copies of an image; multicast: how often frames cross a link; avoidance: what is not fetched because clones overwrite it; overhead: work of the examples; adversarial: several parents at a time
+    #[arg(long, value_delimiter = ',', default_value = "spread,multicast", value_name = "WHAT,...", value_parser = ["spread", "multicast", "avoidance", "overhead", "adversarial"])]
     pub only: Vec<String>,
     /// Where the examples are that `overhead` measures
     #[arg(long, default_value = "examples", value_name = "DIR", value_hint = ValueHint::DirPath)]

@@ -4,7 +4,10 @@ use crate::allocators::places;
 use crate::deadline::wait_for;
 use crate::hosts::fleet;
 use crate::{Daemon, Fixture};
+use martlet_bench::roam::Site;
+use martlet_lab::{Lab, Link};
 use serde_json::{Value, json};
+use std::path::Path;
 
 const FILL: &str = "mkdir -p /dev/shm; for dir in /dev/shm /; do cd $dir; head -c 3000000 /dev/urandom > random; \
                     sha256sum random > sum; done; sync";
@@ -248,4 +251,36 @@ fn a_host_whose_disk_is_full_fails_its_clones_and_no_others() {
     }
     here.exec("w", RIGHT);
     assert_eq!(couch.json(&["verify"])["damaged"], json!([]));
+}
+
+#[test]
+fn what_clones_lack_that_are_over_does_not_come() {
+    let _turn = Daemon::empty(); // it is never started
+    let lab = Lab::new().unwrap();
+    let site = |name| Site::new(&lab, name, Path::new(env!("CARGO_BIN_EXE_martlet"))).unwrap();
+    let (desk, couch) = (site("desk"), site("couch"));
+    Fixture::Tiny.copy_to(desk.state_dir());
+    desk.found_fleet().unwrap();
+    desk.admit(&couch).unwrap();
+    // The clones work long before all has come.
+    let slow = Link {
+        rate_mbit: Some(8.0),
+        ..Link::local()
+    };
+    couch.set_link(slow).unwrap();
+    for name in ["v", "w"] {
+        desk.run(&["run", "tiny0:booted", "--name", name]).unwrap();
+        desk.run(&["fork", name, "--on", "couch"]).unwrap();
+    }
+    let away = couch.run(&["away"]).unwrap();
+    assert_eq!(away.as_array().unwrap().len(), 2, "{away}");
+    // They lack much of the same: who goes first leaves it to the other, who goes last to nobody.
+    couch.run(&["rm", "--force", "v-1"]).unwrap();
+    let away = couch.run(&["away"]).unwrap();
+    assert_eq!(away.as_array().unwrap().len(), 1, "{away}");
+    couch.run(&["rm", "--force", "w-1"]).unwrap();
+    assert_eq!(couch.run(&["away"]).unwrap(), json!([]));
+    couch.run(&["gc"]).unwrap();
+    let images = couch.run(&["images"]).unwrap();
+    assert_eq!(images, json!([]));
 }

@@ -1,6 +1,7 @@
 //! `martlet bench fork`: forks across hosts of a lab, beside copying a suspended image to each of them.
 
 mod adversarial;
+mod avoidance;
 mod model;
 mod multicast;
 mod overhead;
@@ -197,6 +198,9 @@ impl Bench<'_> {
         }
         if wants(multicast::ONLY) {
             self.multicast(args.hosts)?;
+        }
+        if wants(avoidance::ONLY) {
+            self.avoidance(args.hosts)?;
         }
         if wants(overhead::ONLY) {
             self.overhead(args)?;
