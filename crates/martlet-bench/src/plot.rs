@@ -19,6 +19,8 @@ const FONT: &str = "sans-serif";
 const TITLE_PX: u32 = 18;
 const TEXT_PX: u32 = 13;
 const SMALL_PX: u32 = 11;
+/// As many of its letters as there is room for beside each other, in most fonts.
+const SMALL_COLUMNS: usize = 140;
 const INK: RGBColor = RGBColor(40, 40, 40);
 const FAINT: RGBColor = RGBColor(222, 222, 222);
 /// Told apart also by people who see few colours (Okabe and Ito).
@@ -158,8 +160,12 @@ impl Plot {
         let title = (FONT, TITLE_PX).into_font().color(&INK).pos(top);
         let small = (FONT, SMALL_PX).into_font().color(&INK).pos(top);
         root.draw_text(&self.title, &title, (middle, 10))?;
-        root.draw_text(&self.conditions, &small, (middle, 34))?;
-        let (_, below) = root.split_vertically(50);
+        let mut down = 34;
+        for line in textwrap::wrap(&self.conditions, SMALL_COLUMNS) {
+            root.draw_text(&line, &small, (middle, down))?;
+            down += SMALL_PX as i32 + 4;
+        }
+        let (_, below) = root.split_vertically(down);
         // The names of a single series' bars are below them.
         let has_legend = !matches!(&self.shape, Shape::Bars { series, .. } if series.len() == 1);
         let legend_width = if has_legend { LEGEND_WIDTH } else { 0 };
@@ -490,6 +496,20 @@ mod tests {
             colour: 0,
             spots: spots.iter().map(spot).collect(),
         }
+    }
+
+    #[test]
+    fn what_is_said_of_a_plot_has_room() {
+        let mut plot = plot(
+            Shape::Lines(vec![line("a", &[(1.0, 1.0)])]),
+            Scale::Linear,
+            Scale::Linear,
+        );
+        plot.conditions = "of hosts, ".repeat(40);
+        let svg = plot.svg().unwrap();
+        let said = || svg.lines().filter(|line| line.contains("of hosts,"));
+        assert!(said().all(|line| line.len() <= SMALL_COLUMNS), "{svg}");
+        assert_eq!(svg.matches("of hosts,").count(), 40);
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub struct Engine {
     pub(crate) is_root: bool,
     pub(crate) kvm_gid: Option<u32>,
     pub(crate) machines: Mutex<BTreeMap<String, Arc<Machine>>>,
+    /// Held while clones that live are counted and one more begins to; taken before `machines`.
+    pub(crate) counting: Mutex<()>,
     pub(crate) pool: Arc<Pool>,
     qemu: OnceLock<Qemu>,
     next_key: AtomicU64,
@@ -226,6 +228,7 @@ impl Engine {
             connection: Mutex::default(),
             is_root,
             machines: Mutex::default(),
+            counting: Mutex::default(),
             qemu: OnceLock::new(),
             next_key: AtomicU64::new(1),
             server: Mutex::default(),
@@ -353,6 +356,7 @@ impl Engine {
 
     /// Adds a machine under its name, which must be free.
     pub(crate) fn add(&self, record: Record) -> Result<Arc<Machine>, Problem> {
+        let _counting = lock(&self.counting);
         let mut machines = lock(&self.machines);
         if machines.contains_key(&record.name) {
             return Err(Problem::new(

@@ -273,6 +273,7 @@ impl Engine {
     ) -> Result<(), Problem> {
         let snapshot = self.store.snapshot(&id).told()?;
         let before = machine.record();
+        let counting = self.may_live(machine)?;
         let begun = self.update(machine, When::Now, |record| {
             record.undo = Some(Undo {
                 phase: fallback,
@@ -286,6 +287,7 @@ impl Engine {
             record.disk_number += 1;
             record.generation = snapshot.generation.max(record.generation) + 1;
         });
+        drop(counting);
         crash::step("start");
         let started = begun.and_then(|()| self.disk_of(&snapshot)).and_then(|disk| {
             let disk = DiskFrom::New(disk);
@@ -345,7 +347,9 @@ impl Engine {
         disk: DiskFrom,
         requested: Instant,
     ) -> Result<(), Problem> {
+        let counting = self.may_live(machine)?;
         let begun = self.update(machine, When::Later, |record| record.phase = Phase::Starting);
+        drop(counting);
         crash::step("start");
         let init = init_of(snapshot);
         let from = match (&snapshot.memory, &snapshot.boot) {

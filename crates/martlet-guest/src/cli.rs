@@ -8,6 +8,7 @@ mod run;
 
 use crate::error::Error;
 use crate::guest::{CheckpointedVm, Cloned, ClonedVm, Exited, Guest, Processes, TicketOptions, Wait};
+use crate::interrupt::Taken;
 use arguments::{Arguments, Usage};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -214,8 +215,14 @@ fn fork(mut arguments: Arguments) -> Result<ExitCode, Failure> {
     if ticket.granted < count {
         eprintln!("martlet-guest: there is room for {} of {count}", ticket.granted);
     }
+    let name = ticket.name.clone();
+    let taken = Taken::new(move || {
+        // It has no clones yet, or they end; that cannot be told to anybody.
+        let _ = Guest::connect().and_then(|guest| guest.kill(&name));
+    })?;
     let joined = match guest.fork(&ticket, Wait::Running) {
         Ok(Cloned::Child { id }) => {
+            taken.give_back()?;
             let (status, data) = run::run(&command, id);
             match guest.exit(status, &data)? {}
         }

@@ -23,6 +23,7 @@ pub mod cli;
 mod connection;
 mod error;
 mod guest;
+mod interrupt;
 mod process;
 
 pub use error::{Error, ErrorKind, Result};

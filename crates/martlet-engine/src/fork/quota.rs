@@ -1,10 +1,10 @@
 //! How many clones may live at this host at the same time: of all users, and of the same one.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, lock};
 use crate::machine::{Machine, Record};
 use martlet_api::{Problem, ProblemCode, User};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 /// Those of these machines.
 fn live_clones<'a>(machines: impl Iterator<Item = &'a Arc<Machine>>) -> impl Iterator<Item = Record> {
@@ -31,6 +31,16 @@ impl Engine {
                 .for_each(|record| *by_user.entry(record.user.to_string()).or_default() += 1);
         }
         by_user
+    }
+
+    /// A machine is about to live, again perhaps: not if it is a clone too many. No other one begins to while the answer is held.
+    pub(crate) fn may_live(&self, machine: &Machine) -> Result<MutexGuard<'_, ()>, Problem> {
+        let counting = lock(&self.counting);
+        let record = machine.record();
+        if record.is_clone && !record.phase.is_live() {
+            self.check_clones(self.all().iter(), &record.user)?;
+        }
+        Ok(counting)
     }
 
     /// May one more of this user, beside these machines?

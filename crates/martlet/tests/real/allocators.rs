@@ -290,4 +290,13 @@ fn a_user_has_so_many_clones_at_a_host_and_another_has_as_many() {
         told(&here.clones(&["fork", "w", "-n", "1", "--on", "couch", "--prefix", "n"])),
         "couch"
     );
+    // One that is suspended leaves its place to another, and waits for the next.
+    couch.ok(&["suspend", "n-1"]);
+    assert_eq!(
+        told(&here.clones(&["fork", "w", "-n", "1", "--on", "couch", "--prefix", "o"])),
+        "couch"
+    );
+    assert_eq!(couch.fails_with_input(&["resume", "n-1"], ""), "no_space");
+    couch.ok(&["rm", "--force", "o-1"]);
+    couch.ok(&["resume", "n-1"]);
 }

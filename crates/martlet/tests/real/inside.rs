@@ -149,6 +149,21 @@ fn children_that_do_not_exit_are_told_of() {
 }
 
 #[test]
+fn a_fork_that_is_ended_ends_its_clones() {
+    let daemon = Daemon::new(Fixture::Tiny);
+    daemon.ok(&["run", "tiny0:booted", "--name", "w", "--fork-by", "root"]);
+    let fork = "echo $$ > /run/fork; exec martlet-guest fork 2 -- sleep 1000";
+    let line = format!("(sh -c '{fork}'; echo $? > /run/ended) > /run/log 2>&1 < /dev/null &");
+    daemon.inside("w", &line);
+    wait_for("the clones", || daemon.names().len() == 3);
+    daemon.inside("w", "kill -TERM $(cat /run/fork)");
+    daemon.assert_only("w");
+    wait_for("its end", || {
+        daemon.inside("w", "cat /run/ended 2>&1 || true").trim() == "143"
+    });
+}
+
+#[test]
 fn two_programs_may_fork_at_the_same_time() {
     let daemon = Daemon::new(Fixture::Tiny);
     daemon.ok(&["run", "tiny0:booted", "--name", "w", "--fork-by", "root"]);
