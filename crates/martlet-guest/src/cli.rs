@@ -235,6 +235,7 @@ fn fork(mut arguments: Arguments) -> Result<ExitCode, Failure> {
         }
         Err(error) => Err(error.into()),
     };
+    taken.stay();
     if joined.is_err() {
         let _ = guest.kill(&ticket); // nobody else knows of it; the first failure is the one to tell of
     }

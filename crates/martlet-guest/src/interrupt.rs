@@ -5,16 +5,22 @@ use crate::process::exit_now;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 const ENDING: [libc::c_int; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
 
 /// Signals that end this process later than by themselves.
-pub struct Taken(libc::sigset_t);
+pub struct Taken {
+    signals: libc::sigset_t,
+    is_ending: Arc<AtomicBool>,
+}
 
 impl Taken {
     /// Has `act` done when this process is told to end, and ends it then. To be called while it has one thread.
     pub fn new(act: impl FnOnce() + Send + 'static) -> io::Result<Self> {
-        let signals = not_ignored();
+        let (signals, is_ending) = (not_ignored(), Arc::new(AtomicBool::new(false)));
+        let ending = is_ending.clone();
         mask(libc::SIG_BLOCK, &signals)?;
         std::thread::Builder::new()
             .name("signals".into())
@@ -22,16 +28,24 @@ impl Taken {
                 let mut signal = 0;
                 // SAFETY: reads the one and writes the other, which live here.
                 if unsafe { libc::sigwait(&signals, &mut signal) } == 0 {
+                    ending.store(true, SeqCst);
                     act();
                     exit_now(128 + signal);
                 }
             })?;
-        Ok(Self(signals))
+        Ok(Self { signals, is_ending })
+    }
+
+    /// What `act` did is not told as a failure: if it was begun, this process ends here.
+    pub fn stay(&self) {
+        while self.is_ending.load(SeqCst) {
+            std::thread::park();
+        }
     }
 
     /// They end this process by themselves again, and programs that it starts.
-    pub fn give_back(self) -> io::Result<()> {
-        mask(libc::SIG_UNBLOCK, &self.0)
+    pub fn give_back(&self) -> io::Result<()> {
+        mask(libc::SIG_UNBLOCK, &self.signals)
     }
 }
 

@@ -153,7 +153,7 @@ fn a_fork_that_is_ended_ends_its_clones() {
     let daemon = Daemon::new(Fixture::Tiny);
     daemon.ok(&["run", "tiny0:booted", "--name", "w", "--fork-by", "root"]);
     let fork = "echo $$ > /run/fork; exec martlet-guest fork 2 -- sleep 1000";
-    let line = format!("(sh -c '{fork}'; echo $? > /run/ended) > /run/log 2>&1 < /dev/null &");
+    let line = format!("(sh -c '{fork}' || echo $? > /run/ended) > /run/log 2>&1 < /dev/null &");
     daemon.inside("w", &line);
     wait_for("the clones", || daemon.names().len() == 3);
     daemon.inside("w", "kill -TERM $(cat /run/fork)");
