@@ -19,8 +19,11 @@ const FONT: &str = "sans-serif";
 const TITLE_PX: u32 = 18;
 const TEXT_PX: u32 = 13;
 const SMALL_PX: u32 = 11;
-/// As many of its letters as there is room for beside each other, in most fonts.
+/// As many letters as there is room for beside each other, in most fonts.
 const SMALL_COLUMNS: usize = 140;
+const LEGEND_COLUMNS: usize = 28;
+/// From line to line.
+const LINE_PX: i32 = 16;
 const INK: RGBColor = RGBColor(40, 40, 40);
 const FAINT: RGBColor = RGBColor(222, 222, 222);
 /// Told apart also by people who see few colours (Okabe and Ito).
@@ -248,7 +251,9 @@ impl Plot {
             }
             let (right, down) = pixel((at, y.0));
             let style = text(TEXT_PX, Pos::new(HPos::Center, VPos::Top));
-            area.draw_text(&label, &style, (right, down + 6))?;
+            for (line, row) in label.lines().zip(0..) {
+                area.draw_text(line, &style, (right, down + 6 + LINE_PX * row))?;
+            }
         }
         plane.draw(&PathElement::new(vec![(x.0, y.1), (x.0, y.0), (x.1, y.0)], INK))?;
         let (middle, _) = pixel(((x.0 + x.1) / 2.0, y.0));
@@ -334,7 +339,6 @@ impl Plot {
     }
 
     fn draw_legend(&self, area: &Area<'_>) -> Drawn {
-        const ROW_PX: i32 = 22;
         let style = (FONT, TEXT_PX).into_font().color(&INK);
         let names: Vec<(&str, Option<Look>, usize)> = match &self.shape {
             Shape::Lines(lines) => lines
@@ -347,9 +351,9 @@ impl Plot {
                 .map(|(number, bars)| (bars.name.as_str(), None, number))
                 .collect(),
         };
-        for (row, (name, look, number)) in names.into_iter().enumerate() {
+        let mut y = 24;
+        for (name, look, number) in names {
             let colour = colour(number);
-            let y = 24 + ROW_PX * row as i32;
             match look {
                 None => area.draw(&Rectangle::new([(4, y - 6), (24, y + 6)], colour.filled()))?,
                 Some(Look::Marks) => area.draw(&Circle::new((14, y), 4, colour.filled()))?,
@@ -360,7 +364,11 @@ impl Plot {
                     }
                 }
             }
-            area.draw_text(name, &style, (32, y - TEXT_PX as i32 / 2))?;
+            for line in textwrap::wrap(name, LEGEND_COLUMNS) {
+                area.draw_text(&line, &style, (32, y - TEXT_PX as i32 / 2))?;
+                y += LINE_PX;
+            }
+            y += 6;
         }
         Ok(())
     }

@@ -279,8 +279,9 @@ fn of_figures(name: &str, prefix: &str, title: &str, figures: &[&Figure]) -> Opt
             .replace('_', " ");
         let percent = 100.0 * (figure.ratio - 1.0);
         match rest.is_empty() {
-            true => format!("{percent:+.1} %"),
-            false => format!("{rest} ({percent:+.1} %)"),
+            true if alike.len() == 1 => format!("{percent:+.1} %"),
+            true => format!("all\n{percent:+.1} %"),
+            false => format!("{rest}\n{percent:+.1} %"),
         }
     };
     let series = |name: &str, of: fn(&Figure) -> f64| Bars {
@@ -361,7 +362,7 @@ mod tests {
         let Shape::Bars { names, series, .. } = &plots[2].shape else {
             panic!()
         };
-        assert_eq!(names, &["blast (+5.0 %)"]);
+        assert_eq!(names, &["blast\n+5.0 %"]);
         assert_eq!((series[0].values[0], series[1].values[0]), (1.05, 1.0));
         for plot in &plots {
             assert!(plot.svg().unwrap().starts_with("<svg"));

@@ -102,9 +102,10 @@ fn guests_reach_what_is_on_their_list_and_nothing_else() {
     };
     check(&desk, "w");
     // Clones have their own host's, and a connection of the parent goes on through the fork.
+    // Somebody who can write is there from the beginning, so that what is written first is not the last.
     let talk = format!(
-        "mkfifo /tmp/in; (nc {address} {ALLOWED} </tmp/in >/tmp/out 2>&1 &) >/dev/null 2>&1; \
-         (sleep 100000 >/tmp/in & echo $! > /tmp/pid) >/dev/null 2>&1; echo before > /tmp/in"
+        "mkfifo /tmp/in; exec 9<>/tmp/in; (nc {address} {ALLOWED} </tmp/in 9>&- >/tmp/out 2>&1 &) >/dev/null 2>&1; \
+         (sleep 100000 & echo $! > /tmp/pid) >/dev/null 2>&1; echo before >&9"
     );
     desk.exec("w", &talk).unwrap();
     desk.run(&["fork", "w", "-n", "2", "--on", "desk,couch"]).unwrap();
