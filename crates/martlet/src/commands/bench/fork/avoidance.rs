@@ -18,15 +18,15 @@ const USED_AND_FREED: &str = "rm /dev/shm/load; sync; echo 3 > /proc/sys/vm/drop
 const TELLING: &str = "cd /sys/bus/virtio/devices; for device in virtio*; do \
                        test $(cat $device/device) != 0x0005 || echo $device > ../drivers/virtio_balloon/bind; done";
 /// A large file, of which little is to be fetched: its pages are all the same.
-const WRITE: &str = "yes | head -c 201326592 > /var/tmp/file; sync";
+const WRITE: &str = "yes | head -c 67108864 > /file && sync";
 /// It comes from the disk into memory that was free.
-const READ: &str = "cat /var/tmp/file > /dev/null";
+const READ: &str = "cat /file > /dev/null";
 const TASKS: [(&str, &str, &str); 2] = [
     ("fork_avoidance_allocated", FILL, "fills 256 MiB of memory"),
     (
         "fork_avoidance_device",
         READ,
-        "reads a file of 192 MiB from its disk",
+        "reads a file of 64 MiB from its disk",
     ),
 ];
 const AGAINST: &str = "a guest that does not tell what is free";
