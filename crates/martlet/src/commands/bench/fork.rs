@@ -109,10 +109,9 @@ impl Hosts {
     }
 
     /// Another machine takes the place of the one that is forked.
-    fn boot(&self, base: &str, memory: &str) -> Result<Value, BenchError> {
-        let machine = self
-            .origin
-            .run(&["run", base, "--name", PARENT, "--memory", memory])?;
+    fn boot(&self, base: &str, memory: &str, more: &[&str]) -> Result<Value, BenchError> {
+        let run = ["run", base, "--name", PARENT, "--memory", memory];
+        let machine = self.origin.run(&[&run, more].concat())?;
         self.origin.exec(PARENT, "sync")?;
         Ok(machine)
     }
@@ -211,15 +210,15 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Hosts of a lab, of which the first has a machine.
-    fn hosts(&mut self, lab: &Lab, count: u32) -> Outcome<(Hosts, Value)> {
+    /// Hosts of a lab, of which the first has a machine, run with `more` options.
+    fn hosts(&mut self, lab: &Lab, count: u32, more: &[&str]) -> Outcome<(Hosts, Value)> {
         self.make_base()?;
         let carried = self.carry_snapshot(format!("{}:{BASE_TAG}", self.base))?;
         self.step("starting hosts");
         let hosts = Hosts::new(lab, count, &carried)?;
         self.step("starting the machine");
         let memory = self.memory_bytes.to_string();
-        let machine = hosts.boot(&self.base, &memory).map_err(failed)?;
+        let machine = hosts.boot(&self.base, &memory, more).map_err(failed)?;
         self.conditions = format!(
             "{} guest, {} hosts of a lab on {} processors, {LINK_WORDS}, QEMU {}",
             crate::show::size(self.memory_bytes),
@@ -241,7 +240,7 @@ impl Bench<'_> {
 
     fn spread(&mut self, hosts: u32, clones: u32, scaling: Option<&mut Scaling>) -> Outcome {
         let lab = new_lab()?;
-        let (hosts, machine) = self.hosts(&lab, hosts)?;
+        let (hosts, machine) = self.hosts(&lab, hosts, &[])?;
         self.filling(&hosts, clones).map_err(failed)?;
         self.against_copies(&hosts, &machine, clones, scaling)?;
         self.fetches(&hosts)?;
@@ -353,7 +352,7 @@ impl Bench<'_> {
         let mut times = Vec::new();
         for memory in [SMALL, LARGE] {
             self.step("a fork by memory");
-            hosts.boot(&self.base, memory)?;
+            hosts.boot(&self.base, memory, &[])?;
             let mut took = Vec::new();
             for _ in 0..self.rounds {
                 took.push(all_run_ms(&hosts.fork(clones, hosts.others.len(), &[])?));

@@ -1,7 +1,8 @@
-//! What clones do not fetch because they overwrite it: memory that they allocate. Beside it, the
-//! same clones of a guest that does not tell its host what is free (SnowFlock, section 4.4, has two heuristics for that).
+//! What clones do not fetch because it is overwritten: memory that they allocate, and memory into which a device writes
+//! (the two heuristics of SnowFlock, section 4.4). Here free pages do both: beside clones of a guest that reports
+//! them, the same of one that does not.
 
-use super::{FILL, Hosts, PARENT, new_lab};
+use super::{FILL, FILL_BYTES, Hosts, PARENT, new_lab};
 use crate::commands::bench::dead::SILENT;
 use crate::commands::bench::{Bench, failed};
 use crate::failure::Outcome;
@@ -18,6 +19,15 @@ const USED_AND_FREED: &str = "rm /dev/shm/load; sync; echo 3 > /proc/sys/vm/drop
 const TELLING: &str = "cd /sys/bus/virtio/devices; for device in virtio*; do \
                        test $(cat $device/device) != 0x0005 || echo $device > ../drivers/virtio_balloon/bind; done";
 const AGAINST: &str = "a guest that does not tell what is free";
+/// What is read fits beside the base.
+const DISK: [&str; 2] = ["--disk", "1G"];
+
+/// What overwrites pages of clones.
+struct Overwriting {
+    figure: &'static str,
+    what: &'static str,
+    task: String,
+}
 
 /// Of clones at hosts that have nothing of theirs.
 struct Came {
@@ -43,17 +53,43 @@ impl Hosts {
 }
 
 impl Bench<'_> {
-    /// Memory that is allocated, by turns with a guest that reports and one that does not.
+    /// By turns with a guest that reports what is free and one that does not.
     pub(super) fn avoidance(&mut self, hosts: u32) -> Outcome {
         let lab = new_lab()?;
-        let (hosts, _) = self.hosts(&lab, hosts)?;
-        let words = "fills 256 MiB of memory";
-        self.avoided(&hosts, "fork_avoidance_allocated", FILL, words)
-            .map_err(failed)?;
+        let (hosts, _) = self.hosts(&lab, hosts, &DISK)?;
+        let size_mib = FILL_BYTES >> 20;
+        // The same bytes all over, so that the disk's own hardly count.
+        let written = format!("yes | head -c {FILL_BYTES} > /read; sync");
+        hosts.origin.exec(PARENT, &written).map_err(failed)?;
+        let overwriting = [
+            Overwriting {
+                figure: "fork_avoidance_allocated",
+                what: "fills that much memory",
+                task: FILL.into(),
+            },
+            Overwriting {
+                figure: "fork_avoidance_device",
+                what: "reads that much from its disk",
+                task: format!("test $(cat /read | wc -c) = {FILL_BYTES}"),
+            },
+        ];
+        for by in overwriting {
+            let conditions = format!(
+                "{}; half of the memory was in use before the fork and is free; one clone at each host {} ({size_mib} MiB); from the call until all have",
+                self.conditions, by.what,
+            );
+            let (bytes, took) = self.avoided(&hosts, &by.task).map_err(failed)?;
+            self.figures
+                .extend(bytes.figure(by.figure, "bytes", AGAINST, &conditions));
+            let took_figure = format!("{}_time", by.figure);
+            self.figures
+                .extend(took.figure(&took_figure, "ms", AGAINST, &conditions));
+        }
         hosts.end().map_err(failed)
     }
 
-    fn avoided(&mut self, hosts: &Hosts, name: &str, task: &str, words: &str) -> Result<(), BenchError> {
+    /// Bytes and time.
+    fn avoided(&mut self, hosts: &Hosts, task: &str) -> Result<(Samples, Samples), BenchError> {
         let (mut bytes, mut took) = (Samples::new(), Samples::new());
         for _ in 0..self.rounds {
             self.step("clones of a guest that does not tell what is free");
@@ -64,15 +100,6 @@ impl Bench<'_> {
             bytes.add(avoided.bytes, fetched.bytes);
             took.add(avoided.took_ms, fetched.took_ms);
         }
-        let conditions = format!(
-            "{}; half of the memory was in use before the fork and is free; one clone at each host {words}; from the call until all have",
-            self.conditions
-        );
-        self.figures
-            .extend(bytes.figure(name, "bytes", AGAINST, &conditions));
-        let name = format!("{name}_time");
-        self.figures
-            .extend(took.figure(&name, "ms", AGAINST, &conditions));
-        Ok(())
+        Ok((bytes, took))
     }
 }

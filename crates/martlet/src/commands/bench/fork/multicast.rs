@@ -94,7 +94,7 @@ impl Bench<'_> {
     /// The rest of each fork comes to all hosts entirely.
     pub(super) fn multicast(&mut self, hosts: u32) -> Outcome {
         let lab = new_lab()?;
-        let (mut hosts, _) = self.hosts(&lab, hosts)?;
+        let (mut hosts, _) = self.hosts(&lab, hosts, &[])?;
         self.times(&mut hosts).map_err(failed)?;
         hosts.end().map_err(failed)
     }
