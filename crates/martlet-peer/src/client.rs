@@ -55,6 +55,7 @@ impl Default for Patience {
 }
 
 const JSON: &str = "application/json";
+const BYTES: &str = "application/octet-stream";
 
 /// A connection, and what drives it: nothing happens on it while nobody waits for something.
 struct Connection {
@@ -162,9 +163,14 @@ impl PeerClient {
             .map_err(|error| PeerError::wrong(&self.peer, path, error))
     }
 
+    /// Asks for bytes, and has an answer that says yes.
+    pub(crate) fn look(&self, path: &str) -> Result<Answer<'_>> {
+        self.ask_as(Method::GET, path, BYTES, Bytes::new())
+    }
+
     /// Posts bytes, and has an answer that says yes.
     pub(crate) fn ask(&self, path: &str, body: Vec<u8>) -> Result<Answer<'_>> {
-        self.ask_as(Method::POST, path, "application/octet-stream", body.into())
+        self.ask_as(Method::POST, path, BYTES, body.into())
     }
 
     /// Asks, and has an answer that says yes. The question is sent once: whether it is asked again after a connection broke is

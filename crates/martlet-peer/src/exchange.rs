@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! GET  /peer/refs              ► {"name:tag": "snapshot id", …}
+//! GET  /peer/object/KEY        ► an object, as it is stored
 //! POST /peer/objects  keys     ► objects, as they are stored
 //! POST /peer/lacks    keys     ► a bit for each, set if it is not here; those that are stay for a while
 //! POST /peer/put      objects  ► stored and durable
@@ -10,10 +11,10 @@
 //!
 //! What was put, or was here when it was asked for, is kept from gc for some minutes, so that a push comes to its end.
 
-use crate::wire::{KEY_BYTES, KEYS_MAX, Pieces, Taken, decode_key, decode_keys, put_object};
+use crate::wire::{KEY_BYTES, KEYS_MAX, Pieces, Taken, decode_key, decode_keys, key_of_path, put_object};
 use crate::{Caller, Code, Refusal};
 use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use futures_util::stream;
@@ -27,7 +28,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Sender, channel};
-use tokio::task::block_in_place;
 
 /// The longest body of a put: one object of the largest size after some smaller ones.
 pub const PUT_BYTES_MAX: usize = martlet_store::CONTENT_BYTES_MAX + 2 * crate::transfer::PUT_BYTES;
@@ -71,6 +71,7 @@ pub fn peer_router(store: Arc<Store>, policy: Policy) -> Router {
     };
     Router::new()
         .route("/peer/refs", get(refs))
+        .route("/peer/object/{key}", get(object))
         .route("/peer/objects", post(objects))
         .route("/peer/lacks", post(lacks))
         .route("/peer/put", post(put))
@@ -132,6 +133,23 @@ async fn refs(
     Ok(Json(refs.collect()))
 }
 
+/// Perhaps a guest waits for it: it goes in one piece, and no other thread is woken for it (a question with a body wakes one,
+/// which takes as long as all else here).
+async fn object(
+    State(peers): State<Arc<Peers>>,
+    Extension(caller): Extension<Caller>,
+    Path(key): Path<String>,
+) -> Answer<Body> {
+    peers.host(caller, Access::Read)?;
+    let key = key_of_path(&key).ok_or_else(|| Refusal::new(Code::BadRequest, "this is no key"))?;
+    let mut out = Vec::new();
+    put_found(&peers.store, &key, &mut out).map_err(|error| {
+        tracing::warn!(%error, "a host asks for what cannot be read here");
+        Refusal::new(Code::Busy, "this host cannot read it now")
+    })?;
+    Ok(out.into())
+}
+
 async fn objects(
     State(peers): State<Arc<Peers>>,
     Extension(caller): Extension<Caller>,
@@ -139,15 +157,6 @@ async fn objects(
 ) -> Answer<Body> {
     peers.host(caller, Access::Read)?;
     let keys = keys_of(body).await?;
-    if let [key] = *keys {
-        // Perhaps a guest waits for it: it goes in one piece, and no other thread is woken for it.
-        let mut out = Vec::new();
-        block_in_place(|| put_found(&peers.store, &key, &mut out)).map_err(|error| {
-            tracing::warn!(%error, "a host asks for what cannot be read here");
-            Refusal::new(Code::Busy, "this host cannot read it now")
-        })?;
-        return Ok(out.into());
-    }
     let (sender, mut chunks) = channel(CHUNKS);
     tokio::task::spawn_blocking(move || {
         if let Err(error) = send_objects(&peers.store, &keys, &sender) {

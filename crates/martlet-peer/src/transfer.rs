@@ -7,7 +7,9 @@
 //!
 //! Cut short anywhere, the next one goes on from what has come. Nothing that comes is believed.
 
-use crate::wire::{HEAD_BYTES, KEY_BYTES, KEYS_MAX, Pieces, Taken, encode_keys, put_key, put_object};
+use crate::wire::{
+    HEAD_BYTES, KEY_BYTES, KEYS_MAX, Pieces, Taken, encode_keys, path_of_key, put_key, put_object,
+};
 use crate::{Code, PeerClient, PeerError, Result};
 use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
 use martlet_store::{Batch, Key, Kind, Part, RefName, Store, StoreError, Stored};
@@ -74,7 +76,10 @@ impl PeerClient {
     pub fn receive(&self, keys: &[Key], each: &mut dyn FnMut(Stored) -> Result<()>) -> Result<Vec<Key>> {
         let mut lacking = Vec::new();
         for part in keys.chunks(KEYS_MAX) {
-            let mut answer = self.ask("/peer/objects", encode_keys(part))?;
+            let mut answer = match part {
+                [key] => self.look(&format!("/peer/object/{}", path_of_key(key)))?,
+                keys => self.ask("/peer/objects", encode_keys(keys))?,
+            };
             let mut pieces = Pieces::new(|| answer.chunk());
             for key in part {
                 match pieces.array()? {

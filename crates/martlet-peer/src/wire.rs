@@ -35,6 +35,23 @@ pub(crate) fn decode_key(bytes: &[u8; KEY_BYTES]) -> Option<Key> {
     Some(Key::new(kind, id))
 }
 
+/// A key as a part of a path: hexadecimal.
+pub(crate) fn path_of_key(key: &Key) -> String {
+    format!(
+        "{:02x}{}",
+        key.kind as u8,
+        blake3::Hash::from_bytes(key.id).to_hex()
+    )
+}
+
+pub(crate) fn key_of_path(path: &str) -> Option<Key> {
+    let (code, id) = path.split_at_checked(2)?;
+    let mut bytes = [0; KEY_BYTES];
+    bytes[0] = u8::from_str_radix(code, 16).ok()?;
+    bytes[1..].copy_from_slice(blake3::Hash::from_hex(id).ok()?.as_bytes());
+    decode_key(&bytes)
+}
+
 /// Why not, otherwise.
 pub(crate) fn decode_keys(bytes: &[u8]) -> Result<Vec<Key>, &'static str> {
     let (keys, rest) = bytes.as_chunks::<KEY_BYTES>();
@@ -193,5 +210,17 @@ mod tests {
         bytes[0] = Kind::Root as u8;
         assert!(decode_keys(&bytes).is_err());
         assert!(decode_keys(&encode_keys(&vec![keys[0]; KEYS_MAX + 1])).is_err());
+        let path = path_of_key(&keys[0]);
+        assert_eq!(key_of_path(&path), Some(keys[0]));
+        for wrong in [
+            "",
+            "0",
+            &path[1..],
+            &format!("{path}0"),
+            &format!("ff{}", &path[2..]),
+            "ä",
+        ] {
+            assert_eq!(key_of_path(wrong), None, "{wrong}");
+        }
     }
 }
