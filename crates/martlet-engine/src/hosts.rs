@@ -13,14 +13,13 @@ use martlet_api::{
     HostInfo, HostInitRequest, HostInvitationInfo, HostJoinRequest, Problem, ProblemCode, RealmJoinRequest,
 };
 use martlet_peer::{
-    Access, AccessLine, Audit, AuditEntry, Code, Fleet, HostEntry, HostIdentity, HostInvitation, Inviter,
-    Newcomer, Patience, PeerClient, PeerError, Refusal, Removed, Secret, TokenBook, Validity, Welcome,
+    AccessLine, Audit, Code, Fleet, HostEntry, HostIdentity, HostInvitation, Inviter, Newcomer, Patience,
+    PeerClient, PeerError, Refusal, Removed, Secret, TokenBook, Validity, Welcome,
 };
 use martlet_source::SourceError;
 use martlet_store::{Key, Store, Stored};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -370,29 +369,6 @@ impl Engine {
             .iter()
             .for_each(|name| self.fellowship.removed.add(name));
         let audit = self.audit()?;
-        let policy = move |host: &str, access: Access| {
-            let action = match access {
-                Access::Read => "read",
-                Access::Write => "write",
-                Access::Run => "run",
-            };
-            let what = match access {
-                Access::Read | Access::Write => "snapshots",
-                Access::Run => "machines",
-            };
-            let noted = audit.note(&AuditEntry::now(host, action, what, "allowed"));
-            noted.map_err(|error| {
-                tracing::warn!(%error, "the audit log cannot be written");
-                let code = match error.kind() {
-                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::NoSpace,
-                    _ => Code::Failed,
-                };
-                Refusal::new(
-                    code,
-                    format!("this host does nothing that it cannot note: {error}"),
-                )
-            })
-        };
         let inviter: Option<Arc<dyn Inviter>> = match known.fleet {
             Some(fleet) => Some(Arc::new(Invites {
                 engine: Arc::downgrade(self),
@@ -405,7 +381,7 @@ impl Engine {
             address: known.address,
             removed: self.fellowship.removed.clone(),
             store: self.store.clone(),
-            policy: Arc::new(policy),
+            policy: crate::host_policy::noting(audit),
             inviter,
         }))
     }

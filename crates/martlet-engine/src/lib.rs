@@ -37,6 +37,7 @@ mod guest;
 mod handed;
 mod heart;
 mod host_memory;
+mod host_policy;
 mod hosts;
 mod identity;
 mod keeping;

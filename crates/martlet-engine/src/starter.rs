@@ -265,7 +265,11 @@ impl Memory<'_> {
         let unread = "the guest's memory could not be read";
         match self.own.pages().contains(page) {
             true => self.own.read(page..page + 1, bytes).told_as(unread),
-            false => self.image.read(page * PAGE_SIZE as u64, bytes).told_as(unread),
+            false => self
+                .image
+                .read(page * PAGE_SIZE as u64, bytes)
+                .map(drop)
+                .told_as(unread),
         }
     }
 

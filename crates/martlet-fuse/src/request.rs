@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::proto::{self, Args, Body, Header, IN_HEADER_BYTES, Opcode, Short, WRITE_IN_BYTES, fattr, fopen};
 use crate::reads::Answered;
 use crate::registry::{Content, Registry};
-use martlet_pager::{MemoryImage, SourceError, VmKey};
+use martlet_pager::{MemoryImage, Neighbours, SourceError, VmKey};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,8 +40,8 @@ impl From<SourceError> for Failed {
 enum Answer {
     /// A structure, or nothing but success.
     Body(Body),
-    /// The first bytes of the worker's data buffer.
-    Data(usize),
+    /// The first bytes of the worker's data buffer, and what is for afterwards.
+    Data(usize, Option<Neighbours>),
     /// Not even success: the kernel expects none.
     Silence,
 }
@@ -76,7 +76,10 @@ impl Worker {
         });
         match answer {
             Ok(Answer::Body(body)) => device.answer(header.unique, Ok([&body.0, &[]])),
-            Ok(Answer::Data(count)) => device.answer(header.unique, Ok([&self.data[..count], &[]])),
+            Ok(Answer::Data(count, neighbours)) => {
+                device.answer(header.unique, Ok([&self.data[..count], &[]]));
+                drop(neighbours);
+            }
             Ok(Answer::Silence) => {}
             // A read that was given up for the stop is not one that failed: the successor is asked again.
             Err(Failed(libc::EIO)) if self.stopping.load(Ordering::SeqCst) => {}
@@ -177,13 +180,13 @@ impl Worker {
         if let Some(reads) = self.registry.reads() {
             reads.begun();
         }
-        match &content {
-            _ if count == 0 => {} // at the end or behind it, where a disk would refuse even nothing
-            Content::Memory(image) => image.read(offset, buf)?,
-            Content::Disk(disk) => disk.read_at(offset, buf)?,
-        }
+        let neighbours = match &content {
+            _ if count == 0 => None, // at the end or behind it, where a disk would refuse even nothing
+            Content::Memory(image) => Some(image.read(offset, buf)?),
+            Content::Disk(disk) => disk.read_at(offset, buf).map(|()| None)?,
+        };
         self.tell(header.pid, &content, offset, count as u64, begun);
-        Ok(Answer::Data(count))
+        Ok(Answer::Data(count, neighbours))
     }
 
     /// Tells of a read, if anybody wants to know and knows whose it is.

@@ -89,6 +89,27 @@ impl Drop for Reading<'_> {
     }
 }
 
+/// What was read makes likely to be asked for next: the rest of its frames, or what follows. It is queued to be pushed when this is
+/// dropped. Waking who pushes takes a moment, so answer first.
+pub struct Neighbours {
+    image: Arc<MemoryImage>,
+    pages: Range<u64>,
+}
+
+impl std::fmt::Debug for Neighbours {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Neighbours")
+            .field("pages", &self.pages)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Neighbours {
+    fn drop(&mut self) {
+        self.image.was_read(self.pages.clone());
+    }
+}
+
 impl MemoryImage {
     /// The image that `manifest` describes.
     pub fn new(pager: Arc<Pager>, manifest: Arc<Manifest>) -> Arc<Self> {
@@ -150,13 +171,13 @@ impl MemoryImage {
         lock(&self.path).clone()
     }
 
-    /// Answers a fault: fills `buf` with the bytes from `offset` (zeros beyond the end). What shares a frame with the
-    /// pages read, and was not handed over before, goes to the push queue.
+    /// Answers a fault: fills `buf` with the bytes from `offset` (zeros beyond the end). What is dropped afterwards pushes what
+    /// is likely to be asked for next: who waits for an answer has it first.
     ///
     /// A read of several pages is refused when a starter has some of them and others would have to be got: it is of one page that
     /// somebody waits for and of those around it, and a kernel asks for that page alone then. What was refused once is read
     /// when it is asked for again, in whatever piece.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceError> {
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<Neighbours, SourceError> {
         let end = offset.saturating_add(buf.len() as u64).div_ceil(PAGE_SIZE as u64);
         let pages = offset / PAGE_SIZE as u64..end.min(self.page_count);
         if self.is_apart(pages.clone()) && self.is_first_refusal(pages.clone()) {
@@ -169,12 +190,16 @@ impl MemoryImage {
             self.failures.fetch_add(1, Relaxed);
             return Err(error);
         }
+        let image = self.me.upgrade().expect("images are shared from the start");
+        Ok(Neighbours { image, pages })
+    }
+
+    fn was_read(&self, pages: Range<u64>) {
         if !pages.is_empty() {
             self.push_ahead(pages.clone());
             self.note_access(pages.clone());
             self.push_around(pages);
         }
-        Ok(())
     }
 
     fn is_apart(&self, pages: Range<u64>) -> bool {
