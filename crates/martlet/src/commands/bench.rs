@@ -137,8 +137,15 @@ impl<'a> Bench<'a> {
         })
     }
 
+    /// What is measured at hosts of a lab asks nothing of the daemon here, which ends by itself after some time of that.
+    fn reach_daemon(&mut self) -> Outcome {
+        self.client = self.context.client()?;
+        Ok(())
+    }
+
     fn make_base(&mut self) -> Outcome {
         self.step("making the base");
+        self.reach_daemon()?;
         if self.client.get(&format!("/v1/bases/{}", self.base)).is_err() {
             let request = BaseBuildRequest {
                 name: self.base.clone(),
@@ -298,6 +305,7 @@ impl<'a> Bench<'a> {
 
     /// Nothing is left: machines, snapshots, the base that was made for this.
     fn clean_up(&mut self, own_base: bool) {
+        let _ = self.reach_daemon(); // the last one is asked, then
         self.remove_made();
         self.forget_machine();
         if own_base {
