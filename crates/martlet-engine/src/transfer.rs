@@ -29,8 +29,6 @@ use std::time::Duration;
 const AWAY: &str = "away";
 /// After a failure here (a full disk, say) the rest of a snapshot waits this long.
 const RETRY_REST: Duration = Duration::from_secs(10);
-/// Guests and who waits for a page come first, when processors are short.
-const REST_NICENESS: i32 = 10;
 
 /// Where the frames of a snapshot are that is away.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -372,10 +370,6 @@ impl Engine {
         let bring = move || {
             if let Some((starter, chunks)) = starter {
                 starter::bring(&store, &starter, &chunks);
-            }
-            // The calling thread's alone, and of those that it starts.
-            if let Err(error) = rustix::process::setpriority_process(None, REST_NICENESS) {
-                tracing::debug!(%error, "the rest comes beside guests, not behind them");
             }
             loop {
                 match away.complete(&id, first.clone()) {
