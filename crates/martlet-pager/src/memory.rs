@@ -94,6 +94,8 @@ impl Drop for Reading<'_> {
 pub struct Neighbours {
     image: Arc<MemoryImage>,
     pages: Range<u64>,
+    /// Were they read before?
+    again: bool,
 }
 
 impl std::fmt::Debug for Neighbours {
@@ -106,7 +108,10 @@ impl std::fmt::Debug for Neighbours {
 
 impl Drop for Neighbours {
     fn drop(&mut self) {
-        self.image.was_read(self.pages.clone());
+        if !self.pages.is_empty() {
+            self.image.push_ahead(self.pages.clone(), self.again);
+            self.image.push_around(self.pages.clone());
+        }
     }
 }
 
@@ -191,15 +196,11 @@ impl MemoryImage {
             return Err(error);
         }
         let image = self.me.upgrade().expect("images are shared from the start");
-        Ok(Neighbours { image, pages })
-    }
-
-    fn was_read(&self, pages: Range<u64>) {
+        let again = lock(&self.record).asked.contains(pages.start);
         if !pages.is_empty() {
-            self.push_ahead(pages.clone());
             self.note_access(pages.clone());
-            self.push_around(pages);
         }
+        Ok(Neighbours { image, pages, again })
     }
 
     fn is_apart(&self, pages: Range<u64>) -> bool {
@@ -271,13 +272,11 @@ impl MemoryImage {
     /// Queues what a reader that goes through the image in order will ask for next. Who asks for the same again does not
     /// have what follows either, although it was handed over before. Zeros cost the reader nothing but the way, and are
     /// left out.
-    fn push_ahead(&self, pages: Range<u64>) {
-        let first = pages.start;
+    fn push_ahead(&self, pages: Range<u64>, again: bool) {
         let ahead = lock(&self.sequence).note(pages, self.page_count);
         if ahead.is_empty() || self.pager.is_far() {
             return;
         }
-        let again = lock(&self.record).asked.contains(first);
         let (Some(path), Some(image)) = (self.path(), self.me.upgrade()) else {
             return;
         };
