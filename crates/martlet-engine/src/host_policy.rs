@@ -13,33 +13,32 @@ const READS_NOTED_APART: Duration = Duration::from_secs(60);
 /// Allows what can be noted.
 pub(crate) fn noting(audit: Arc<Audit>) -> Policy {
     let reads_noted: Mutex<HashMap<String, Instant>> = Mutex::default();
-    Arc::new(move |host, access| {
-        let (action, what) = match access {
-            Access::Read => ("read", "snapshots"),
-            Access::Write => ("write", "snapshots"),
-            Access::Run => ("run", "machines"),
+    Arc::new(move |host, access| match access {
+        Access::Read => {
+            let noted_lately = |last: &Instant| last.elapsed() < READS_NOTED_APART;
+            // The lock is not held while the line is written: two reads at once may both be noted.
+            if lock(&reads_noted).get(host).is_some_and(noted_lately) {
+                return Ok(());
+            }
+            note(&audit, host, "read", "snapshots")?;
+            lock(&reads_noted).insert(host.to_owned(), Instant::now());
+            Ok(())
+        }
+        Access::Write => note(&audit, host, "write", "snapshots"),
+        Access::Run => note(&audit, host, "run", "machines"),
+    })
+}
+
+fn note(audit: &Audit, host: &str, action: &str, what: &str) -> Result<(), Refusal> {
+    let noted = audit.note(&AuditEntry::now(host, action, what, "allowed"));
+    noted.map_err(|error| {
+        tracing::warn!(%error, "the audit log cannot be written");
+        let code = match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::NoSpace,
+            _ => Code::Failed,
         };
-        let mut reads_noted = lock(&reads_noted);
-        let last = reads_noted.get(host);
-        if access == Access::Read && last.is_some_and(|last| last.elapsed() < READS_NOTED_APART) {
-            return Ok(());
-        }
-        let noted = audit.note(&AuditEntry::now(host, action, what, "allowed"));
-        noted.map_err(|error| {
-            tracing::warn!(%error, "the audit log cannot be written");
-            let code = match error.kind() {
-                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::NoSpace,
-                _ => Code::Failed,
-            };
-            Refusal::new(
-                code,
-                format!("this host does nothing that it cannot note: {error}"),
-            )
-        })?;
-        if access == Access::Read {
-            reads_noted.insert(host.to_owned(), Instant::now());
-        }
-        Ok(())
+        let words = format!("this host does nothing that it cannot note: {error}");
+        Refusal::new(code, words)
     })
 }
 

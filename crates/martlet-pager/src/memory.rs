@@ -272,12 +272,12 @@ impl MemoryImage {
     /// Queues what a reader that goes through the image in order will ask for next. Who asks for the same again does not
     /// have what follows either, although it was handed over before. Zeros cost the reader nothing but the way, and are
     /// left out.
-    fn push_ahead(&self, pages: Range<u64>, again: bool) {
+    fn push_ahead(self: &Arc<Self>, pages: Range<u64>, again: bool) {
         let ahead = lock(&self.sequence).note(pages, self.page_count);
         if ahead.is_empty() || self.pager.is_far() {
             return;
         }
-        let (Some(path), Some(image)) = (self.path(), self.me.upgrade()) else {
+        let Some(path) = self.path() else {
             return;
         };
         let is_stored = |page: &u64| self.frame_of(*page).is_some();
@@ -298,7 +298,7 @@ impl MemoryImage {
                 run
             };
             let piece = Piece {
-                image: image.clone(),
+                image: self.clone(),
                 target: path.target.clone(),
                 pages: run.clone(),
             };
@@ -309,8 +309,8 @@ impl MemoryImage {
     }
 
     /// Queues the rest of the frames at both ends of `pages`, which are decoded already, with the zeros between.
-    fn push_around(&self, pages: Range<u64>) {
-        let (Some(path), Some(image)) = (self.path(), self.me.upgrade()) else {
+    fn push_around(self: &Arc<Self>, pages: Range<u64>) {
+        let Some(path) = self.path() else {
             return;
         };
         let before = pages.start.saturating_sub(REACH_PAGES)..pages.start;
@@ -322,7 +322,7 @@ impl MemoryImage {
             }
             for run in self.take_mates(asked, around) {
                 let piece = Piece {
-                    image: image.clone(),
+                    image: self.clone(),
                     target: path.target.clone(),
                     pages: run.clone(),
                 };

@@ -134,7 +134,7 @@ async fn refs(
 }
 
 /// Perhaps a guest waits for it: it goes in one piece, and no other thread is woken for it (a question with a body wakes one,
-/// which takes as long as all else here).
+/// which takes as long as all else here). Others are answered meanwhile, should the disk take its time.
 async fn object(
     State(peers): State<Arc<Peers>>,
     Extension(caller): Extension<Caller>,
@@ -143,7 +143,8 @@ async fn object(
     peers.host(caller, Access::Read)?;
     let key = key_of_path(&key).ok_or_else(|| Refusal::new(Code::BadRequest, "this is no key"))?;
     let mut out = Vec::new();
-    put_found(&peers.store, &key, &mut out).map_err(|error| {
+    let found = tokio::task::block_in_place(|| put_found(&peers.store, &key, &mut out));
+    found.map_err(|error| {
         tracing::warn!(%error, "a host asks for what cannot be read here");
         Refusal::new(Code::Busy, "this host cannot read it now")
     })?;

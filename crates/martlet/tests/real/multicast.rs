@@ -97,6 +97,7 @@ impl Fleet {
 fn frames_cross_the_link_once_for_all_hosts() {
     let fleet = Fleet::new("200mbit");
     let took = fleet.fork();
+    println!("{took:?}");
     assert!(took.frames_bytes > 12e6, "{took:?}");
     // By itself each host would have it, three times in all. A machine that is busy takes some for lost, and gets it again.
     assert!(took.sent_bytes < 2.0 * took.frames_bytes, "{took:?}");
