@@ -41,6 +41,8 @@ const PIECE_OBJECTS_MAX: usize = 64;
 const QUIET: Duration = Duration::from_millis(100);
 /// Pieces that are under way at the same time: while one is asked for, another comes.
 const PIECES: usize = 2;
+/// Of the threads that get them.
+const REST_NICENESS: i32 = 10;
 
 /// A place that has frames and blobs.
 ///
@@ -416,11 +418,13 @@ impl Away {
     }
 
     /// Gets what is missing of a snapshot, until nothing is: these objects first, without regard to reads that wait, unless they
-    /// are a start's. Tells whether that was reached; not if it was stopped or the snapshot forgotten.
+    /// are a start's. The calling thread gives way to guests from then on. Tells whether that was reached; not if it was stopped
+    /// or the snapshot forgotten.
     pub fn complete(&self, id: &SnapshotId, first: Vec<Key>) -> Result<bool, StoreError> {
         let Some(distant) = lock(&self.snapshots).get(id).cloned() else {
             return Ok(true);
         };
+        give_way_to_guests(&distant);
         let rest = self.in_order(&distant)?;
         let missing: HashSet<Key> = rest.iter().copied().collect();
         let first = first.into_iter().rev().filter(|object| missing.contains(object));
@@ -711,6 +715,15 @@ impl Queue {
         let is_first = !self.first.is_empty();
         let from = if is_first { &mut self.first } else { &mut self.rest };
         (from.split_off(from.len().saturating_sub(objects)), is_first)
+    }
+}
+
+/// Of this thread, and those that it starts from now on: who waits for a page comes first, when processors are short.
+fn give_way_to_guests(distant: &Distant) {
+    // What is started to reach the place is for guests' reads too. If it cannot be reached, that is told by who gets objects.
+    let _ = distant.opened();
+    if let Err(error) = rustix::process::setpriority_process(None, REST_NICENESS) {
+        tracing::debug!(%error, "the rest comes beside guests, not behind them");
     }
 }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddrV4;
 
-pub(crate) use groups::{Groups, Invited};
+pub(crate) use groups::{GettingReady, Groups, Invited};
 pub(crate) use members::{ByMulticast, Members};
 
 /// How frames are sent to several hosts at once.

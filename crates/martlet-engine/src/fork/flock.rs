@@ -13,7 +13,7 @@ use super::placing::Share;
 use super::task::News;
 use crate::engine::{Engine, lock};
 use crate::moving::of_host;
-use crate::multicast::Invited;
+use crate::multicast::{GettingReady, Invited};
 use crate::problem::Told;
 use martlet_api::{CloneResult, Problem, ProblemCode, Progress, ProgressSink, ProgressUnit};
 use std::collections::BTreeMap;
@@ -97,9 +97,7 @@ impl Engine {
         let peer = peer.ok_or_else(|| all(crate::hosts::no_host(host)))?;
         let (handed, bytes) = self.hand_over(&peer, family.id, &|_| ()).map_err(all)?;
         sent_bytes.fetch_add(bytes, Relaxed);
-        if let Some(ready) = ready {
-            ready.together();
-        }
+        let joining = ready.map(GettingReady::together);
         let wanted = Wanted {
             handed,
             prefix: family.prefix.clone(),
@@ -111,6 +109,7 @@ impl Engine {
             group: group.and_then(|group| group.offer_for(host)),
         };
         let flock: Result<String, Problem> = peer.post("/peer/clones/start", &wanted).told().map_err(all)?;
+        drop(joining);
         let flock = flock.map_err(all)?;
         if family.ending.add_elsewhere(host, &flock) {
             self.end_clones(&family.ending);

@@ -20,6 +20,9 @@ const GROUPS_MAX: usize = 16;
 const WITHIN_MAX: Duration = Duration::from_secs(5);
 /// Hosts wait so long for each other before their clones start, so that what the first read of them all hear.
 const TOGETHER: Duration = Duration::from_secs(2);
+/// What no guest waits for is not sent before all listen, unless that takes longer than this: who comes late would want all of it
+/// again.
+const ALL_LISTEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// All groups of this host, and who sends to them.
 #[derive(Default)]
@@ -38,6 +41,8 @@ struct Open {
     /// What it is for: frames and blobs of a snapshot.
     objects: HashMap<Name, Kind>,
     asked: Mutex<Instant>,
+    opened: Instant,
+    deaf: Arc<Hosts>,
 }
 
 /// Objects of a group as they are stored.
@@ -56,9 +61,10 @@ impl Parcels for Objects {
 pub(crate) struct Invited {
     offer: OfferedGroup,
     members: HashSet<String>,
-    /// How many of them are not ready yet.
-    unready: Mutex<usize>,
-    changed: Condvar,
+    /// Those that cannot start clones yet.
+    unready: Hosts,
+    /// Those that do not listen yet.
+    deaf: Arc<Hosts>,
 }
 
 impl Invited {
@@ -67,31 +73,62 @@ impl Invited {
         self.members.contains(host).then(|| self.offer.clone())
     }
 
-    /// While what is returned lives, a host gets ready; [`Ready::together`] waits for the others.
-    pub(crate) fn getting_ready(&self, host: &str) -> Option<Ready<'_>> {
-        self.members.contains(host).then_some(Ready(self))
+    /// While what is returned lives, a host gets ready to start clones.
+    pub(crate) fn getting_ready(&self, host: &str) -> Option<GettingReady<'_>> {
+        self.members.contains(host).then(|| GettingReady {
+            unready: &self.unready,
+            one: One(&self.unready),
+            joining: One(&self.deaf),
+        })
     }
 }
 
 /// See [`Invited::getting_ready`].
-pub(crate) struct Ready<'a>(&'a Invited);
+pub(crate) struct GettingReady<'a> {
+    unready: &'a Hosts,
+    one: One<'a>,
+    joining: One<'a>,
+}
 
-impl Ready<'_> {
-    /// This host is ready; waits until all are, but not for long.
-    pub(crate) fn together(self) {
-        let invited = self.0;
-        drop(self);
-        let unready = lock(&invited.unready);
-        let waited = invited
+impl<'a> GettingReady<'a> {
+    /// This host is ready; waits until all are, but not for long. While what is returned lives, it joins.
+    pub(crate) fn together(self) -> One<'a> {
+        drop(self.one);
+        self.unready.wait(TOGETHER);
+        self.joining
+    }
+}
+
+/// Hosts that others wait for.
+struct Hosts {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+/// One of them, until it is dropped.
+pub(crate) struct One<'a>(&'a Hosts);
+
+impl Hosts {
+    fn new(count: usize) -> Self {
+        Self {
+            count: Mutex::new(count),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Until nobody waits for any of them, or this long.
+    fn wait(&self, at_most: Duration) {
+        let count = lock(&self.count);
+        let waited = self
             .changed
-            .wait_timeout_while(unready, TOGETHER, |unready| *unready > 0);
+            .wait_timeout_while(count, at_most, |count| *count > 0);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-impl Drop for Ready<'_> {
+impl Drop for One<'_> {
     fn drop(&mut self) {
-        *lock(&self.0.unready) -= 1;
+        *lock(&self.0.count) -= 1;
         self.0.changed.notify_all();
     }
 }
@@ -128,14 +165,17 @@ impl Engine {
             members: members.clone(),
             objects,
             asked: Mutex::new(Instant::now()),
+            opened: Instant::now(),
+            deaf: Arc::new(Hosts::new(members.len())),
         };
+        let deaf = open.deaf.clone();
         sending.open.insert(offer.id.clone(), Arc::new(open));
         tracing::info!(?offer, hosts = members.len(), snapshot = %id, "its frames go to several hosts at once");
         Some(Invited {
-            unready: Mutex::new(members.len()),
+            unready: Hosts::new(members.len()),
+            deaf,
             offer,
             members,
-            changed: Condvar::new(),
         })
     }
 
@@ -157,6 +197,10 @@ impl Engine {
             .iter()
             .filter_map(|id| Some(Key::new(*open.objects.get(&id.0)?, id.0)));
         let keys: Vec<Key> = keys.collect();
+        if !wanted.is_urgent {
+            open.deaf
+                .wait(ALL_LISTEN_WITHIN.saturating_sub(open.opened.elapsed()));
+        }
         // What is still to come here itself would be waited for.
         let lacking: HashSet<Key> = self.store.lacks(&keys).told()?.into_iter().collect();
         let here = keys.iter().filter(|key| !lacking.contains(key));
@@ -168,6 +212,8 @@ impl Engine {
         let within = Duration::from_millis(wanted.within_ms).min(WITHIN_MAX);
         let sent = sender.send(open.group, from, &names, wanted.is_urgent, report, within);
         let through_packets = sent.ok_or_else(gone)?;
+        let age_ms = open.opened.elapsed().as_millis() as u64;
+        tracing::debug!(from, objects = names.len(), wanted.is_urgent, age_ms, "sent");
         Ok(SentFrames { through_packets })
     }
 
@@ -206,5 +252,37 @@ impl Sending {
                 sender.close(open.group);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_waited_for_until_the_last_is_there_or_has_failed() {
+        let invited = Invited {
+            offer: OfferedGroup {
+                id: String::new(),
+                address: "239.0.0.1:1".parse().unwrap(),
+                key: identity::random(),
+            },
+            members: ["attic", "cellar"].map(str::to_owned).into(),
+            unready: Hosts::new(2),
+            deaf: Arc::new(Hosts::new(2)),
+        };
+        assert!(invited.getting_ready("desk").is_none(), "it is not invited");
+        let attic = invited.getting_ready("attic").unwrap();
+        let cellar = invited.getting_ready("cellar").unwrap();
+        drop(cellar); // it cannot be reached, say
+        let joining = attic.together();
+        assert_eq!(*lock(&invited.unready.count), 0);
+        assert_eq!(*lock(&invited.deaf.count), 1);
+        invited.deaf.wait(Duration::from_millis(1)); // not for ever
+        std::thread::scope(|scope| {
+            scope.spawn(|| invited.deaf.wait(Duration::from_secs(60)));
+            drop(joining);
+        });
+        assert_eq!(*lock(&invited.deaf.count), 0);
     }
 }
