@@ -1,5 +1,6 @@
 //! Layers of a disk: a map of any bytes is refused, or is a disk that reads, takes writes and keeps them.
 #![no_main]
+use bytes::Bytes;
 use libfuzzer_sys::{arbitrary, fuzz_target};
 use martlet_disk::CowDisk;
 use martlet_image::{FrameId, Manifest};
@@ -24,7 +25,7 @@ struct Map<'a> {
 struct Nothing;
 
 impl FrameSource for Nothing {
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         Err(SourceError::Missing { frame: *id })
     }
 }

@@ -1,6 +1,7 @@
 //! FUSE requests over a disk and a memory image: answers are well formed and no longer than was asked for, and the disk
 //! reads as it was written.
 #![no_main]
+use bytes::Bytes;
 use libfuzzer_sys::{arbitrary, fuzz_target};
 use martlet_disk::CowDisk;
 use martlet_fuse::fuzzing::Requests;
@@ -52,7 +53,7 @@ enum Request<'a> {
 struct Nothing;
 
 impl FrameSource for Nothing {
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         Err(SourceError::Missing { frame: *id })
     }
 }

@@ -16,7 +16,7 @@ use crate::answer;
 use crate::engine::lock;
 use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
 use martlet_source::SourceError;
-use martlet_store::{Elsewhere, Key, Kind, Store, StoreError, Stored, Verified};
+use martlet_store::{Elsewhere, Key, Kind, Store, StoreError, Verified};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::io;
@@ -32,8 +32,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const STORE_AFTER: Duration = Duration::from_millis(200);
 /// After a failure (a full disk, say) this long.
 const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// No more than this waits to be stored; what comes beyond is had again.
-const ARRIVALS_BYTES: usize = 64 << 20;
+/// No more than this waits to be stored, both as it came and decompressed; what comes beyond is had again.
+const ARRIVALS_BYTES: usize = 160 << 20;
 /// What is not read yet comes in pieces that take about this long, so that a read does not wait long behind one.
 const PIECE: Duration = Duration::from_millis(150);
 const PIECE_OBJECTS_MAX: usize = 64;
@@ -41,7 +41,7 @@ const PIECE_OBJECTS_MAX: usize = 64;
 const QUIET: Duration = Duration::from_millis(100);
 /// Pieces that are under way at the same time: while one is asked for, another comes.
 const PIECES: usize = 2;
-/// Of the threads that get them.
+/// Of the threads that get them, and of who stores what has come.
 const REST_NICENESS: i32 = 10;
 
 /// A place that has frames and blobs.
@@ -54,17 +54,17 @@ pub trait Place: Debug + Send + Sync {
     fn giver(&self, _object: &Key) -> Option<Arc<str>> {
         None
     }
-    /// Frames and blobs, in any order. Their content is not believed.
+    /// Frames and blobs, in any order.
     fn objects(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError>;
     /// The same, of what nobody waits for.
     fn behind(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         self.objects(keys, each)
     }
@@ -92,8 +92,7 @@ pub struct Away {
 #[derive(Debug, Default)]
 struct Arrivals {
     coming: HashSet<Key>,
-    /// Verified.
-    objects: HashMap<Key, Stored>,
+    objects: HashMap<Key, Verified>,
     size_bytes: usize,
 }
 
@@ -190,6 +189,7 @@ impl Away {
         std::thread::Builder::new()
             .name("arrivals".into())
             .spawn(move || {
+                give_way_to_guests();
                 // Weak: it ends with what it works for.
                 while let Some(away) = weak.upgrade().filter(|away| !away.stopping.load(SeqCst)) {
                     away.store_arrivals();
@@ -274,10 +274,11 @@ impl Away {
             if coming.objects.is_empty() {
                 return Ok(());
             }
-            distant.opened()?.objects(&coming.objects, &mut |stored| {
+            distant.opened()?.objects(&coming.objects, &mut |object| {
+                let stored = object.stored();
                 distant.count(Duration::ZERO, stored.bytes.len());
                 answer::came(&distant.giver(&stored.key), stored.bytes.len());
-                self.arrive(&stored.verify()?);
+                self.arrive(object);
                 Ok(())
             })
         });
@@ -352,7 +353,7 @@ impl Away {
             });
         drop(wait);
         std::thread::sleep(STORE_AFTER);
-        let objects: Vec<Stored> = lock(&self.arrivals).objects.values().cloned().collect();
+        let objects: Vec<Verified> = lock(&self.arrivals).objects.values().cloned().collect();
         if objects.is_empty() {
             return;
         }
@@ -362,18 +363,18 @@ impl Away {
             let _ = self.pause(STORE_AGAIN_AFTER); // what has come is there meanwhile
         }
         let mut arrivals = lock(&self.arrivals);
-        for stored in objects {
-            if let Some(stored) = arrivals.objects.remove(&stored.key) {
-                arrivals.size_bytes -= stored.bytes.len();
+        for object in objects {
+            if let Some(object) = arrivals.objects.remove(&object.stored().key) {
+                arrivals.size_bytes -= object.size_bytes();
             }
         }
         drop(arrivals);
         self.arrived.notify_all();
     }
 
-    fn put(&self, objects: &[Stored]) -> Result<(), StoreError> {
+    fn put(&self, objects: &[Verified]) -> Result<(), StoreError> {
         let mut batch = self.store.begin()?;
-        objects.iter().try_for_each(|stored| batch.put_stored(stored))?;
+        objects.iter().try_for_each(|object| batch.put_verified(object))?;
         batch.commit(&[]).map(drop)
     }
 
@@ -385,13 +386,14 @@ impl Away {
             .cloned()
     }
 
-    /// Gets an object, not verified, however often that has to be tried.
-    fn fetch_from(&self, distant: &Distant, object: &Key) -> Result<Stored, StoreError> {
+    /// Gets an object, however often that has to be tried.
+    fn fetch_from(&self, distant: &Distant, object: &Key) -> Result<Verified, StoreError> {
         let until = Instant::now() + PATIENCE;
         let mut retry = RETRY;
         loop {
             let error = match distant.object(object) {
-                Ok(stored) => return Ok(stored),
+                Ok(object) => return Ok(object),
+                Err(SourceError::Store(error)) => return Err(error),
                 Err(error) => error,
             };
             let is_over = Instant::now() > until || distant.is_forgotten.load(SeqCst);
@@ -424,7 +426,9 @@ impl Away {
         let Some(distant) = lock(&self.snapshots).get(id).cloned() else {
             return Ok(true);
         };
-        give_way_to_guests(&distant);
+        // What is started to reach the place is for guests' reads too. If it cannot be reached, that is told by who gets objects.
+        let _ = distant.opened();
+        give_way_to_guests();
         let rest = self.in_order(&distant)?;
         let missing: HashSet<Key> = rest.iter().copied().collect();
         let first = first.into_iter().rev().filter(|object| missing.contains(object));
@@ -492,10 +496,10 @@ impl Away {
             }
             let started = Instant::now();
             let got = distant.opened().and_then(|place| {
-                place.behind(&coming.objects, &mut |stored| {
-                    distant.rest_bytes.fetch_add(stored.bytes.len() as u64, Relaxed);
+                place.behind(&coming.objects, &mut |object| {
+                    distant.rest_bytes.fetch_add(object.stored().bytes.len() as u64, Relaxed);
                     self.wait_for_room();
-                    self.arrive(&stored.verify()?);
+                    self.arrive(object);
                     Ok(())
                 })
             });
@@ -553,13 +557,12 @@ impl Away {
     }
 
     /// An object is here.
-    fn arrive(&self, object: &Verified) {
-        let stored = object.stored().clone();
+    fn arrive(&self, object: Verified) {
         let mut arrivals = lock(&self.arrivals);
-        let object = stored.key;
-        arrivals.coming.remove(&object);
-        let size_bytes = stored.bytes.len();
-        if arrivals.objects.insert(object, stored).is_none() {
+        let key = object.stored().key;
+        arrivals.coming.remove(&key);
+        let size_bytes = object.size_bytes();
+        if arrivals.objects.insert(key, object).is_none() {
             arrivals.size_bytes += size_bytes;
         }
         drop(arrivals);
@@ -567,12 +570,15 @@ impl Away {
     }
 
     /// An object that has come, stored or not.
-    pub(crate) fn came(&self, object: &Key) -> Option<Stored> {
+    pub(crate) fn came(&self, object: &Key) -> Option<Verified> {
         let just_came = lock(&self.arrivals).objects.get(object).cloned();
-        just_came.or_else(|| {
-            let is_here = self.store.lacks(&[*object]).ok()?.is_empty();
-            is_here.then(|| self.store.stored(object).ok())?
-        })
+        just_came.or_else(|| self.stored_here(object))
+    }
+
+    /// An object that is stored here, or was a moment ago.
+    fn stored_here(&self, object: &Key) -> Option<Verified> {
+        let is_here = self.store.lacks(&[*object]).ok()?.is_empty();
+        is_here.then(|| self.store.stored(object).ok()?.verify().ok())?
     }
 
     /// What nobody here has asked for has come. It is taken if it is promised, not here, and there is room.
@@ -593,7 +599,7 @@ impl Away {
             if !is_awaited {
                 distant.rest_bytes.fetch_add(stored.bytes.len() as u64, Relaxed);
             } // or who has asked counts it
-            self.arrive(object);
+            self.arrive(object.clone());
         }
         Ok(is_taken)
     }
@@ -631,9 +637,9 @@ impl Place for martlet_source::Remote {
     fn objects(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
-        self.frames(keys.iter().copied(), each)
+        self.frames(keys.iter().copied(), |stored| each(stored.verify()?))
     }
 }
 
@@ -652,11 +658,9 @@ impl Elsewhere for Away {
         let coming = {
             let mut arrivals = lock(&self.arrivals);
             loop {
-                if let Some(stored) = arrivals.objects.get(object) {
+                if let Some(came) = arrivals.objects.get(object) {
                     distant.waited(started.elapsed()); // it came for another read, or with the rest
-                    let stored = stored.clone();
-                    drop(arrivals);
-                    return stored.verify();
+                    return Ok(came.clone());
                 }
                 if arrivals.coming.insert(*object) {
                     break Coming {
@@ -671,15 +675,14 @@ impl Elsewhere for Away {
                 }
             }
         };
-        // It may have come and been stored since the store was asked.
-        if self.store.lacks(&[key])?.is_empty() {
-            return self.store.stored(&key)?.verify();
-        }
-        let stored = self.fetch_from(&distant, object)?;
-        let size_bytes = stored.bytes.len();
+        let object = match self.fetch_from(&distant, object) {
+            Ok(object) => object,
+            // It may have come and been stored since the store was asked.
+            Err(error) => return self.stored_here(&key).ok_or(error),
+        };
+        let size_bytes = object.stored().bytes.len();
         answer::came(&distant.giver(&key), size_bytes);
-        let object = stored.verify()?;
-        self.arrive(&object);
+        self.arrive(object.clone());
         distant.count(started.elapsed(), size_bytes);
         drop(coming);
         Ok(object)
@@ -719,9 +722,7 @@ impl Queue {
 }
 
 /// Of this thread, and those that it starts from now on: who waits for a page comes first, when processors are short.
-fn give_way_to_guests(distant: &Distant) {
-    // What is started to reach the place is for guests' reads too. If it cannot be reached, that is told by who gets objects.
-    let _ = distant.opened();
+fn give_way_to_guests() {
     if let Err(error) = rustix::process::setpriority_process(None, REST_NICENESS) {
         tracing::debug!(%error, "the rest comes beside guests, not behind them");
     }
@@ -745,16 +746,16 @@ impl Distant {
         Ok(opened)
     }
 
-    fn object(&self, object: &Key) -> Result<Stored, SourceError> {
+    fn object(&self, key: &Key) -> Result<Verified, SourceError> {
         let place = self.opened()?;
         let mut found = None;
-        place.objects(&[*object], &mut |stored| {
-            found = Some(stored);
+        place.objects(&[*key], &mut |object| {
+            found = Some(object);
             Ok(())
         })?;
         found.ok_or_else(|| SourceError::Incomplete {
             place: place.name(),
-            object: object.to_string(),
+            object: key.to_string(),
         })
     }
 

@@ -1,5 +1,6 @@
 //! What is away, over a place that is slow, gone or lies, and a disk that is full.
 
+use bytes::Bytes;
 use super::*;
 use crate::starter;
 use martlet_image::{BlobId, Manifest, MemoryRecord, PAGE_SIZE, StarterIndex, StarterRecord};
@@ -35,7 +36,7 @@ impl Place for There {
     fn objects(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         thread::sleep(Duration::from_millis(5));
         for key in keys {
@@ -52,7 +53,7 @@ impl Place for There {
                 stored.bytes[0] ^= 1;
             }
             lock(&self.given).push(*key);
-            each(stored)?;
+            each(stored.verify()?)?;
         }
         Ok(())
     }
@@ -65,7 +66,7 @@ fn starter_index() -> StarterIndex {
 struct Frames(Arc<Store>);
 
 impl FrameSource for Frames {
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, martlet_pager::SourceError> {
+    fn frame(&self, id: &FrameId) -> Result<Bytes, martlet_pager::SourceError> {
         let missing = |_| martlet_pager::SourceError::Missing { frame: *id };
         self.0.frame(id).map_err(missing)
     }

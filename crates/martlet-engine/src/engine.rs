@@ -1,5 +1,6 @@
 //! The engine: owner of the store, the mount, the keeper and every machine.
 
+use bytes::Bytes;
 use crate::arrivals::Arrivals;
 use crate::away::Away;
 use crate::dirs::Dirs;
@@ -116,7 +117,7 @@ struct Frames {
 }
 
 impl FrameSource for Frames {
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         self.store.frame(id).map_err(|error| match error {
             StoreError::NotFound(_) => SourceError::Missing { frame: *id },
             StoreError::Io { source, .. } => SourceError::Io {
@@ -428,7 +429,7 @@ impl Engine {
     /// which it was taken of.
     pub(crate) fn trace(&self, snapshot: &SnapshotId) -> Option<Trace> {
         let bytes = match self.state.trace(&snapshot.to_string()).ok().flatten() {
-            Some(bytes) => bytes,
+            Some(bytes) => bytes.into(),
             None => {
                 let memory = self.store.snapshot(snapshot).ok()?.memory?;
                 self.store.blob(&memory.trace?).ok()?

@@ -17,7 +17,7 @@ use martlet_peer::{
     PeerClient, PeerError, Refusal, Removed, Secret, TokenBook, Validity, Welcome,
 };
 use martlet_source::SourceError;
-use martlet_store::{Key, Store, Stored};
+use martlet_store::{Key, Store, Verified};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
@@ -478,11 +478,11 @@ impl crate::away::Place for PeerPlace {
     fn objects(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         let mut refused = None;
         let got = self.0.receive(keys, &mut |stored| {
-            if let Err(error) = each(stored) {
+            if let Err(error) = stored.verify().map_err(SourceError::from).and_then(&mut *each) {
                 refused.get_or_insert(error);
             }
             Ok(())

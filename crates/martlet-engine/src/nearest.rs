@@ -5,7 +5,7 @@
 
 use crate::away::{Open, Place};
 use martlet_source::SourceError;
-use martlet_store::{Key, Stored};
+use martlet_store::{Key, Verified};
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -100,7 +100,7 @@ impl Place for Later {
     fn objects(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         self.opened()?.objects(keys, each)
     }
@@ -108,7 +108,7 @@ impl Place for Later {
     fn behind(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         self.opened()?.behind(keys, each)
     }
@@ -128,7 +128,7 @@ impl Place for Nearest {
     fn objects(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         match &*self.of_near(keys, each)? {
             [] => Ok(()),
@@ -139,7 +139,7 @@ impl Place for Nearest {
     fn behind(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         match &*self.of_near(keys, each)? {
             [] => Ok(()),
@@ -153,7 +153,7 @@ impl Nearest {
     fn of_near(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<Vec<Key>, SourceError> {
         let near = self.near.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut wanted: Vec<Key> = keys.to_vec();
@@ -165,10 +165,9 @@ impl Nearest {
             let mut awaited: HashSet<Key> = has.into_iter().collect();
             let asked: Vec<Key> = awaited.iter().copied().collect();
             let mut refused = None;
-            let got = near.place.objects(&asked, &mut |stored| {
-                stored.content()?; // a liar is not to be what fails it
-                if awaited.remove(&stored.key)
-                    && let Err(error) = each(stored)
+            let got = near.place.objects(&asked, &mut |object| {
+                if awaited.remove(&object.stored().key)
+                    && let Err(error) = each(object)
                 {
                     refused = Some(error);
                     return Err(SourceError::Unavailable {
@@ -200,7 +199,7 @@ impl Nearest {
 mod tests {
     use super::*;
     use martlet_store::faulty::FaultyFiles;
-    use martlet_store::{Kind, Store};
+    use martlet_store::{Kind, Store, Stored};
     use std::path::Path;
 
     /// A place that has what these contents are, or says so.
@@ -238,7 +237,7 @@ mod tests {
         fn objects(
             &self,
             keys: &[Key],
-            each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+            each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
         ) -> Result<(), SourceError> {
             *self.asked.lock().unwrap() += keys.len();
             for object in self.objects.iter().filter(|object| keys.contains(&object.key)) {
@@ -246,7 +245,7 @@ mod tests {
                 if self.lies {
                     object.bytes[0] ^= 1;
                 }
-                each(object)?;
+                each(object.verify()?)?;
             }
             Ok(())
         }
@@ -259,9 +258,8 @@ mod tests {
     fn get(place: &Nearest, contents: &[u8]) -> Result<usize, SourceError> {
         let keys: Vec<Key> = contents.iter().map(|content| object(*content).key).collect();
         let mut got = HashSet::new();
-        place.objects(&keys, &mut |stored| {
-            stored.content()?;
-            assert!(got.insert(stored.key));
+        place.objects(&keys, &mut |object| {
+            assert!(got.insert(object.stored().key));
             Ok(())
         })?;
         Ok(got.len())

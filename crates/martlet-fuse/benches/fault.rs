@@ -6,6 +6,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use bytes::Bytes;
 use martlet_disk::CowDisk;
 use martlet_fuse::{Placement, Prefetcher, Registry, Server, set_readahead};
 use martlet_image::{EncodedFrame, FrameId, PAGE_SIZE, Trace, decode_frame, encode_frame};
@@ -37,7 +38,7 @@ impl Verifying {
 }
 
 impl FrameSource for Verifying {
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         let sample = &self.sample;
         let pages = decode_frame(&sample.id, sample.codec, &sample.bytes, sample.page_count.into());
         std::hint::black_box(pages.expect("a good frame"));

@@ -385,13 +385,14 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use super::*;
     use martlet_image::{FrameId, Manifest};
     use martlet_pager::{FrameSource, Pager, SourceError};
 
     struct Nothing;
     impl FrameSource for Nothing {
-        fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+        fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
             Err(SourceError::Missing { frame: *id })
         }
     }

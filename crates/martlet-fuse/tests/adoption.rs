@@ -5,6 +5,7 @@
 
 mod support;
 
+use bytes::Bytes;
 use martlet_disk::CowDisk;
 use martlet_fuse::{Negotiated, Placement, Registry, Server};
 use martlet_image::{FrameId, Manifest, PAGE_SIZE, PageLocation};
@@ -45,7 +46,7 @@ struct Stuck {
 }
 
 impl FrameSource for Stuck {
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         while self.frames.contains(id) {
             println!("stuck");
             STUCK.store(true, Relaxed);

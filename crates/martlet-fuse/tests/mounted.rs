@@ -3,6 +3,7 @@
 
 mod support;
 
+use bytes::Bytes;
 use martlet_disk::CowDisk;
 use martlet_fuse::{
     MountOptions, Placement, Prefetcher, Registry, Server, mount, mounts_at, set_readahead, unmount,
@@ -381,7 +382,7 @@ fn reads_that_wait_hold_up_no_others() {
     /// Far away until the gate is open.
     struct Far(Arc<support::Shelf>, Arc<Mutex<()>>);
     impl FrameSource for Far {
-        fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+        fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
             drop(self.1.lock().unwrap_or_else(PoisonError::into_inner));
             self.0.frame(id)
         }

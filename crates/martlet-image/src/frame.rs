@@ -3,6 +3,7 @@
 //! The id does not depend on the codec, so a frame may be compressed again, better or worse, without any manifest
 //! changing. Whoever reads a frame verifies it: [`decode_frame`] hands out nothing else than what the id promises.
 
+use bytes::Bytes;
 use crate::wire::FormatError;
 use crate::{FRAME_PAGES_MAX, FrameId, PAGE_SIZE};
 use std::cell::RefCell;
@@ -72,7 +73,7 @@ fn if_worthwhile(content: &[u8], compressed: Option<Vec<u8>>) -> (Codec, Vec<u8>
 }
 
 /// Decompresses to exactly `content_len` bytes; more or fewer is an error. The caller has bounded `content_len`.
-pub fn decompress(codec: Codec, bytes: &[u8], content_len: usize) -> Result<Vec<u8>, FormatError> {
+pub fn decompress(codec: Codec, bytes: &[u8], content_len: usize) -> Result<Bytes, FormatError> {
     let content = match codec {
         Codec::Raw => bytes.to_vec(),
         Codec::Zstd => DECOMPRESSOR
@@ -85,7 +86,7 @@ pub fn decompress(codec: Codec, bytes: &[u8], content_len: usize) -> Result<Vec<
             .ok_or(FormatError::Compression("content"))?,
     };
     if content.len() == content_len {
-        Ok(content)
+        Ok(content.into())
     } else {
         Err(FormatError::WrongContent("content"))
     }
@@ -130,7 +131,7 @@ pub fn decode_frame(
     codec: Codec,
     bytes: &[u8],
     page_count: usize,
-) -> Result<Vec<u8>, FormatError> {
+) -> Result<Bytes, FormatError> {
     if !(1..=FRAME_PAGES_MAX).contains(&page_count) {
         return Err(FormatError::Malformed {
             what: "frame",
@@ -163,7 +164,7 @@ mod tests {
                 let frame = encode_frame(&pages);
                 assert_eq!(
                     decode_frame(&frame.id, frame.codec, &frame.bytes, page_count),
-                    Ok(pages)
+                    Ok(pages.into())
                 );
             }
         }

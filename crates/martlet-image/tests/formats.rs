@@ -198,7 +198,7 @@ fn golden_files_stay_readable() {
             let pages: Vec<u8> = (0..3 * PAGE_SIZE).map(|i| (i / 100) as u8).collect();
             assert_eq!(
                 decode_frame(&FrameId::of(&pages), Codec::Zstd, &golden, 3),
-                Ok(pages)
+                Ok(pages.into())
             );
         } else {
             assert!(

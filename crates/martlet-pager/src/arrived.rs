@@ -1,10 +1,10 @@
 //! Frames that come without having been asked for here: their pages are handed over to every guest that has the image.
 
+use bytes::Bytes;
 use crate::MemoryImage;
 use crate::push::Piece;
 use martlet_image::{FrameId, Manifest};
 use std::collections::HashMap;
-use std::sync::Arc;
 
 /// Which pages of an image are in which frame.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ impl FramePages {
 impl MemoryImage {
     /// A frame has come, and was verified: `content` is its pages. Those that nobody has yet are queued to be pushed, as far as
     /// there is room.
-    pub fn arrived(&self, pages: &FramePages, frame: &FrameId, content: Arc<[u8]>) {
+    pub fn arrived(&self, pages: &FramePages, frame: &FrameId, content: Bytes) {
         let (Some(path), Some(image)) = (self.path(), self.me()) else {
             return;
         };
@@ -52,13 +52,14 @@ mod tests {
     use super::*;
     use crate::testing::{Caught, image};
     use crate::{FrameSource, Pager, PushQueue, SourceError};
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     /// Counts what is asked for.
     struct Counting(Arc<dyn FrameSource>, AtomicUsize);
 
     impl FrameSource for Counting {
-        fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+        fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
             self.1.fetch_add(1, Relaxed);
             self.0.frame(id)
         }

@@ -3,6 +3,7 @@
 //! Sharded by frame id. Each shard evicts with a clock: a hit marks the entry, the hand passes over a marked
 //! entry once. A frame being fetched holds a place in the map, and whoever asks meanwhile waits on it.
 
+use bytes::Bytes;
 use crate::SourceError;
 use martlet_image::FrameId;
 use std::collections::hash_map::Entry as MapEntry;
@@ -10,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-type Outcome = Result<Arc<[u8]>, SourceError>;
+type Outcome = Result<Bytes, SourceError>;
 
 /// Locks even after another thread panicked: what these locks guard is whole between statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -33,7 +34,7 @@ struct Flight {
 }
 
 enum Entry {
-    Ready { data: Arc<[u8]>, marked: bool },
+    Ready { data: Bytes, marked: bool },
     Pending(Arc<Flight>),
 }
 
@@ -72,7 +73,7 @@ impl FrameCache {
     }
 
     /// The frame, when it is in the cache.
-    pub(crate) fn peek(&self, id: &FrameId) -> Option<Arc<[u8]>> {
+    pub(crate) fn peek(&self, id: &FrameId) -> Option<Bytes> {
         match self.shard(id).entries.get(id) {
             Some(Entry::Ready { data, .. }) => Some(data.clone()),
             _ => None,
@@ -80,7 +81,7 @@ impl FrameCache {
     }
 
     /// Keeps a frame that nobody fetched, unless it is here or on its way. Waits for nobody.
-    pub(crate) fn put(&self, id: &FrameId, data: Arc<[u8]>) {
+    pub(crate) fn put(&self, id: &FrameId, data: Bytes) {
         let mut shard = self.shard(id);
         if data.len() <= self.shard_bytes && !shard.entries.contains_key(id) {
             shard.keep(*id, data, self.shard_bytes);
@@ -158,7 +159,7 @@ impl Drop for Landing<'_> {
 
 impl Shard {
     /// A frame, which is no larger than so much, is here.
-    fn keep(&mut self, id: FrameId, data: Arc<[u8]>, size_bytes: usize) {
+    fn keep(&mut self, id: FrameId, data: Bytes, size_bytes: usize) {
         self.make_room(size_bytes - data.len());
         self.size_bytes += data.len();
         self.clock.push_back(id);

@@ -1,5 +1,6 @@
 //! Reads of an image's bytes through the frame cache.
 
+use bytes::Bytes;
 use crate::cache::{FrameCache, Had};
 use crate::{FrameSource, SourceError};
 use martlet_image::{FrameId, Manifest, PAGE_SIZE, PageLocation};
@@ -48,7 +49,7 @@ impl Pager {
     }
 
     /// A frame's pages.
-    pub fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    pub fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         let (outcome, had) = self.cache.get(id, || self.fetch(id));
         match had {
             Had::Cached => self.hits.fetch_add(1, Relaxed),
@@ -62,16 +63,16 @@ impl Pager {
     }
 
     /// A frame's pages, of somebody who has verified them.
-    pub(crate) fn learn(&self, id: &FrameId, content: Arc<[u8]>) {
+    pub(crate) fn learn(&self, id: &FrameId, content: Bytes) {
         self.cache.put(id, content);
     }
 
     /// A frame's pages when they are decoded already.
-    pub(crate) fn cached(&self, id: &FrameId) -> Option<Arc<[u8]>> {
+    pub(crate) fn cached(&self, id: &FrameId) -> Option<Bytes> {
         self.cache.peek(id)
     }
 
-    fn fetch(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    fn fetch(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         match self.source.frame(id) {
             Ok(data) => {
                 self.fetched_bytes.fetch_add(data.len() as u64, Relaxed);
@@ -91,7 +92,7 @@ impl Pager {
         if self.is_far() {
             self.prepare(manifest, offset, buf.len());
         }
-        let mut held: Option<(FrameId, Arc<[u8]>)> = None;
+        let mut held: Option<(FrameId, Bytes)> = None;
         let mut offset = offset;
         let mut rest = buf;
         while !rest.is_empty() {
@@ -244,7 +245,7 @@ mod tests {
     fn a_panic_in_the_source_reaches_the_waiters_as_an_error() {
         struct Panics;
         impl FrameSource for Panics {
-            fn frame(&self, _: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+            fn frame(&self, _: &FrameId) -> Result<Bytes, SourceError> {
                 std::thread::sleep(Duration::from_millis(50));
                 panic!("source broke")
             }

@@ -1,5 +1,6 @@
 //! Where frames come from.
 
+use bytes::Bytes;
 use martlet_image::FrameId;
 use std::io;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 /// A place that has frames: the store on this host, later other hosts and remotes. Blocking.
 pub trait FrameSource: Send + Sync {
     /// The frame's uncompressed bytes, whole pages, verified against its id.
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError>;
+    fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError>;
 
     /// Is there anything that takes so long to get that nothing should be got ahead of being asked for?
     fn is_far(&self) -> bool {
@@ -22,7 +23,7 @@ pub trait FrameSource: Send + Sync {
 }
 
 impl<S: FrameSource + ?Sized> FrameSource for Arc<S> {
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         (**self).frame(id)
     }
 

@@ -5,6 +5,7 @@
 //!      └─────────┴──────► gone       a fault that waits, and all later ones, do with frames
 //! ```
 
+use bytes::Bytes;
 use crate::cache::lock;
 use crate::prefetch::Cancel;
 use martlet_image::{Manifest, PAGE_SIZE, PageLocation, StarterIndex};
@@ -19,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 enum Chunk {
     Wanted,
     Coming,
-    Here(Arc<[u8]>),
+    Here(Bytes),
     Gone,
 }
 
@@ -75,9 +76,9 @@ impl Starter {
     }
 
     /// A chunk has come, verified; or does not come.
-    pub fn settle(&self, chunk: usize, content: Option<Vec<u8>>) {
+    pub fn settle(&self, chunk: usize, content: Option<Bytes>) {
         let content = content.filter(|content| self.index.fits(chunk, content));
-        lock(&self.chunks).all[chunk] = content.map_or(Chunk::Gone, |content| Chunk::Here(content.into()));
+        lock(&self.chunks).all[chunk] = content.map_or(Chunk::Gone, Chunk::Here);
         self.changed.notify_all();
     }
 
@@ -192,7 +193,7 @@ mod tests {
     fn what_is_here_is_read_without_its_frame() {
         let case = case();
         let first = case.starter.take_wanted().unwrap();
-        case.starter.settle(first, Some(case.chunks[first].clone()));
+        case.starter.settle(first, Some(case.chunks[first].clone().into()));
         let mut within = vec![0; 5000];
         case.image.read(100, &mut within).unwrap();
         assert_eq!(within, case.content[100..5100]);
@@ -208,7 +209,7 @@ mod tests {
     #[test]
     fn what_is_read_around_a_page_is_not_got_for_it() {
         let case = case();
-        case.starter.settle(3, Some(case.chunks[3].clone()));
+        case.starter.settle(3, Some(case.chunks[3].clone().into()));
         let mut bytes = vec![0; 4 * PAGE_SIZE];
         let around = case.image.read(62 * PAGE_SIZE as u64, &mut bytes);
         assert!(
@@ -238,7 +239,7 @@ mod tests {
                 thread::yield_now();
             }
             assert_eq!(case.starter.take_wanted(), Some(3));
-            case.starter.settle(3, Some(case.chunks[3].clone()));
+            case.starter.settle(3, Some(case.chunks[3].clone().into()));
             assert_eq!(
                 fault.join().unwrap(),
                 case.content[50 * PAGE_SIZE..53 * PAGE_SIZE]
@@ -259,7 +260,7 @@ mod tests {
     fn what_does_not_come_is_read_from_frames() {
         let case = case();
         case.starter.settle(0, None);
-        case.starter.settle(1, Some(case.chunks[1][..100].to_vec()));
+        case.starter.settle(1, Some(case.chunks[1][..100].to_vec().into()));
         assert_eq!(
             read(&case.image, 14, 4),
             case.content[14 * PAGE_SIZE..18 * PAGE_SIZE]
@@ -280,7 +281,7 @@ mod tests {
         let caught = Arc::new(Caught::default());
         case.image.set_push(Some((PushQueue::start(1), caught.clone())));
         for (chunk, content) in case.chunks.into_iter().enumerate().skip(1) {
-            case.starter.settle(chunk, Some(content));
+            case.starter.settle(chunk, Some(content.into()));
         }
         case.starter.give_up();
         let report = case.image.hand_out(&case.starter, &Cancel::default());

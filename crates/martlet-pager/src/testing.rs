@@ -1,5 +1,6 @@
 //! A shelf of frames in memory, with faults to order.
 
+use bytes::Bytes;
 use crate::{FrameSource, SourceError};
 use martlet_image::{FRAME_PAGES_MAX, FrameId, Manifest, PAGE_SIZE, PageLocation};
 use std::collections::{HashMap, HashSet};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 #[derive(Default)]
 pub(crate) struct Shelf {
-    frames: HashMap<FrameId, Arc<[u8]>>,
+    frames: HashMap<FrameId, Bytes>,
     broken: Mutex<HashSet<FrameId>>,
     fetches: AtomicU64,
     delay_us: AtomicU64,
@@ -34,7 +35,7 @@ impl Shelf {
 }
 
 impl FrameSource for Shelf {
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         self.fetches.fetch_add(1, Relaxed);
         std::thread::sleep(Duration::from_micros(self.delay_us.load(Relaxed)));
         if self.broken.lock().unwrap().contains(id) {

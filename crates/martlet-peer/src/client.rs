@@ -1,24 +1,29 @@
 //! Calling another host. Requests block; several at once go over several connections, which are kept for the next.
 //!
-//! Who asks drives the connection: no other thread has to be woken on the way there or back, which for a page that a guest
-//! waits for would take as long as a network does.
+//! Who asks drives the connection: no other thread has to be woken on the way there or back. An object that somebody waits for
+//! comes by a [channel](crate::channel).
 
+use crate::channel::{self, Answered, Channel};
+use crate::kept::Kept;
 use crate::stall::Writes;
 use crate::tls::{client_config, handshake_error};
-use crate::{HostIdentity, PeerError, Refusal, Result};
+use crate::{Code, HostIdentity, PeerError, Refusal, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{CONNECTION, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use martlet_store::{Key, Stored};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
@@ -26,10 +31,6 @@ use tokio_rustls::TlsConnector;
 
 /// Answers to a question are no longer, those apart that are read in pieces.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// Connections that are kept.
-const IDLE_MAX: usize = 8;
-/// For so long, which is less than servers keep them.
-const IDLE: Duration = Duration::from_secs(60);
 /// What is sent is given time as if no link were slower.
 const SLOWEST_BYTES_PER_S: u64 = 256 << 10;
 
@@ -105,7 +106,8 @@ pub struct PeerClient {
     config: Arc<ClientConfig>,
     server_name: ServerName<'static>,
     patience: Patience,
-    idle: Mutex<Vec<(Instant, Connection)>>,
+    connections: Kept<Connection>,
+    channels: Kept<Channel>,
 }
 
 impl fmt::Debug for PeerClient {
@@ -137,7 +139,8 @@ impl PeerClient {
             config,
             server_name,
             patience,
-            idle: Mutex::default(),
+            connections: Kept::default(),
+            channels: Kept::default(),
         }
     }
 
@@ -163,13 +166,8 @@ impl PeerClient {
             .map_err(|error| PeerError::wrong(&self.peer, path, error))
     }
 
-    /// Asks for bytes, and has an answer that says yes.
-    pub(crate) fn look(&self, path: &str) -> Result<Answer<'_>> {
-        self.ask_as(Method::GET, path, BYTES, Bytes::new())
-    }
-
     /// Posts bytes, and has an answer that says yes.
-    pub(crate) fn ask(&self, path: &str, body: Vec<u8>) -> Result<Answer<'_>> {
+    pub(crate) fn ask(&self, path: &str, body: impl Into<Bytes>) -> Result<Answer<'_>> {
         self.ask_as(Method::POST, path, BYTES, body.into())
     }
 
@@ -188,21 +186,75 @@ impl PeerClient {
         let action = format!("answer {method} {path}");
         let (response, connection) = self.send(request, &action, patience)?;
         let status = response.status();
-        let answer = Answer {
-            client: self,
-            action,
-            body: response.into_body(),
-            connection: Some(connection),
-        };
+        let answer = self.answer(action, response.into_body(), connection);
         match status {
             StatusCode::OK => Ok(answer),
-            status => {
-                let said = answer.all(ANSWER_BYTES_MAX)?;
-                let refusal = serde_json::from_slice::<Refusal>(&said);
-                let refusal = refusal
-                    .map_err(|_| PeerError::wrong(&self.peer, path, format!("it answered {status}")))?;
-                Err(PeerError::refused(&self.peer, refusal))
-            }
+            status => Err(answer.refusal(path, status)),
+        }
+    }
+
+    /// An object that somebody waits for, not verified; none if it is not there.
+    pub fn object(&self, key: &Key) -> Result<Option<Stored>> {
+        let action = || format!("give {key}");
+        loop {
+            let kept = self.channels.take(|_| true);
+            let is_new = kept.is_none();
+            let mut channel = kept.map_or_else(|| self.open_channel(), Ok)?;
+            let object = match channel.ask(key, self.patience) {
+                Ok(Answered::Object(object)) => Some(object),
+                Ok(Answered::Lacks) => None,
+                Ok(Answered::Busy) => {
+                    let refusal = Refusal::new(Code::Busy, "it cannot read it now");
+                    return Err(PeerError::refused(&self.peer, refusal));
+                }
+                Ok(Answered::Wrong(reason)) => return Err(PeerError::wrong(&self.peer, key, reason)),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    self.channels.clear();
+                    return Err(self.stalled(&action(), channel.waits()));
+                }
+                // What was kept may have ended meanwhile.
+                Err(_) if !is_new => continue,
+                Err(error) => {
+                    return Err(PeerError::Broken {
+                        peer: self.named(),
+                        action: action(),
+                        reason: error.to_string(),
+                    });
+                }
+            };
+            self.channels.keep(channel);
+            return Ok(object);
+        }
+    }
+
+    fn open_channel(&self) -> Result<Channel> {
+        let request = Request::get(channel::PATH)
+            .header("host", "martlet")
+            .header(CONNECTION, "upgrade")
+            .header(UPGRADE, channel::PROTOCOL)
+            .body(Full::default())
+            .map_err(|error| PeerError::wrong("this host", channel::PATH, error))?;
+        let action = "open a channel";
+        let (response, connection) = self.send(request, action, self.patience.answer)?;
+        let status = response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            let body = response.into_body();
+            let answer = self.answer(action.to_owned(), body, connection);
+            return Err(answer.refusal(channel::PATH, status));
+        }
+        connection.runtime.run(async {
+            let upgraded = hyper::upgrade::on(response).await;
+            let upgraded = upgraded.map_err(|error| self.broken(action, &error))?;
+            Channel::new(upgraded).map_err(|error| self.unreachable(error))
+        })
+    }
+
+    fn answer(&self, action: String, body: Incoming, connection: Connection) -> Answer<'_> {
+        Answer {
+            client: self,
+            action,
+            body,
+            connection: Some(connection),
         }
     }
 
@@ -213,7 +265,7 @@ impl PeerClient {
         patience: Duration,
     ) -> Result<(Response<Incoming>, Connection)> {
         loop {
-            let kept = self.kept();
+            let kept = self.connections.take(|kept| !kept.sender.is_closed());
             let is_new = kept.is_none();
             let mut connection = kept.map_or_else(|| self.connect(), Ok)?;
             let sender = &mut connection.sender;
@@ -227,8 +279,7 @@ impl PeerClient {
                 timeout(patience, sent).await
             });
             let Ok(sent) = sent else {
-                // What is kept leads to the same host: if that has gone, each would be waited for.
-                self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.connections.clear();
                 return Err(self.stalled(action, patience));
             };
             match sent {
@@ -262,21 +313,8 @@ impl PeerClient {
         let (sender, work) = http1::handshake(io)
             .await
             .map_err(|error| self.unreachable(error))?;
-        tokio::spawn(work);
+        tokio::spawn(work.with_upgrades());
         Ok(sender)
-    }
-
-    fn kept(&self) -> Option<Connection> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(since, connection)| since.elapsed() < IDLE && !connection.sender.is_closed());
-        idle.pop().map(|(_, connection)| connection)
-    }
-
-    fn keep(&self, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_MAX {
-            idle.push((Instant::now(), connection));
-        }
     }
 
     fn named(&self) -> String {
@@ -354,11 +392,23 @@ impl Answer<'_> {
                 Some(Err(error)) => return Err(client.broken(&self.action, &error)),
                 None => {
                     if let Some(connection) = self.connection.take() {
-                        client.keep(connection);
+                        client.connections.keep(connection);
                     }
                     return Ok(None);
                 }
             }
+        }
+    }
+
+    /// It says no, or something that is no answer to this.
+    fn refusal(self, path: &str, status: StatusCode) -> PeerError {
+        let peer = &self.client.peer;
+        match self.all(ANSWER_BYTES_MAX) {
+            Ok(said) => match serde_json::from_slice::<Refusal>(&said) {
+                Ok(refusal) => PeerError::refused(peer, refusal),
+                Err(_) => PeerError::wrong(peer, path, format!("it answered {status}")),
+            },
+            Err(error) => error,
         }
     }
 

@@ -9,7 +9,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Somebody who has vanished without a word is missed after this time of silence, …
 const SILENCE: Duration = Duration::from_secs(60);
@@ -52,6 +52,8 @@ pub(crate) struct Bounds {
     pub body_bytes: u64,
     /// A request that does not go on for so long, or an answer that is not taken, ends.
     pub stall: Duration,
+    /// A connection on which nothing is asked for so long ends.
+    pub idle: Duration,
 }
 
 /// An open connection; its place is taken while this lives.
@@ -62,6 +64,8 @@ pub(crate) struct Open {
     people: Arc<Semaphore>,
     admitted: Bounds,
     state: Mutex<State>,
+    /// Closed when this is dropped.
+    ended: watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -83,6 +87,7 @@ impl Open {
         let admitted = Bounds {
             body_bytes: u64::MAX,
             stall: limits.people_stall,
+            idle: limits.people_stall,
         };
         let (who, socket) = (None, socket.as_fd().try_clone_to_owned()?.into());
         Ok(Arc::new(Self {
@@ -90,11 +95,18 @@ impl Open {
             people,
             admitted,
             state: Mutex::new(State { bounds, place, who }),
+            ended: watch::Sender::new(()),
         }))
     }
 
     pub(crate) fn handle(self: &Arc<Self>) -> Connection {
         Connection(Arc::downgrade(self))
+    }
+
+    /// Resolves when it has ended, whoever had it last.
+    pub(crate) fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let mut ended = self.ended.subscribe();
+        async move { while ended.changed().await.is_ok() {} }
     }
 
     pub(crate) fn bounds(&self) -> Bounds {

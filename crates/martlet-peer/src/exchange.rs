@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! GET  /peer/refs              ► {"name:tag": "snapshot id", …}
-//! GET  /peer/object/KEY        ► an object, as it is stored
+//! GET  /peer/channel           ► objects, as they are stored, one at a time (see channel.rs)
 //! POST /peer/objects  keys     ► objects, as they are stored
 //! POST /peer/lacks    keys     ► a bit for each, set if it is not here; those that are stay for a while
 //! POST /peer/put      objects  ► stored and durable
@@ -11,14 +11,17 @@
 //!
 //! What was put, or was here when it was asked for, is kept from gc for some minutes, so that a push comes to its end.
 
-use crate::wire::{KEY_BYTES, KEYS_MAX, Pieces, Taken, decode_key, decode_keys, key_of_path, put_object};
-use crate::{Caller, Code, Refusal};
+use crate::wire::{FOUND, KEY_BYTES, KEYS_MAX, LACKS, Pieces, Taken, decode_key, decode_keys, put_object};
+use crate::{Caller, Code, Refusal, channel};
 use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use futures_util::stream;
 use http_body_util::BodyExt;
+use hyper::header::{CONNECTION, UPGRADE};
+use hyper::{Request, StatusCode};
 use martlet_image::SnapshotRecord;
 use martlet_store::{Batch, Key, Kind, Part, RefName, Store, StoreError};
 use serde::Deserialize;
@@ -71,7 +74,7 @@ pub fn peer_router(store: Arc<Store>, policy: Policy) -> Router {
     };
     Router::new()
         .route("/peer/refs", get(refs))
-        .route("/peer/object/{key}", get(object))
+        .route(channel::PATH, get(open_channel))
         .route("/peer/objects", post(objects))
         .route("/peer/lacks", post(lacks))
         .route("/peer/put", post(put))
@@ -133,22 +136,24 @@ async fn refs(
     Ok(Json(refs.collect()))
 }
 
-/// Perhaps a guest waits for it: it goes in one piece, and no other thread is woken for it (a question with a body wakes one,
-/// which takes as long as all else here). Others are answered meanwhile, should the disk take its time.
-async fn object(
+async fn open_channel(
     State(peers): State<Arc<Peers>>,
     Extension(caller): Extension<Caller>,
-    Path(key): Path<String>,
-) -> Answer<Body> {
-    peers.host(caller, Access::Read)?;
-    let key = key_of_path(&key).ok_or_else(|| Refusal::new(Code::BadRequest, "this is no key"))?;
-    let mut out = Vec::new();
-    let found = tokio::task::block_in_place(|| put_found(&peers.store, &key, &mut out));
-    found.map_err(|error| {
-        tracing::warn!(%error, "a host asks for what cannot be read here");
-        Refusal::new(Code::Busy, "this host cannot read it now")
-    })?;
-    Ok(out.into())
+    mut request: Request<Body>,
+) -> Answer<impl IntoResponse> {
+    peers.host(caller.clone(), Access::Read)?;
+    let is_meant = request.headers().get(UPGRADE);
+    if is_meant.is_none_or(|protocol| protocol != channel::PROTOCOL) {
+        return Err(bad(format!("a channel is an upgrade to {}", channel::PROTOCOL)));
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    let may = move |peers: &Peers| peers.host(caller.clone(), Access::Read).is_ok();
+    tokio::spawn(channel::serve(upgrade, move |key, out| match may(&peers) {
+        true => put_found(&peers.store, key, out),
+        false => Err(io::ErrorKind::PermissionDenied.into()),
+    }));
+    let headers = [(CONNECTION, "upgrade"), (UPGRADE, channel::PROTOCOL)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers))
 }
 
 async fn objects(
@@ -189,13 +194,13 @@ fn send_objects(store: &Store, keys: &[Key], sender: &Sender<io::Result<Bytes>>)
 fn put_found(store: &Store, key: &Key, out: &mut Vec<u8>) -> io::Result<()> {
     match store.stored(key) {
         Ok(object) => {
-            out.push(1);
+            out.push(FOUND);
             put_object(out, &object);
         }
-        Err(StoreError::NotFound(_)) => out.push(0),
+        Err(StoreError::NotFound(_)) => out.push(LACKS),
         Err(error @ StoreError::Damaged { .. }) => {
             tracing::warn!(%error, "a host asks for what is damaged here");
-            out.push(0);
+            out.push(LACKS);
         }
         Err(error) => return Err(io::Error::other(error)),
     }

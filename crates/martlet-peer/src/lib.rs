@@ -14,6 +14,7 @@
 
 mod access;
 mod audit;
+mod channel;
 mod client;
 mod connection;
 mod error;
@@ -21,6 +22,7 @@ mod exchange;
 mod identity;
 mod invite;
 mod join;
+mod kept;
 mod refusal;
 mod server;
 mod stall;

@@ -218,12 +218,13 @@ async fn connection(
     let bounds = Bounds {
         body_bytes: body_bytes as u64,
         stall: limits.stall,
+        idle: wait,
     };
     let open = match Open::new(tls.get_ref().0, place, bounds, shared.people.clone(), &limits) {
         Ok(open) => open,
         Err(error) => return tracing::warn!(%from, %error, "a connection is not served"),
     };
-    let weak = open.handle();
+    let (weak, over) = (open.handle(), open.ended());
     let io = TokioIo::new(Writes::new(tls, open));
     let service = service_fn(|request: Request<Incoming>| {
         let mut request = request.map(|body| match weak.open() {
@@ -239,19 +240,30 @@ async fn connection(
         .header_read_timeout(wait)
         .serve_connection(io, service)
         .with_upgrades();
-    let mut served = std::pin::pin!(served);
     let caller = verdict.as_ref().unwrap_or(&Caller::Anonymous);
-    let ended = tokio::select! {
-        ended = served.as_mut() => ended,
-        () = shared.removed.wait_for(caller), if !is_removed(&shared.removed, caller) => return,
-        _ = closing.changed() => {
-            served.as_mut().graceful_shutdown();
-            served.await
+    let ended = {
+        let mut served = std::pin::pin!(served);
+        tokio::select! {
+            ended = served.as_mut() => ended,
+            () = shared.removed.wait_for(caller), if !is_removed(&shared.removed, caller) => return,
+            _ = closing.changed() => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%from, %error, "a connection ended");
     }
+    // One that was upgraded is somebody else's now, and ends no later than it would have.
+    let mut over = std::pin::pin!(over);
+    tokio::select! {
+        () = over.as_mut() => return,
+        () = shared.removed.wait_for(caller), if !is_removed(&shared.removed, caller) => {}
+        _ = closing.changed() => {}
+    }
+    weak.cut();
+    over.await;
 }
 
 fn is_removed(removed: &Removed, caller: &Caller) -> bool {

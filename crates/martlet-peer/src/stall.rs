@@ -78,6 +78,11 @@ impl<T, P: Patient> Writes<T, P> {
             clock: Clock::new(patient),
         }
     }
+
+    /// The connection, and who was patient.
+    pub(crate) fn into_parts(self) -> (T, P) {
+        (self.inner, self.clock.patient)
+    }
 }
 
 impl<T: AsyncRead + Unpin, P: Unpin> AsyncRead for Writes<T, P> {

@@ -7,9 +7,7 @@
 //!
 //! Cut short anywhere, the next one goes on from what has come. Nothing that comes is believed.
 
-use crate::wire::{
-    HEAD_BYTES, KEY_BYTES, KEYS_MAX, Pieces, Taken, encode_keys, path_of_key, put_key, put_object,
-};
+use crate::wire::{FOUND, Head, KEY_BYTES, KEYS_MAX, LACKS, Pieces, Taken, encode_keys, put_key, put_object};
 use crate::{Code, PeerClient, PeerError, Result};
 use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
 use martlet_store::{Batch, Key, Kind, Part, RefName, Store, StoreError, Stored};
@@ -74,20 +72,23 @@ impl PeerClient {
 
     /// As [`PeerClient::objects`], not verified.
     pub fn receive(&self, keys: &[Key], each: &mut dyn FnMut(Stored) -> Result<()>) -> Result<Vec<Key>> {
+        if let [key] = keys {
+            return Ok(match self.object(key)? {
+                Some(object) => each(object).map(|()| Vec::new())?,
+                None => vec![*key],
+            });
+        }
         let mut lacking = Vec::new();
         for part in keys.chunks(KEYS_MAX) {
-            let mut answer = match part {
-                [key] => self.look(&format!("/peer/object/{}", path_of_key(key)))?,
-                keys => self.ask("/peer/objects", encode_keys(keys))?,
-            };
+            let mut answer = self.ask("/peer/objects", encode_keys(part))?;
             let mut pieces = Pieces::new(|| answer.chunk());
             for key in part {
                 match pieces.array()? {
-                    Some([1]) => match pieces.object(*key)? {
+                    Some([FOUND]) => match pieces.object(*key)? {
                         Taken::Whole(object) => each(object)?,
                         Taken::Wrong(reason) => return Err(PeerError::wrong(self.peer(), key, reason)),
                     },
-                    Some([0]) => lacking.push(*key),
+                    Some([LACKS]) => lacking.push(*key),
                     Some(_) => return Err(PeerError::wrong(self.peer(), key, "it is neither there nor not")),
                     None => return Err(PeerError::wrong(self.peer(), key, "the answer ends before it")),
                 }
@@ -199,7 +200,7 @@ fn put_lacking(
 
 /// What an object takes on the way there.
 fn put_bytes(stored_len: u32) -> u64 {
-    (KEY_BYTES + HEAD_BYTES) as u64 + u64::from(stored_len)
+    (KEY_BYTES + Head::BYTES) as u64 + u64::from(stored_len)
 }
 
 /// What a pull did.
@@ -344,6 +345,6 @@ impl Pull<'_> {
 impl PullReport {
     fn count(&mut self, object: &Stored) {
         self.got_objects += 1;
-        self.got_bytes += (1 + HEAD_BYTES + object.bytes.len()) as u64;
+        self.got_bytes += (1 + Head::BYTES + object.bytes.len()) as u64;
     }
 }

@@ -15,7 +15,10 @@ use martlet_store::{CONTENT_BYTES_MAX, Key, Kind, Stored};
 /// Objects asked for at once.
 pub const KEYS_MAX: usize = 4096;
 pub(crate) const KEY_BYTES: usize = 33;
-pub(crate) const HEAD_BYTES: usize = 9;
+/// The object is not here.
+pub(crate) const LACKS: u8 = 0;
+/// It follows.
+pub(crate) const FOUND: u8 = 1;
 
 pub(crate) fn put_key(out: &mut Vec<u8>, key: &Key) {
     out.push(key.kind as u8);
@@ -35,23 +38,6 @@ pub(crate) fn decode_key(bytes: &[u8; KEY_BYTES]) -> Option<Key> {
     Some(Key::new(kind, id))
 }
 
-/// A key as a part of a path: hexadecimal.
-pub(crate) fn path_of_key(key: &Key) -> String {
-    format!(
-        "{:02x}{}",
-        key.kind as u8,
-        blake3::Hash::from_bytes(key.id).to_hex()
-    )
-}
-
-pub(crate) fn key_of_path(path: &str) -> Option<Key> {
-    let (code, id) = path.split_at_checked(2)?;
-    let mut bytes = [0; KEY_BYTES];
-    bytes[0] = u8::from_str_radix(code, 16).ok()?;
-    bytes[1..].copy_from_slice(blake3::Hash::from_hex(id).ok()?.as_bytes());
-    decode_key(&bytes)
-}
-
 /// Why not, otherwise.
 pub(crate) fn decode_keys(bytes: &[u8]) -> Result<Vec<Key>, &'static str> {
     let (keys, rest) = bytes.as_chunks::<KEY_BYTES>();
@@ -68,6 +54,50 @@ pub(crate) fn put_object(out: &mut Vec<u8>, object: &Stored) {
     out.extend_from_slice(&object.content_len.to_le_bytes());
     out.extend_from_slice(&(object.bytes.len() as u32).to_le_bytes());
     out.extend_from_slice(&object.bytes);
+}
+
+/// What an object's bytes are preceded by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Head {
+    pub(crate) codec: Codec,
+    pub(crate) content_len: u32,
+    pub(crate) stored_len: u32,
+}
+
+impl Head {
+    pub(crate) const BYTES: usize = 9;
+
+    /// That of this object; what is wrong with it, otherwise.
+    pub(crate) fn decode(key: &Key, bytes: [u8; Self::BYTES]) -> Result<Self, &'static str> {
+        let [codec, a, b, c, d, e, f, g, h] = bytes;
+        let head = Self {
+            codec: Codec::try_from(codec).map_err(|_| "its codec is not known")?,
+            content_len: u32::from_le_bytes([a, b, c, d]),
+            stored_len: u32::from_le_bytes([e, f, g, h]),
+        };
+        let content = head.content_len as usize;
+        let is_possible = match key.kind {
+            Kind::Frame => {
+                content.is_multiple_of(PAGE_SIZE) && (1..=FRAME_PAGES_MAX * PAGE_SIZE).contains(&content)
+            }
+            _ => content <= CONTENT_BYTES_MAX,
+        };
+        // What compression does not make smaller is not compressed.
+        match is_possible && head.stored_len <= head.content_len {
+            true => Ok(head),
+            false => Err("its length is impossible"),
+        }
+    }
+
+    /// The object of this key whose bytes these are, which is still to be verified.
+    pub(crate) fn of(self, key: Key, bytes: Vec<u8>) -> Stored {
+        Stored {
+            key,
+            codec: self.codec,
+            content_len: self.content_len,
+            bytes,
+        }
+    }
 }
 
 /// What comes in chunks of any size, to be taken in pieces.
@@ -126,32 +156,15 @@ impl<E, F: FnMut() -> Result<Option<Bytes>, E>> Pieces<F> {
 
     /// Codec, lengths and bytes of this object, which is still to be verified.
     pub(crate) fn object(&mut self, key: Key) -> Result<Taken<Stored>, E> {
-        let Some([codec, a, b, c, d, e, f, g, h]) = self.array::<HEAD_BYTES>()? else {
+        let Some(head) = self.array()? else {
             return Ok(Taken::Wrong("it ends too early"));
         };
-        let content_len = u32::from_le_bytes([a, b, c, d]);
-        let stored_len = u32::from_le_bytes([e, f, g, h]);
-        let Ok(codec) = Codec::try_from(codec) else {
-            return Ok(Taken::Wrong("its codec is not known"));
+        let head = match Head::decode(&key, head) {
+            Ok(head) => head,
+            Err(reason) => return Ok(Taken::Wrong(reason)),
         };
-        let content = content_len as usize;
-        let is_possible = match key.kind {
-            Kind::Frame => {
-                content.is_multiple_of(PAGE_SIZE) && (1..=FRAME_PAGES_MAX * PAGE_SIZE).contains(&content)
-            }
-            _ => content <= CONTENT_BYTES_MAX,
-        };
-        // What compression does not make smaller is not compressed.
-        if !is_possible || stored_len > content_len {
-            return Ok(Taken::Wrong("its length is impossible"));
-        }
-        Ok(match self.take(stored_len as usize)? {
-            Some(bytes) => Taken::Whole(Stored {
-                key,
-                codec,
-                content_len,
-                bytes,
-            }),
+        Ok(match self.take(head.stored_len as usize)? {
+            Some(bytes) => Taken::Whole(head.of(key, bytes)),
             None => Taken::Wrong("it ends too early"),
         })
     }
@@ -192,7 +205,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert_eq!(read(&bytes[..len], 5, object.key), None);
         }
-        for at in 0..HEAD_BYTES {
+        for at in 0..Head::BYTES {
             bytes[at] ^= 0x80;
             assert_ne!(read(&bytes, 5, object.key), Some(object.clone()));
             bytes[at] ^= 0x80;
@@ -210,17 +223,5 @@ mod tests {
         bytes[0] = Kind::Root as u8;
         assert!(decode_keys(&bytes).is_err());
         assert!(decode_keys(&encode_keys(&vec![keys[0]; KEYS_MAX + 1])).is_err());
-        let path = path_of_key(&keys[0]);
-        assert_eq!(key_of_path(&path), Some(keys[0]));
-        for wrong in [
-            "",
-            "0",
-            &path[1..],
-            &format!("{path}0"),
-            &format!("ff{}", &path[2..]),
-            "ä",
-        ] {
-            assert_eq!(key_of_path(wrong), None, "{wrong}");
-        }
     }
 }

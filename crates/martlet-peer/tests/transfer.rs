@@ -8,6 +8,7 @@ use martlet_store::{Key, Kind, Store};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use support::*;
 
@@ -313,75 +314,97 @@ fn slow_hosts_are_not_waited_for() {
     }
 }
 
+/// As it goes from host to host.
+fn answered(store: &Store, frame: FrameId) -> Vec<u8> {
+    let frame = store.stored(&Key::new(Kind::Frame, frame.0)).unwrap();
+    let mut body = vec![1, frame.codec as u8];
+    body.extend(frame.content_len.to_le_bytes());
+    body.extend((frame.bytes.len() as u32).to_le_bytes());
+    body.extend(&frame.bytes);
+    body
+}
+
 #[test]
 fn what_a_liar_gives_is_told_from_what_breaks() {
     let fleet = new_fleet();
     let (attic, cellar) = (host(&fleet, "attic"), host(&fleet, "cellar"));
     let here = Stored::new();
-    let id = here.save(None, 0..8, "web:1");
-    let frames = frames_of(&here.store, id);
-    let frame = here.store.stored(&Key::new(Kind::Frame, frames[0].0)).unwrap();
-    let mut body = vec![1, frame.codec as u8];
-    body.extend(frame.content_len.to_le_bytes());
-    body.extend((frame.bytes.len() as u32).to_le_bytes());
-    body.extend(&frame.bytes);
-    let answer = |len: usize, body: &[u8]| {
+    let id = here.save(None, 0..40, "web:1");
+    let frames = &frames_of(&here.store, id)[..2];
+    let body = [answered(&here.store, frames[0]), answered(&here.store, frames[1])].concat();
+    // Several at once are asked for over HTTP, one over a channel.
+    let http = |len: usize, body: &[u8]| {
         [
             format!("HTTP/1.1 200 OK\r\ncontent-length: {len}\r\n\r\n").as_bytes(),
             body,
         ]
         .concat()
     };
-    let ask = |answer: Vec<u8>, hangs: bool| {
-        let address = liar(&attic, answer, hangs);
+    let upgraded = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: martlet-objects\r\n\r\n";
+    let ask = |frames: &[FrameId], answers: Vec<Vec<u8>>, hangs: bool| {
+        let address = liar(&attic, answers, hangs);
         let (begun, mut got) = (Instant::now(), 0);
         let calls = client(&cellar, "attic", &address);
-        let result = calls.frames(&frames[..1], &mut |object| {
-            assert_eq!(object, frame);
+        let result = calls.frames(frames, &mut |object| {
+            let key = Key::new(Kind::Frame, frames[got].0);
+            assert_eq!(object, here.store.stored(&key).unwrap());
             got += 1;
             Ok(())
         });
         assert!(begun.elapsed() < ms(10_000), "{:?}", begun.elapsed());
         result.map(|lacking| (lacking.len(), got))
     };
-    assert_eq!(ask(answer(body.len(), &body), false).unwrap(), (0, 1));
-    assert_eq!(ask(answer(1, &[0]), false).unwrap(), (1, 0));
+    let several = |answer: Vec<u8>, hangs| ask(frames, vec![answer], hangs);
+    let one = |answer: &[u8], hangs| ask(&frames[..1], vec![upgraded.into(), answer.to_vec()], hangs);
+    let single = answered(&here.store, frames[0]);
+    assert_eq!(several(http(body.len(), &body), false).unwrap(), (0, 2));
+    assert_eq!(several(http(2, &[0, 0]), false).unwrap(), (2, 0));
+    assert_eq!(one(&single, false).unwrap(), (0, 1));
+    assert_eq!(one(&[0], false).unwrap(), (1, 0));
 
-    let mut changed = body.clone();
-    changed[5000] ^= 1;
-    let mut huge = body.clone();
-    huge[2..10].fill(0xff);
-    let more = [&body[..], b"more"].concat();
-    let wrong = [
-        answer(body.len(), &changed),
-        answer(body.len(), &huge),
-        answer(more.len(), &more),
-        answer(1, &[2]),
-        answer(5000, &body[..5000]),
-        b"HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n".to_vec(),
-    ];
-    for (at, answer) in wrong.into_iter().enumerate() {
-        let error = ask(answer, true).unwrap_err();
+    let spoil = |body: &[u8]| {
+        let (mut changed, mut huge, mut codec) = (body.to_vec(), body.to_vec(), body.to_vec());
+        changed[5000] ^= 1;
+        huge[2..10].fill(0xff);
+        codec[1] = 99;
+        [changed, huge, codec, [body, b"more"].concat()]
+    };
+    let not_ok = b"HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n";
+    let wrong = spoil(&body).map(|body| several(http(body.len(), &body), true));
+    let wrong = wrong.into_iter().chain([
+        several(http(2, &[2, 2]), true),
+        several(http(5000, &body[..5000]), true),
+        several(not_ok.to_vec(), true),
+    ]);
+    let wrong = wrong.chain(spoil(&single).map(|body| one(&body, true)));
+    let wrong = wrong.chain([
+        one(&[3], true),
+        ask(&frames[..1], vec![not_ok.to_vec()], true),
+    ]);
+    for (at, answer) in wrong.enumerate() {
+        let error = answer.unwrap_err();
         assert!(
             matches!(error, PeerError::Wrong { .. }) && !error.is_retryable(),
             "{at}: {error}"
         );
     }
+    let whole = http(body.len(), &body);
     for cut in [0, 20, 1000] {
-        let whole = answer(body.len(), &body);
-        let stalled = ask(whole[..cut].to_vec(), true).unwrap_err();
-        assert!(
-            matches!(stalled, PeerError::Stalled { .. }) && stalled.is_retryable(),
-            "{cut}: {stalled}"
-        );
-        let broken = ask(whole[..cut].to_vec(), false).unwrap_err();
-        assert!(
-            matches!(broken, PeerError::Broken { .. }) && broken.is_retryable(),
-            "{cut}: {broken}"
-        );
+        for hangs in [true, false] {
+            for answer in [several(whole[..cut].to_vec(), hangs), one(&single[..cut], hangs)] {
+                let error = answer.unwrap_err();
+                assert!(error.is_retryable());
+                match hangs {
+                    true => assert!(matches!(error, PeerError::Stalled { .. }), "{cut}: {error}"),
+                    false => assert!(matches!(error, PeerError::Broken { .. }), "{cut}: {error}"),
+                }
+            }
+        }
     }
-    let error = ask(b"220 mail.example ESMTP\r\n".to_vec(), true).unwrap_err();
-    assert!(matches!(error, PeerError::NotAPeer { .. }), "{error}");
+    for asked in [frames, &frames[..1]] {
+        let error = ask(asked, vec![b"220 mail.example ESMTP\r\n".to_vec()], true).unwrap_err();
+        assert!(matches!(error, PeerError::NotAPeer { .. }), "{error}");
+    }
 
     // What a liar gives is not in the store after a pull, and what came before it is.
     let there = Stored::new();
@@ -423,5 +446,77 @@ fn what_is_no_host_is_told_from_what_is_not_there() {
         "{error}"
     );
     let error = client(&cellar, "attic", "127.0.0.1:1").refs().unwrap_err();
+    assert!(matches!(error, PeerError::Unreachable { .. }), "{error}");
+}
+
+#[test]
+fn a_channel_lasts_as_long_as_its_host_may_read_and_both_are_there() {
+    let fleet = new_fleet();
+    let cellar = host(&fleet, "cellar");
+    let here = Stored::new();
+    let id = here.save(None, 0..8, "web:1");
+    let frame = Key::new(Kind::Frame, frames_of(&here.store, id)[0].0);
+    let may = Arc::new(AtomicBool::new(true));
+    let policy = {
+        let may = may.clone();
+        policy_of(move |_, _| may.load(Ordering::SeqCst))
+    };
+    let limits = Limits {
+        hosts: 1,
+        ..Limits::default()
+    };
+    let router = peer_router(here.store.clone(), policy);
+    let mut served = Served::new(&host(&fleet, "attic"), router, limits);
+    let calls = client(&cellar, "attic", &served.address);
+    let stored = here.store.stored(&frame).unwrap();
+    for _ in 0..3 {
+        assert_eq!(calls.object(&frame).unwrap().as_ref(), Some(&stored));
+        assert_eq!(calls.object(&Key::new(Kind::Frame, [7; 32])).unwrap(), None);
+    }
+    // It has the only place until it ends.
+    assert!(client(&cellar, "attic", &served.address).refs().is_err());
+    drop(calls);
+    let calls = client(&cellar, "attic", &served.address);
+    let begun = Instant::now();
+    while calls.object(&frame).is_err() {
+        assert!(begun.elapsed() < ms(10_000), "the place is not free");
+        std::thread::sleep(ms(20));
+    }
+    may.store(false, Ordering::SeqCst);
+    let refused = |error: PeerError| {
+        let is_forbidden = matches!(error, PeerError::Refused { code: Code::Forbidden, .. });
+        assert!(is_forbidden, "{error}");
+    };
+    // The channel ends first, and its place is free then.
+    while let Err(error) = calls.object(&frame) {
+        if matches!(error, PeerError::Refused { .. }) {
+            refused(error);
+            break;
+        }
+        assert!(begun.elapsed() < ms(10_000), "{error}");
+    }
+    may.store(true, Ordering::SeqCst);
+    let begun = Instant::now();
+    while calls.object(&frame).is_err() {
+        assert!(begun.elapsed() < ms(10_000), "it may again");
+    }
+    served.removed.add("cellar");
+    let begun = Instant::now();
+    loop {
+        match calls.object(&frame) {
+            Err(PeerError::Removed { .. }) => break,
+            answer => assert!(begun.elapsed() < ms(10_000), "{answer:?}"),
+        }
+    }
+    drop(calls); // what it was told this by has the place
+    // A channel that is open does not keep a server from its end.
+    let barn = client(&host(&fleet, "barn"), "attic", &served.address);
+    while barn.object(&frame).is_err() {
+        assert!(begun.elapsed() < ms(10_000), "the place is not free");
+    }
+    let begun = Instant::now();
+    served.stop();
+    assert!(begun.elapsed() < ms(3000), "{:?}", begun.elapsed());
+    let error = barn.object(&frame).unwrap_err();
     assert!(matches!(error, PeerError::Unreachable { .. }), "{error}");
 }

@@ -1,5 +1,6 @@
 //! What a pull would get. Nothing is stored; what says what a snapshot needs is held in memory.
 
+use bytes::Bytes;
 use crate::pull::record;
 use crate::{PullReport, Remote, Result};
 use martlet_image::{Manifest, ManifestId, SnapshotId};
@@ -30,13 +31,13 @@ fn manifests(
     store: &Store,
     remote: &Remote,
     mut wanted: Vec<ManifestId>,
-) -> Result<BTreeMap<ManifestId, Vec<u8>>> {
+) -> Result<BTreeMap<ManifestId, Bytes>> {
     let mut bytes = BTreeMap::new();
     while !wanted.is_empty() {
         let keys: Vec<Key> = wanted.iter().map(|id| Key::new(Kind::Manifest, id.0)).collect();
         let lacking = store.lacks(&keys)?;
         let mut below = Vec::new();
-        let mut add = |content: Vec<u8>| -> Result<()> {
+        let mut add = |content: Bytes| -> Result<()> {
             below.extend(
                 Manifest::decode_header(&content)
                     .map_err(StoreError::from)?
@@ -54,7 +55,7 @@ fn manifests(
     Ok(bytes)
 }
 
-fn decode(bytes: &BTreeMap<ManifestId, Vec<u8>>, id: &ManifestId) -> martlet_store::Result<Manifest> {
+fn decode(bytes: &BTreeMap<ManifestId, Bytes>, id: &ManifestId) -> martlet_store::Result<Manifest> {
     let missing = || StoreError::NotFound(format!("manifest {id}"));
     let content = bytes.get(id).ok_or_else(missing)?;
     Manifest::decode(content, &mut |below| decode(bytes, below))

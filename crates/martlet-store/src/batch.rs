@@ -247,7 +247,7 @@ impl Batch {
                 let inner = &self.inner;
                 let _gate = inner.gate.read().unwrap_or_else(PoisonError::into_inner);
                 let mut bytes_of = |id: &ManifestId| match own.get(id) {
-                    Some(bytes) => Ok(bytes.clone()),
+                    Some(bytes) => Ok(bytes.clone().into()),
                     None => inner.read(Key::new(Kind::Manifest, id.0)),
                 };
                 let depth = Manifest::decode_header(&bytes_of(&id)?)?.depth;

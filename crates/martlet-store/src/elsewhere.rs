@@ -8,6 +8,7 @@
 //! A snapshot whose frames and blobs are promised can be used as if it were here: a read takes longer. Without the promise what is
 //! missing is missing.
 
+use bytes::Bytes;
 use crate::record::{Key, Kind};
 use crate::store::{Inner, Store};
 use crate::{Result, StoreError, Verified};
@@ -31,16 +32,16 @@ impl Store {
     }
 
     /// The pages of a frame, read from disk and verified; got from elsewhere if that is where it is. Not cached here.
-    pub fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>> {
-        Ok(self.read_or_fetch(Key::new(Kind::Frame, id.0))?.into())
+    pub fn frame(&self, id: &FrameId) -> Result<Bytes> {
+        self.read_or_fetch(Key::new(Kind::Frame, id.0))
     }
 
     /// A blob, verified; got from elsewhere if that is where it is.
-    pub fn blob(&self, id: &BlobId) -> Result<Vec<u8>> {
+    pub fn blob(&self, id: &BlobId) -> Result<Bytes> {
         self.read_or_fetch(Key::new(Kind::Blob, id.0))
     }
 
-    fn read_or_fetch(&self, key: Key) -> Result<Vec<u8>> {
+    fn read_or_fetch(&self, key: Key) -> Result<Bytes> {
         match self.inner.read(key) {
             Err(error @ (StoreError::NotFound(_) | StoreError::Damaged { .. })) => {
                 match self.inner.fetch(&key) {

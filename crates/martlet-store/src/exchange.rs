@@ -1,12 +1,13 @@
 //! Objects as they are stored, compressed: what goes to other stores and comes from them.
 
+use bytes::Bytes;
 use crate::batch::Batch;
 use crate::record::{CONTENT_BYTES_MAX, Key, Kind};
 use crate::store::{Store, lock};
 use crate::{Location, Result, StoreError};
 use martlet_image::{Codec, FrameId, PAGE_SIZE, SnapshotId, SnapshotRecord, is_zero};
 use std::collections::HashSet;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 /// An object as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub struct Stored {
 
 impl Stored {
     /// Its content, verified against its id.
-    pub fn content(&self) -> Result<Vec<u8>> {
+    pub fn content(&self) -> Result<Bytes> {
         let wrong = |reason: String| StoreError::Invalid(format!("{}: {reason}", self.key));
         if self.bytes.len().max(self.content_len as usize) > CONTENT_BYTES_MAX {
             return Err(wrong("it is larger than an object may be".into()));
@@ -43,17 +44,17 @@ impl Stored {
     pub fn verify(self) -> Result<Verified> {
         let content = self.content()?;
         Ok(Verified {
-            stored: self,
+            stored: self.into(),
             content,
         })
     }
 }
 
-/// An object whose content was found to be what its id says: who has it need not look again.
+/// An object whose content was found to be what its id says: who has it need not look again. Clones are the same bytes.
 #[derive(Debug, Clone)]
 pub struct Verified {
-    stored: Stored,
-    content: Vec<u8>,
+    stored: Arc<Stored>,
+    content: Bytes,
 }
 
 impl Verified {
@@ -62,8 +63,13 @@ impl Verified {
         &self.stored
     }
 
+    /// What it takes in memory.
+    pub fn size_bytes(&self) -> usize {
+        self.stored.bytes.len() + self.content.len()
+    }
+
     /// What is in it.
-    pub fn into_content(self) -> Vec<u8> {
+    pub fn into_content(self) -> Bytes {
         self.content
     }
 }
@@ -125,7 +131,7 @@ impl Store {
         loop {
             let Some(location) = self.inner.index.get(key)? else {
                 let fetched = self.inner.fetch(key).unwrap_or_else(|| Err(missing()))?;
-                return Ok(fetched.stored);
+                return Ok(Arc::unwrap_or_clone(fetched.stored));
             };
             match self.inner.packs.read(key, &location) {
                 Ok(bytes) => {
@@ -148,7 +154,15 @@ impl Batch {
     /// Stores an object from elsewhere, once its content is found to be what its id says, unless it is there; and relies on
     /// it.
     pub fn put_stored(&mut self, object: &Stored) -> Result<()> {
-        let content = object.content()?;
+        self.put(object, &object.content()?)
+    }
+
+    /// The same of one that was verified.
+    pub fn put_verified(&mut self, object: &Verified) -> Result<()> {
+        self.put(&object.stored, &object.content)
+    }
+
+    fn put(&mut self, object: &Stored, content: &[u8]) -> Result<()> {
         {
             let _gate = self.inner.gate.read().unwrap_or_else(PoisonError::into_inner);
             if self.inner.index.get(&object.key)?.is_some() {

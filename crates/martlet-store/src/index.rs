@@ -28,8 +28,9 @@ type PageHash = [u8; 32];
 type PagePlace = [u8; 9];
 type FrameBeginning = [u8; 8];
 
-const OBJECTS: TableDefinition<[u8; 33], [u8; 21]> = TableDefinition::new("objects");
-const PAGES: TableDefinition<PageHash, PagePlace> = TableDefinition::new("pages");
+// By reference: arrays by value are compared, read and written byte by byte.
+const OBJECTS: TableDefinition<&[u8; 33], &[u8; 21]> = TableDefinition::new("objects");
+const PAGES: TableDefinition<&PageHash, &PagePlace> = TableDefinition::new("pages");
 const PACKS: TableDefinition<u32, u64> = TableDefinition::new("packs");
 const META: TableDefinition<&str, Vec<u8>> = TableDefinition::new("meta");
 
@@ -108,7 +109,7 @@ fn place(frame: &FrameId, slot: u8) -> PagePlace {
 
 /// The only frame whose id begins so.
 fn frame_at(
-    objects: &impl ReadableTable<[u8; 33], [u8; 21]>,
+    objects: &impl ReadableTable<&'static [u8; 33], &'static [u8; 21]>,
     beginning: FrameBeginning,
 ) -> Result<Option<FrameId>, redb::Error> {
     let bound = |filled: u8| {
@@ -116,10 +117,10 @@ fn frame_at(
         id[..8].copy_from_slice(&beginning);
         Key::new(Kind::Frame, id).to_bytes()
     };
-    let mut alike = objects.range(bound(0)..=bound(0xff))?;
+    let mut alike = objects.range::<&[u8; 33]>(&bound(0)..=&bound(0xff))?;
     let (first, second) = (alike.next().transpose()?, alike.next());
     Ok(match (first, second) {
-        (Some((key, _)), None) => Key::from_bytes(&key.value()).map(|key| FrameId(key.id)),
+        (Some((key, _)), None) => Key::from_bytes(key.value()).map(|key| FrameId(key.id)),
         _ => None,
     })
 }
@@ -248,10 +249,10 @@ impl Index {
             {
                 let mut objects = txn.open_table(OBJECTS)?;
                 for key in &change.dead {
-                    objects.remove(key.to_bytes())?;
+                    objects.remove(&key.to_bytes())?;
                 }
                 for (key, location) in &change.put {
-                    objects.insert(key.to_bytes(), location.to_bytes())?;
+                    objects.insert(&key.to_bytes(), &location.to_bytes())?;
                 }
                 let mut pages = txn.open_table(PAGES)?;
                 let dead = change.dead.iter().filter(|key| key.kind == Kind::Frame);
@@ -270,7 +271,7 @@ impl Index {
                 let mut sorted: Vec<_> = change.pages.iter().collect();
                 sorted.sort_unstable_by_key(|(hash, _, _)| *hash);
                 for (hash, frame, slot) in sorted {
-                    pages.insert(hash, place(frame, *slot))?;
+                    pages.insert(hash, &place(frame, *slot))?;
                 }
                 let mut packs = txn.open_table(PACKS)?;
                 for (pack, len) in &change.packs {
@@ -310,7 +311,7 @@ impl Index {
 
     pub(crate) fn get(&self, key: &Key) -> Result<Option<Location>> {
         let bytes = read!(self, txn, {
-            Ok(txn.open_table(OBJECTS)?.get(key.to_bytes())?.map(|v| v.value()))
+            Ok(txn.open_table(OBJECTS)?.get(&key.to_bytes())?.map(|v| *v.value()))
         })?;
         bytes.as_ref().map(Location::from_bytes).transpose()
     }
@@ -320,7 +321,7 @@ impl Index {
         let found: Vec<Option<[u8; 21]>> = read!(self, txn, {
             let table = txn.open_table(OBJECTS)?;
             keys.iter()
-                .map(|key| Ok(table.get(key.to_bytes())?.map(|v| v.value())))
+                .map(|key| Ok(table.get(&key.to_bytes())?.map(|v| *v.value())))
                 .collect()
         })?;
         found
@@ -337,7 +338,7 @@ impl Index {
             let mut last: Option<(FrameBeginning, Option<FrameId>)> = None;
             let mut found = Vec::with_capacity(hashes.len());
             for hash in hashes {
-                let Some(place) = pages.get(hash)?.map(|place| place.value()) else {
+                let Some(place) = pages.get(hash)?.map(|place| *place.value()) else {
                     found.push(None);
                     continue;
                 };
@@ -360,7 +361,7 @@ impl Index {
             let mut all = Vec::with_capacity(table.len()? as usize);
             for entry in table.iter()? {
                 let (key, value) = entry?;
-                all.push((key.value(), value.value()));
+                all.push((*key.value(), *value.value()));
             }
             Ok(all)
         })?;

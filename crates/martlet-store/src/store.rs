@@ -9,6 +9,7 @@
 //! happened, and cuts the packs back if not; while that cannot be done every write tries it first. A crash between 2 and 3 is finished when the store is opened next, by
 //! reading what lies beyond the committed length of each pack.
 
+use bytes::Bytes;
 use crate::cache::ManifestCache;
 use crate::files::Files;
 use crate::index::{Change, Index, Location};
@@ -167,16 +168,16 @@ impl Store {
     }
 
     /// Many frames: one index transaction, read in the order in which they lie on disk.
-    pub fn frames(&self, ids: &[FrameId]) -> Vec<Result<Arc<[u8]>>> {
+    pub fn frames(&self, ids: &[FrameId]) -> Vec<Result<Bytes>> {
         let keys: Vec<Key> = ids.iter().map(|id| Key::new(Kind::Frame, id.0)).collect();
         let Ok(locations) = self.inner.index.get_many(&keys) else {
             return ids.iter().map(|id| self.frame(id)).collect();
         };
         let mut order: Vec<usize> = (0..keys.len()).collect();
         order.sort_unstable_by_key(|&at| locations[at].map(|location| (location.pack, location.offset)));
-        let mut frames: Vec<Option<Result<Arc<[u8]>>>> = ids.iter().map(|_| None).collect();
+        let mut frames: Vec<Option<Result<Bytes>>> = ids.iter().map(|_| None).collect();
         for at in order {
-            frames[at] = Some(self.inner.read_from(keys[at], locations[at]).map(Into::into));
+            frames[at] = Some(self.inner.read_from(keys[at], locations[at]));
         }
         frames.into_iter().flatten().collect()
     }
@@ -347,11 +348,11 @@ impl Inner {
     }
 
     /// Content of an object, verified against its id.
-    pub(crate) fn read(&self, key: Key) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self, key: Key) -> Result<Bytes> {
         self.read_from(key, self.index.get(&key)?)
     }
 
-    pub(crate) fn read_from(&self, key: Key, location: Option<Location>) -> Result<Vec<u8>> {
+    pub(crate) fn read_from(&self, key: Key, location: Option<Location>) -> Result<Bytes> {
         let location = location.ok_or_else(|| StoreError::NotFound(key.to_string()))?;
         self.read_at(&key, &location)
             .or_else(|error| match self.index.get(&key)? {
@@ -361,7 +362,7 @@ impl Inner {
             })
     }
 
-    pub(crate) fn read_at(&self, key: &Key, location: &Location) -> Result<Vec<u8>> {
+    pub(crate) fn read_at(&self, key: &Key, location: &Location) -> Result<Bytes> {
         let record = self.packs.record(key, location);
         let content = record.and_then(|record| open_content(key, location, &record[RECORD_HEADER..]));
         content.map_err(|reason| StoreError::Damaged {
@@ -380,7 +381,7 @@ impl Inner {
     pub(crate) fn manifest_with(
         &self,
         id: &ManifestId,
-        bytes_of: &mut dyn FnMut(&ManifestId) -> Result<Vec<u8>>,
+        bytes_of: &mut dyn FnMut(&ManifestId) -> Result<Bytes>,
     ) -> Result<Arc<Manifest>> {
         if let Some(manifest) = self.manifests.get(id) {
             return Ok(manifest);
@@ -464,7 +465,7 @@ impl Inner {
 }
 
 /// Decompresses stored bytes and verifies them against the id; why not, otherwise.
-pub(crate) fn open_content(key: &Key, location: &Location, stored: &[u8]) -> Result<Vec<u8>, String> {
+pub(crate) fn open_content(key: &Key, location: &Location, stored: &[u8]) -> Result<Bytes, String> {
     if location.content_len as usize > crate::record::CONTENT_BYTES_MAX {
         return Err("its length is impossible".to_owned());
     }

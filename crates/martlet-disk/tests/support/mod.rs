@@ -1,6 +1,7 @@
 //! A shelf of one-page frames in memory.
 #![allow(dead_code)] // each test binary uses its part
 
+use bytes::Bytes;
 use martlet_disk::{BLOCK_SIZE, BlockChange, FrozenLayer};
 use martlet_image::{FrameId, Manifest, PageLocation, pages_for};
 use martlet_pager::{FrameSource, Pager, SourceError};
@@ -8,10 +9,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 #[derive(Default)]
-pub struct Shelf(Mutex<HashMap<FrameId, Arc<[u8]>>>);
+pub struct Shelf(Mutex<HashMap<FrameId, Bytes>>);
 
 impl FrameSource for Shelf {
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         self.0
             .lock()
             .unwrap()
@@ -27,7 +28,7 @@ impl Shelf {
     }
     pub fn put(&self, page: &[u8]) -> PageLocation {
         let frame = FrameId::of(page);
-        self.0.lock().unwrap().insert(frame, page.into());
+        self.0.lock().unwrap().insert(frame, page.to_vec().into());
         PageLocation::Frame { frame, slot: 0 }
     }
     /// An image of these bytes.

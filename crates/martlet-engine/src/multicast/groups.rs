@@ -76,7 +76,6 @@ impl Invited {
     /// While what is returned lives, a host gets ready to start clones.
     pub(crate) fn getting_ready(&self, host: &str) -> Option<GettingReady<'_>> {
         self.members.contains(host).then(|| GettingReady {
-            unready: &self.unready,
             one: One(&self.unready),
             joining: One(&self.deaf),
         })
@@ -85,7 +84,6 @@ impl Invited {
 
 /// See [`Invited::getting_ready`].
 pub(crate) struct GettingReady<'a> {
-    unready: &'a Hosts,
     one: One<'a>,
     joining: One<'a>,
 }
@@ -93,8 +91,9 @@ pub(crate) struct GettingReady<'a> {
 impl<'a> GettingReady<'a> {
     /// This host is ready; waits until all are, but not for long. While what is returned lives, it joins.
     pub(crate) fn together(self) -> One<'a> {
+        let unready = self.one.0;
         drop(self.one);
-        self.unready.wait(TOGETHER);
+        unready.wait(TOGETHER);
         self.joining
     }
 }

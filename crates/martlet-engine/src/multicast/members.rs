@@ -233,7 +233,7 @@ impl Listener {
                 .pages
                 .get_or_insert_with(|| FramePages::of(&image.image.manifest()));
             let frame = FrameId(verified.stored().key.id);
-            image.image.arrived(pages, &frame, verified.into_content().into());
+            image.image.arrived(pages, &frame, verified.into_content());
         }
     }
 }
@@ -271,12 +271,12 @@ impl ByMulticast {
     fn come(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<Vec<Key>, SourceError> {
         let mut rest = Vec::new();
         for key in keys {
             match self.away.upgrade().and_then(|away| away.came(key)) {
-                Some(stored) => each(stored)?,
+                Some(object) => each(object)?,
                 None => rest.push(*key),
             }
         }
@@ -288,7 +288,7 @@ impl ByMulticast {
         &self,
         keys: &[Key],
         is_urgent: bool,
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         // Another host, which does the same at the same time, may have asked for some a moment ago.
         let wanted = self.come(keys, each)?;
@@ -300,13 +300,8 @@ impl ByMulticast {
         if rest.is_empty() {
             return Ok(());
         }
-        let mut bytes = 0;
-        let got = self.host.objects(&rest, &mut |stored| {
-            bytes += stored.bytes.len();
-            each(stored)
-        });
-        tracing::debug!(objects = rest.len(), bytes, is_urgent, "by unicast");
-        got
+        tracing::debug!(objects = rest.len(), is_urgent, "by unicast");
+        self.host.objects(&rest, each)
     }
 
     /// Has objects sent to the group, and waits until they have come or are lost.
@@ -370,7 +365,7 @@ impl Place for ByMulticast {
     fn objects(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         self.get(keys, true, each)
     }
@@ -378,7 +373,7 @@ impl Place for ByMulticast {
     fn behind(
         &self,
         keys: &[Key],
-        each: &mut dyn FnMut(Stored) -> Result<(), SourceError>,
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         self.get(keys, false, each)
     }

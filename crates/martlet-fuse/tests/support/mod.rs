@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // mmap, to fault as QEMU does
 #![allow(dead_code)] // each test binary uses its part
 
+use bytes::Bytes;
 use martlet_fuse::{MountOptions, Registry, Server, mount, unmount};
 use martlet_image::{FRAME_PAGES_MAX, FrameId, Manifest, PAGE_SIZE, PageLocation};
 use martlet_pager::{FrameSource, SourceError};
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 #[derive(Default)]
 pub struct Shelf {
-    frames: HashMap<FrameId, Arc<[u8]>>,
+    frames: HashMap<FrameId, Bytes>,
     broken: Mutex<HashSet<FrameId>>,
     pub fetches: AtomicU64,
     pub delay_us: AtomicU64,
@@ -34,7 +35,7 @@ impl Shelf {
 }
 
 impl FrameSource for Shelf {
-    fn frame(&self, id: &FrameId) -> Result<Arc<[u8]>, SourceError> {
+    fn frame(&self, id: &FrameId) -> Result<Bytes, SourceError> {
         self.fetches.fetch_add(1, Relaxed);
         std::thread::sleep(Duration::from_micros(self.delay_us.load(Relaxed)));
         if self.broken.lock().unwrap().contains(id) {

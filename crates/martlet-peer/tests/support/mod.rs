@@ -297,7 +297,7 @@ fn chain(identity: &HostIdentity) -> (Vec<CertificateDer<'static>>, PrivateKeyDe
 }
 
 /// A host that answers the first request of each connection with these bytes, and then hangs, if it is to.
-pub fn liar(identity: &HostIdentity, answer: Vec<u8>, hangs: bool) -> String {
+pub fn liar(identity: &HostIdentity, answers: Vec<Vec<u8>>, hangs: bool) -> String {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let (chain, key) = chain(identity);
     let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -313,9 +313,11 @@ pub fn liar(identity: &HostIdentity, answer: Vec<u8>, hangs: bool) -> String {
         for socket in listener.incoming() {
             let connection = rustls::ServerConnection::new(config.clone()).unwrap();
             let mut tls = rustls::StreamOwned::new(connection, socket.unwrap());
-            let _ = tls.read(&mut [0; 100_000]);
-            let _ = tls.write_all(&answer);
-            let _ = tls.flush();
+            for answer in &answers {
+                let _ = tls.read(&mut [0; 100_000]);
+                let _ = tls.write_all(answer);
+                let _ = tls.flush();
+            }
             if hangs {
                 std::thread::sleep(ms(3000));
             }
@@ -357,7 +359,7 @@ pub fn raw(
 }
 
 /// The policy that lets hosts do what this says.
-pub fn policy_of(may: fn(&str, Access) -> bool) -> Policy {
+pub fn policy_of(may: impl Fn(&str, Access) -> bool + Send + Sync + 'static) -> Policy {
     Arc::new(move |host: &str, access| match may(host, access) {
         true => Ok(()),
         false => Err(Refusal::new(Code::Forbidden, "you may not do this")),
