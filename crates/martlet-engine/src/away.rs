@@ -105,11 +105,15 @@ struct Coming<'a> {
 impl Drop for Coming<'_> {
     fn drop(&mut self) {
         let mut arrivals = lock(&self.away.arrivals);
+        let mut is_any_left = false;
         for object in &self.objects {
-            arrivals.coming.remove(object);
+            is_any_left |= arrivals.coming.remove(object);
         }
         drop(arrivals);
-        self.away.arrived.notify_all();
+        // Of what has arrived, who waits was told.
+        if is_any_left {
+            self.away.arrived.notify_all();
+        }
     }
 }
 
@@ -393,9 +397,15 @@ impl Away {
         loop {
             let error = match distant.object(object) {
                 Ok(object) => return Ok(object),
-                Err(SourceError::Store(error)) => return Err(error),
                 Err(error) => error,
             };
+            // It may have come and been stored since the store was asked.
+            if let Some(here) = self.stored_here(object) {
+                return Ok(here);
+            }
+            if let SourceError::Store(error) = error {
+                return Err(error);
+            }
             let is_over = Instant::now() > until || distant.is_forgotten.load(SeqCst);
             if is_over || !worth_waiting(&error) {
                 return Err(failed(object, error.to_string()));
@@ -497,7 +507,9 @@ impl Away {
             let started = Instant::now();
             let got = distant.opened().and_then(|place| {
                 place.behind(&coming.objects, &mut |object| {
-                    distant.rest_bytes.fetch_add(object.stored().bytes.len() as u64, Relaxed);
+                    distant
+                        .rest_bytes
+                        .fetch_add(object.stored().bytes.len() as u64, Relaxed);
                     self.wait_for_room();
                     self.arrive(object);
                     Ok(())
@@ -648,12 +660,18 @@ impl Elsewhere for Away {
         self.holder(object).is_some()
     }
 
-    fn fetch(&self, object: &Key) -> Result<Verified, StoreError> {
+    fn fetch(&self, object: &Key) -> Option<Result<Verified, StoreError>> {
+        Some(self.fetch_of(&*self.holder(object)?, object))
+    }
+}
+
+impl Away {
+    /// An object of a snapshot that somebody waits for.
+    fn fetch_of(&self, distant: &Distant, object: &Key) -> Result<Verified, StoreError> {
         let key = *object;
-        let missing = || StoreError::NotFound(key.to_string());
-        let distant = self.holder(object).ok_or_else(missing)?;
         let started = Instant::now();
-        answer::came(&distant.giver(&key), 0);
+        let giver = distant.giver(&key);
+        answer::came(&giver, 0);
         let _reading = Reading::new(self);
         let coming = {
             let mut arrivals = lock(&self.arrivals);
@@ -675,13 +693,9 @@ impl Elsewhere for Away {
                 }
             }
         };
-        let object = match self.fetch_from(&distant, object) {
-            Ok(object) => object,
-            // It may have come and been stored since the store was asked.
-            Err(error) => return self.stored_here(&key).ok_or(error),
-        };
+        let object = self.fetch_from(distant, object)?;
         let size_bytes = object.stored().bytes.len();
-        answer::came(&distant.giver(&key), size_bytes);
+        answer::came(&giver, size_bytes);
         self.arrive(object.clone());
         distant.count(started.elapsed(), size_bytes);
         drop(coming);

@@ -1,8 +1,8 @@
 //! What is away, over a place that is slow, gone or lies, and a disk that is full.
 
-use bytes::Bytes;
 use super::*;
 use crate::starter;
+use bytes::Bytes;
 use martlet_image::{BlobId, Manifest, MemoryRecord, PAGE_SIZE, StarterIndex, StarterRecord};
 use martlet_pager::{FrameSource, MemoryImage, Pager, Starter};
 use martlet_store::faulty::{Fault, FaultyFiles};
@@ -275,7 +275,7 @@ fn a_read_waits_while_the_place_is_gone() {
         let [.., other] = case.leaves[..] else {
             panic!("it has leaves")
         };
-        let read = scope.spawn(move || case.away.fetch(&other).map(drop));
+        let read = scope.spawn(move || case.away.fetch(&other).unwrap().map(drop));
         thread::sleep(Duration::from_millis(50));
         case.away.stop();
         read.join().unwrap().unwrap_err();

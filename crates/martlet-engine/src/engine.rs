@@ -1,6 +1,5 @@
 //! The engine: owner of the store, the mount, the keeper and every machine.
 
-use bytes::Bytes;
 use crate::arrivals::Arrivals;
 use crate::away::Away;
 use crate::dirs::Dirs;
@@ -17,6 +16,7 @@ use crate::problem::{self, Told};
 use crate::stalls::Stalls;
 use crate::starter::Starters;
 use crate::state::{State, When};
+use bytes::Bytes;
 use martlet_api::{Problem, ProblemCode};
 use martlet_base::Tools;
 use martlet_fuse::{MountOptions, Negotiated, Registry, Server};

@@ -385,8 +385,8 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use super::*;
+    use bytes::Bytes;
     use martlet_image::{FrameId, Manifest};
     use martlet_pager::{FrameSource, Pager, SourceError};
 

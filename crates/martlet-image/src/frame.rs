@@ -3,9 +3,9 @@
 //! The id does not depend on the codec, so a frame may be compressed again, better or worse, without any manifest
 //! changing. Whoever reads a frame verifies it: [`decode_frame`] hands out nothing else than what the id promises.
 
-use bytes::Bytes;
 use crate::wire::FormatError;
 use crate::{FRAME_PAGES_MAX, FrameId, PAGE_SIZE};
+use bytes::Bytes;
 use std::cell::RefCell;
 
 /// How stored bytes are compressed.

@@ -1,8 +1,8 @@
 //! Frames that come without having been asked for here: their pages are handed over to every guest that has the image.
 
-use bytes::Bytes;
 use crate::MemoryImage;
 use crate::push::Piece;
+use bytes::Bytes;
 use martlet_image::{FrameId, Manifest};
 use std::collections::HashMap;
 

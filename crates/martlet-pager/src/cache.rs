@@ -3,8 +3,8 @@
 //! Sharded by frame id. Each shard evicts with a clock: a hit marks the entry, the hand passes over a marked
 //! entry once. A frame being fetched holds a place in the map, and whoever asks meanwhile waits on it.
 
-use bytes::Bytes;
 use crate::SourceError;
+use bytes::Bytes;
 use martlet_image::FrameId;
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{HashMap, VecDeque};

@@ -1,8 +1,8 @@
 //! Reads of an image's bytes through the frame cache.
 
-use bytes::Bytes;
 use crate::cache::{FrameCache, Had};
 use crate::{FrameSource, SourceError};
+use bytes::Bytes;
 use martlet_image::{FrameId, Manifest, PAGE_SIZE, PageLocation};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

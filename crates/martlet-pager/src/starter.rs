@@ -5,9 +5,9 @@
 //!      └─────────┴──────► gone       a fault that waits, and all later ones, do with frames
 //! ```
 
-use bytes::Bytes;
 use crate::cache::lock;
 use crate::prefetch::Cancel;
+use bytes::Bytes;
 use martlet_image::{Manifest, PAGE_SIZE, PageLocation, StarterIndex};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -193,7 +193,8 @@ mod tests {
     fn what_is_here_is_read_without_its_frame() {
         let case = case();
         let first = case.starter.take_wanted().unwrap();
-        case.starter.settle(first, Some(case.chunks[first].clone().into()));
+        case.starter
+            .settle(first, Some(case.chunks[first].clone().into()));
         let mut within = vec![0; 5000];
         case.image.read(100, &mut within).unwrap();
         assert_eq!(within, case.content[100..5100]);
@@ -260,7 +261,8 @@ mod tests {
     fn what_does_not_come_is_read_from_frames() {
         let case = case();
         case.starter.settle(0, None);
-        case.starter.settle(1, Some(case.chunks[1][..100].to_vec().into()));
+        case.starter
+            .settle(1, Some(case.chunks[1][..100].to_vec().into()));
         assert_eq!(
             read(&case.image, 14, 4),
             case.content[14 * PAGE_SIZE..18 * PAGE_SIZE]

@@ -1,7 +1,7 @@
 //! A shelf of frames in memory, with faults to order.
 
-use bytes::Bytes;
 use crate::{FrameSource, SourceError};
+use bytes::Bytes;
 use martlet_image::{FRAME_PAGES_MAX, FrameId, Manifest, PAGE_SIZE, PageLocation};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

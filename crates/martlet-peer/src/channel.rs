@@ -117,7 +117,9 @@ impl Channel {
         };
         let stored_len = head.stored_len as usize;
         let mut bytes = Vec::with_capacity(stored_len.min(ROOM_BYTES));
-        (&mut self.stream).take(stored_len as u64).read_to_end(&mut bytes)?;
+        (&mut self.stream)
+            .take(stored_len as u64)
+            .read_to_end(&mut bytes)?;
         if bytes.len() < stored_len {
             return Err(ErrorKind::UnexpectedEof.into());
         }

@@ -340,7 +340,8 @@ fn what_a_liar_gives_is_told_from_what_breaks() {
         ]
         .concat()
     };
-    let upgraded = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: martlet-objects\r\n\r\n";
+    let upgraded =
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: martlet-objects\r\n\r\n";
     let ask = |frames: &[FrameId], answers: Vec<Vec<u8>>, hangs: bool| {
         let address = liar(&attic, answers, hangs);
         let (begun, mut got) = (Instant::now(), 0);
@@ -377,10 +378,7 @@ fn what_a_liar_gives_is_told_from_what_breaks() {
         several(not_ok.to_vec(), true),
     ]);
     let wrong = wrong.chain(spoil(&single).map(|body| one(&body, true)));
-    let wrong = wrong.chain([
-        one(&[3], true),
-        ask(&frames[..1], vec![not_ok.to_vec()], true),
-    ]);
+    let wrong = wrong.chain([one(&[3], true), ask(&frames[..1], vec![not_ok.to_vec()], true)]);
     for (at, answer) in wrong.enumerate() {
         let error = answer.unwrap_err();
         assert!(
@@ -484,7 +482,13 @@ fn a_channel_lasts_as_long_as_its_host_may_read_and_both_are_there() {
     }
     may.store(false, Ordering::SeqCst);
     let refused = |error: PeerError| {
-        let is_forbidden = matches!(error, PeerError::Refused { code: Code::Forbidden, .. });
+        let is_forbidden = matches!(
+            error,
+            PeerError::Refused {
+                code: Code::Forbidden,
+                ..
+            }
+        );
         assert!(is_forbidden, "{error}");
     };
     // The channel ends first, and its place is free then.

@@ -1,8 +1,8 @@
 //! What a pull would get. Nothing is stored; what says what a snapshot needs is held in memory.
 
-use bytes::Bytes;
 use crate::pull::record;
 use crate::{PullReport, Remote, Result};
+use bytes::Bytes;
 use martlet_image::{Manifest, ManifestId, SnapshotId};
 use martlet_store::{Key, Kind, Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet};

@@ -8,10 +8,10 @@
 //! A snapshot whose frames and blobs are promised can be used as if it were here: a read takes longer. Without the promise what is
 //! missing is missing.
 
-use bytes::Bytes;
 use crate::record::{Key, Kind};
 use crate::store::{Inner, Store};
 use crate::{Result, StoreError, Verified};
+use bytes::Bytes;
 use martlet_image::{BlobId, FrameId};
 use std::fmt::Debug;
 use std::sync::{Arc, Weak};
@@ -21,8 +21,8 @@ pub trait Elsewhere: Debug + Send + Sync {
     /// Can this object be had?
     fn promises(&self, key: &Key) -> bool;
 
-    /// Gets an object. Blocks for as long as it takes.
-    fn fetch(&self, key: &Key) -> Result<Verified>;
+    /// Gets an object; none, if it is not promised. Blocks for as long as it takes.
+    fn fetch(&self, key: &Key) -> Option<Result<Verified>>;
 }
 
 impl Store {
@@ -42,14 +42,16 @@ impl Store {
     }
 
     fn read_or_fetch(&self, key: Key) -> Result<Bytes> {
-        match self.inner.read(key) {
-            Err(error @ (StoreError::NotFound(_) | StoreError::Damaged { .. })) => {
+        let location = self.inner.index.get(&key)?;
+        let read = location.map(|location| self.inner.read_from(key, Some(location)));
+        match read {
+            Some(Err(StoreError::NotFound(_) | StoreError::Damaged { .. })) | None => {
                 match self.inner.fetch(&key) {
                     Some(fetched) => fetched.map(Verified::into_content),
-                    None => Err(error),
+                    None => read.unwrap_or_else(|| Err(StoreError::NotFound(key.to_string()))),
                 }
             }
-            read => read,
+            Some(read) => read,
         }
     }
 }
@@ -67,11 +69,10 @@ impl Inner {
 
     /// Gets what is promised; `None` for what is not.
     pub(crate) fn fetch(&self, key: &Key) -> Option<Result<Verified>> {
-        let elsewhere = self.elsewhere().filter(|_| self.is_promised(key))?;
         let is_it = |fetched: Verified| match fetched.stored().key {
             came if came == *key => Ok(fetched),
             came => Err(StoreError::Invalid(format!("{came} came for {key}"))),
         };
-        Some(elsewhere.fetch(key).and_then(is_it))
+        Some(self.elsewhere()?.fetch(key)?.and_then(is_it))
     }
 }

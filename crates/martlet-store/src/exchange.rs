@@ -1,10 +1,10 @@
 //! Objects as they are stored, compressed: what goes to other stores and comes from them.
 
-use bytes::Bytes;
 use crate::batch::Batch;
 use crate::record::{CONTENT_BYTES_MAX, Key, Kind};
 use crate::store::{Store, lock};
 use crate::{Location, Result, StoreError};
+use bytes::Bytes;
 use martlet_image::{Codec, FrameId, PAGE_SIZE, SnapshotId, SnapshotRecord, is_zero};
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};

@@ -9,13 +9,13 @@
 //! happened, and cuts the packs back if not; while that cannot be done every write tries it first. A crash between 2 and 3 is finished when the store is opened next, by
 //! reading what lies beyond the committed length of each pack.
 
-use bytes::Bytes;
 use crate::cache::ManifestCache;
 use crate::files::Files;
 use crate::index::{Change, Index, Location};
 use crate::pack::{PackWriter, Packs};
 use crate::record::{Key, Kind, RECORD_HEADER};
 use crate::{Batch, Elsewhere, LATEST, RefName, Result, Root, StoreError, recover};
+use bytes::Bytes;
 use martlet_image::{
     FrameId, Manifest, ManifestHeader, ManifestId, SnapshotId, SnapshotRecord, compress, decompress,
 };
