@@ -114,7 +114,7 @@ impl Engine {
         let called = name(id)?;
         let keeper = self.store.begin().told()?;
         keeper.rely_on([Key::new(Kind::Snapshot, id.0)]);
-        self.promise_rest(id, record, listed)?;
+        self.promise_rest(id, record, listed, None)?;
         batch.put_snapshot(record).told()?;
         let named: Vec<_> = called.into_iter().map(|name| (name, id)).collect();
         batch.commit(&named).told()?;

@@ -61,7 +61,7 @@ impl StartPages {
         })
     }
 
-    /// Those that another start will want: what a start writes, in chunks of its own, as it is what differs from one snapshot to
+    /// Those that another start will want, each in the order in which they were first touched: what a start writes, in chunks of its own, as it is what differs from one snapshot to
     /// the next; what was written `since`, if it is little, as a guest takes what it let go of last; what was read, in the order in
     /// which it was, and a little of what was read then; and what was there before anybody read it, of which nobody can tell whether it was.
     fn wanted(&self, touched: &Trace, since: &PageSet) -> [Vec<u32>; 4] {
@@ -79,12 +79,41 @@ impl StartPages {
         rest.and_not(&self.written);
         rest.and_not(&since);
         let is_own = |page: u32| self.written.contains(page.into()) || since.contains(page.into());
-        let touched = touched.pages().iter().copied().filter(|page| !is_own(*page));
+        let others = touched.pages().iter().copied().filter(|page| !is_own(*page));
         let (mut read, then): (Vec<u32>, Vec<u32>) =
-            touched.partition(|page| self.mapped.contains(u64::from(*page)));
+            others.partition(|page| self.mapped.contains(u64::from(*page)));
         read.extend(then.into_iter().take(THEN_PAGES_MAX));
         rest.and_not(&read.iter().map(|page| u64::from(*page)).collect());
-        [all(&self.written), all(&since), read, all(&rest)]
+        let order = Touches::of(touched);
+        let mut wanted = [all(&self.written), all(&since), read, all(&rest)];
+        for pages in &mut wanted {
+            pages.sort_by_key(|page| order.first(*page));
+        }
+        wanted
+    }
+}
+
+/// When pages were first touched: those of which nobody can tell, with the first of their neighbours, as these were pushed with it.
+struct Touches(HashMap<u32, usize>);
+
+impl Touches {
+    /// Pages are pushed with others this near.
+    const NEAR_PAGES: u32 = 16;
+
+    fn of(touched: &Trace) -> Self {
+        let mut first = HashMap::new();
+        for (at, page) in touched.pages().iter().enumerate() {
+            first.entry(page / Self::NEAR_PAGES).or_insert(at);
+        }
+        Self(first)
+    }
+
+    /// What was touched sooner has a lower number.
+    fn first(&self, page: u32) -> usize {
+        self.0
+            .get(&(page / Self::NEAR_PAGES))
+            .copied()
+            .unwrap_or(usize::MAX)
     }
 }
 
@@ -129,13 +158,11 @@ impl Engine {
             image: MemoryImage::new(self.pager.clone(), before.clone()),
         };
         let since = now.changes_from(&before).map(|(page, ..)| page).collect();
-        let mut wanted = live
-            .start_pages()
-            .wanted(&self.touched(live), &since)
-            .map(|pages| {
-                let is_stored = |page: &u32| now.locate(u64::from(*page)) != PageLocation::Zero;
-                pages.into_iter().filter(is_stored).collect::<Vec<u32>>()
-            });
+        let touched = self.touched(live);
+        let mut wanted = live.start_pages().wanted(&touched, &since).map(|pages| {
+            let is_stored = |page: &u32| now.locate(u64::from(*page)) != PageLocation::Zero;
+            pages.into_iter().filter(is_stored).collect::<Vec<u32>>()
+        });
         wanted[1].retain(|page| memory.is_state(*page));
         let is_wanted: HashSet<u32> = wanted.iter().flatten().copied().collect();
         let mut kept = self.starter_chunks(&below).unwrap_or_default();
@@ -163,6 +190,9 @@ impl Engine {
         all.extend(new(&read));
         all.extend(new(&rest));
         all.truncate(STARTER_CHUNKS_MAX);
+        // They come in this order, and a guest waits for the first page that it wants of each.
+        let order = Touches::of(&touched);
+        all.sort_by_key(|(_, pages)| pages.iter().map(|page| order.first(*page)).min());
         let index = StarterIndex::new(all.iter().map(|(_, pages)| pages.clone()));
         if index.chunks().is_empty() || index.chunks().len() != all.len() {
             return Ok(None);
@@ -325,6 +355,10 @@ mod tests {
         assert_eq!(wanted, [vec![4, 10], vec![11, 30], vec![3, 1, 20], vec![2]]);
         let wanted = start.wanted(&touched, &(0..=SINCE_PAGES_MAX).collect());
         assert_eq!(wanted, [vec![4, 10], vec![], vec![3, 1, 20], vec![2, 11]]);
+        let late = Touches::of(&Trace::new(vec![300, 3, 10]));
+        assert!(late.first(301) < late.first(4) && late.first(4) < late.first(1000));
+        let wanted = start.wanted(&Trace::new(vec![30, 10]), &[1, 30].into_iter().collect());
+        assert_eq!(wanted[1], [30, 1], "the sooner first");
         let nothing = StartPages::default().wanted(&touched, &[1].into_iter().collect());
         assert!(nothing.iter().all(Vec::is_empty));
     }

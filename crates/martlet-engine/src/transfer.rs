@@ -7,7 +7,7 @@
 //! ```
 
 use crate::away::{Open, Place};
-use crate::engine::Engine;
+use crate::engine::{Engine, lock};
 use crate::hosts::PeerPlace;
 use crate::multicast::ByMulticast;
 use crate::nearest::Later;
@@ -169,14 +169,14 @@ impl Engine {
         let name = request.snapshot.parse::<RefName>().told()?;
         let asked = request.reference.as_deref();
         // What has come is kept from collection until it has its name.
-        let (called, id, record, report, _kept) = match self.peer(from)? {
+        let (called, id, record, report, _kept, place) = match self.peer(from)? {
             Some(peer) => {
                 let found = peer.refs().told()?.get(&name).copied();
                 let called = self.called_here(asked, &name, found)?;
                 let (report, id, record, kept) =
                     martlet_peer::fetch_without_frames(&self.store, &peer, &name).told()?;
                 let report = moved(&id, &called, report.got_objects, report.got_bytes);
-                (called, id, record, report, kept)
+                (called, id, record, report, kept, None)
             }
             None => {
                 let (remote, found) = self.find_remote(from, &name, None)?;
@@ -184,7 +184,8 @@ impl Engine {
                 let (report, found, record, kept) =
                     martlet_source::fetch_without_frames(&self.store, &remote, &name).told()?;
                 let report = moved(&found.snapshot, &called, report.got_objects, report.got_bytes);
-                (called, found.snapshot, record, report, kept)
+                let place: Arc<dyn Place> = Arc::new(remote);
+                (called, found.snapshot, record, report, kept, Some(place))
             }
         };
         let listed = Listed {
@@ -192,7 +193,7 @@ impl Engine {
             reference: name.to_string(),
             rest: request.rest,
         };
-        self.promise_rest(id, &record, listed)?;
+        self.promise_rest(id, &record, listed, place)?;
         let mut batch = self.store.begin().told()?;
         batch.put_snapshot(&record).told()?;
         batch.commit(&[(called.clone(), id)]).told()?;
@@ -239,7 +240,7 @@ impl Engine {
                 continue;
             };
             let promised = self.store.snapshot(id).told();
-            let promised = promised.and_then(|record| self.promise(*id, &record, &listed));
+            let promised = promised.and_then(|record| self.promise(*id, &record, &listed, None));
             if let Err(problem) = promised {
                 // Damaged here, as `verify` says; everything else goes on.
                 tracing::error!(%problem, snapshot = %id, "what is away of it does not come");
@@ -296,12 +297,13 @@ impl Engine {
         self.list(id, None)
     }
 
-    /// Promises what is not here of a snapshot that is about to be.
+    /// Promises what is not here of a snapshot that is about to be: with a place that has it and is open, that is asked first.
     pub(crate) fn promise_rest(
         self: &Arc<Self>,
         id: SnapshotId,
         record: &SnapshotRecord,
         listed: Listed,
+        place: Option<Arc<dyn Place>>,
     ) -> Result<(), Problem> {
         let leaves: Vec<Key> = self.store.leaves(record).told()?.into_iter().collect();
         if self.store.lacks(&leaves).told()?.is_empty() {
@@ -309,7 +311,7 @@ impl Engine {
         }
         // Known to be away before anybody can use it, also to a successor.
         self.list(&id, Some(listed.clone()))?;
-        self.promise(id, record, &listed)
+        self.promise(id, record, &listed, place)
     }
 
     fn promise(
@@ -317,7 +319,9 @@ impl Engine {
         id: SnapshotId,
         record: &SnapshotRecord,
         listed: &Listed,
+        place: Option<Arc<dyn Place>>,
     ) -> Result<(), Problem> {
+        let place = Mutex::new(place); // is asked first; one that fails is opened anew
         let engine = Arc::downgrade(self);
         let (listed, eager) = (listed.clone(), listed.rest);
         let is_host = self.peer(&listed.remote).is_ok_and(|peer| peer.is_some());
@@ -335,7 +339,7 @@ impl Engine {
                         .ok_or_else(|| gone(&from.remote, "the daemon is ending"))?;
                     engine.place_of(&id, &from)
                 }),
-                opened: Mutex::default(),
+                opened: Mutex::new(lock(&place).take()),
             };
             Ok(alive.from_nearest(id, &listed.remote, Arc::new(last)) as Arc<dyn Place>)
         });
