@@ -14,6 +14,7 @@
 
 use crate::answer;
 use crate::engine::lock;
+use crate::place::{Open, Place};
 use martlet_image::{FrameId, SnapshotId, SnapshotRecord};
 use martlet_source::SourceError;
 use martlet_store::{Elsewhere, Key, Kind, Store, StoreError, Verified};
@@ -43,35 +44,6 @@ const QUIET: Duration = Duration::from_millis(100);
 const PIECES: usize = 2;
 /// Of the threads that get them, and of who stores what has come.
 const REST_NICENESS: i32 = 10;
-
-/// A place that has frames and blobs.
-///
-/// Separate from a remote, so that a peer or a carried disk can be one as well.
-pub trait Place: Debug + Send + Sync {
-    /// What it is called in messages.
-    fn name(&self) -> String;
-    /// Who an object comes from, as people call it, if that is not the place itself.
-    fn giver(&self, _object: &Key) -> Option<Arc<str>> {
-        None
-    }
-    /// Frames and blobs, in any order.
-    fn objects(
-        &self,
-        keys: &[Key],
-        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
-    ) -> Result<(), SourceError>;
-    /// The same, of what nobody waits for.
-    fn behind(
-        &self,
-        keys: &[Key],
-        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
-    ) -> Result<(), SourceError> {
-        self.objects(keys, each)
-    }
-}
-
-/// How to reach a place, which may not be possible now.
-pub type Open = Box<dyn Fn() -> Result<Arc<dyn Place>, SourceError> + Send + Sync>;
 
 /// All snapshots of which not all is here.
 #[derive(Debug)]
@@ -638,20 +610,6 @@ impl Away {
         order.extend(missing);
         order.reverse();
         Ok(order)
-    }
-}
-
-impl Place for martlet_source::Remote {
-    fn name(&self) -> String {
-        self.place()
-    }
-
-    fn objects(
-        &self,
-        keys: &[Key],
-        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
-    ) -> Result<(), SourceError> {
-        self.frames(keys.iter().copied(), |stored| each(stored.verify()?))
     }
 }
 

@@ -1,9 +1,9 @@
 //! Disks that are carried from host to host: filled with what is most likely to be read, and looked at before any network.
 
-use crate::away::Place;
 use crate::engine::Engine;
 use crate::hosts::PeerPlace;
 use crate::nearest::Nearest;
+use crate::place::Place;
 use crate::problem::Told;
 use martlet_api::{
     CarryReport, CarryRequest, Problem, Progress, ProgressSink, ProgressUnit, RemoteAddRequest,

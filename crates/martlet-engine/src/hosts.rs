@@ -470,7 +470,7 @@ impl Inviter for Invites {
 #[derive(Debug)]
 pub struct PeerPlace(pub PeerClient);
 
-impl crate::away::Place for PeerPlace {
+impl crate::place::Place for PeerPlace {
     fn name(&self) -> String {
         format!("host {}", self.0.peer())
     }

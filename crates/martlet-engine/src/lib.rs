@@ -55,6 +55,7 @@ mod multicast;
 mod nearest;
 mod outbound;
 mod phase;
+mod place;
 mod pool;
 mod probe;
 mod problem;

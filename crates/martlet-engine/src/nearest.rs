@@ -3,7 +3,7 @@
 //! Nearer places are looked for while reads are answered by the one that is known, so that one which does not answer holds up
 //! nobody. One that gives something else than what it was asked for, or nothing, is asked no more.
 
-use crate::away::{Open, Place};
+use crate::place::{Open, Place};
 use martlet_source::SourceError;
 use martlet_store::{Key, Verified};
 use std::collections::HashSet;

@@ -6,11 +6,11 @@
 //!   fetch  all but the frames ──► here: away (away.rs) ──► pull, or the rest behind ──► here
 //! ```
 
-use crate::away::{Open, Place};
 use crate::engine::{Engine, lock};
 use crate::hosts::PeerPlace;
 use crate::multicast::ByMulticast;
 use crate::nearest::Later;
+use crate::place::{Open, Place};
 use crate::problem::Told;
 use crate::starter;
 use martlet_api::{

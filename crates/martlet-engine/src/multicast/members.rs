@@ -1,9 +1,10 @@
 //! Groups that this host listens to.
 
 use super::{OBJECTS_MAX, OfferedGroup, SentFrames, WantedFrames};
-use crate::away::{Away, Place};
+use crate::away::Away;
 use crate::engine::{Engine, lock};
 use crate::hosts::PeerPlace;
+use crate::place::Place;
 use martlet_api::Problem;
 use martlet_image::{Codec, FrameId, SnapshotId};
 use martlet_multicast::{Heard, Parcel, Receiver, local_address_towards};
