@@ -225,6 +225,19 @@ impl Engine {
         let running = spawned.vm().cont().told()?;
         crash::step("start");
         timeline.first_instruction_ms = Some(since_ms(running));
+        let (pid, memory_path) = (
+            spawned.vm().pid(),
+            self.dirs.memory_file(&spawned.files.memory.name),
+        );
+        let may_leave =
+            agent.is_some() && matches!(launch.from, From::Snapshot(..)) && self.has_elsewhere()?;
+        let mut starting = StartPages::default();
+        let mut look = || {
+            if may_leave {
+                starting.look(pid, &memory_path);
+            }
+        };
+        look();
         let trace = spawned.trace.take();
         let image = spawned.files.memory.image.clone();
         let by_trace = || trace.and_then(|trace| Prefetcher::start(image, trace, PREFETCH_BYTES).ok());
@@ -233,8 +246,10 @@ impl Engine {
             self.confirm(&launch, agent, spawned.vm())
                 .map_err(|p| problem::of_guest(spawned.vm(), self.with_last_words(p, spawned.vm())))?;
             crash::step("start");
+            look();
             first_exec(agent).or_else(|error| Err(error).told_as(never_executed(spawned.vm())))?;
             timeline.first_exec_ms = Some(since_ms(Instant::now()));
+            look();
         }
         crash::step("start");
         let start = match (&launch.from, agent.is_some()) {
@@ -251,13 +266,14 @@ impl Engine {
             memory: spawned.files.memory.clone(),
             placeholder: spawned.files.placeholder.clone(),
             user_number: spawned.files.user_number,
-            memory_path: self.dirs.memory_file(&spawned.files.memory.name),
+            memory_path,
             key: spawned.key,
             run: spawned.run.clone(),
             since: Instant::now(),
             ending: AtomicBool::new(false),
             seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
             _prefetcher: prefetcher,
+            starting,
             start,
             registry: self.registry.clone(),
             disk_name: spawned.files.disk_name.clone(),

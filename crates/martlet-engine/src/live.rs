@@ -47,7 +47,9 @@ pub struct Live {
     pub seen_cpu: [AtomicU64; 2],
     /// Pushes the pages that earlier runs touched.
     pub _prefetcher: Option<Prefetcher>,
-    /// What it had of its memory when it had been alive for a moment; nothing, if a former daemon started it.
+    /// What it had of its memory at each step of its start.
+    pub(crate) starting: StartPages,
+    /// And when it had been alive for a moment; nothing, if a former daemon started it.
     pub(crate) start: OnceLock<StartPages>,
     /// Where its disk is registered.
     pub registry: Arc<Registry>,
@@ -72,8 +74,11 @@ impl Live {
 
     /// What it has of its memory now is what its start needed, if that is not known yet.
     pub(crate) fn start_pages(&self) -> &StartPages {
-        let now = || StartPages::of(self.vm.pid(), &self.memory_path);
-        self.start.get_or_init(now)
+        self.start.get_or_init(|| {
+            let mut start = self.starting.clone();
+            start.look(self.vm.pid(), &self.memory_path);
+            start
+        })
     }
 
     /// The file that QEMU punches its guest's free pages out of.

@@ -258,6 +258,7 @@ impl Engine {
             ending: AtomicBool::new(false),
             seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
             _prefetcher: None,
+            starting: StartPages::default(),
             start: OnceLock::from(StartPages::default()),
             registry: self.registry.clone(),
             disk_name: files.disk_name,

@@ -33,41 +33,60 @@ const SINCE_PAGES_MAX: u64 = 4096;
 /// So many of the pages that were touched after that moment are of first commands.
 const THEN_PAGES_MAX: usize = 384;
 /// Chunks that are asked for at the same time. While some come, others are on their way; those of two would end together.
-const CHUNKS_AT_ONCE: usize = 4;
+const CHUNKS_AT_ONCE: usize = 3;
 /// Of a chunk that is kept, no less than one page of so many is still wanted.
 const WANTED_PAGES_OF: usize = 2;
 
-/// What a machine has of its memory image when it has been alive for a moment.
+/// What a machine had of its memory image at each step of its start, and when it had been alive for a moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StartPages {
-    /// Pages that its process has, which are those that it touched, and others around them.
-    mapped: PageSet,
-    /// Those of them that it wrote.
+    /// Pages that its process had by then, which are those that it touched, and others around them.
+    by_step: Vec<PageSet>,
+    /// Those of the last step that it wrote.
     written: PageSet,
 }
 
 impl StartPages {
-    /// Those that a process has now. That they cannot be told is no reason not to start: there will be no starter.
-    pub(crate) fn of(pid: u32, memory: &Path) -> Self {
-        let found = Mapping::find(pid, memory).and_then(|mapping| {
-            Ok(Self {
-                mapped: mapped_pages(pid, &mapping)?,
-                written: private_pages(pid, &mapping)?,
-            })
-        });
-        found.unwrap_or_else(|error| {
-            tracing::debug!(%error, pid, "which pages a start needed");
-            Self::default()
-        })
+    /// Its next step is over, or the last. That its pages cannot be told is no reason not to start: there will be no starter.
+    pub(crate) fn look(&mut self, pid: u32, memory: &Path) {
+        let found = Mapping::find(pid, memory)
+            .and_then(|mapping| Ok((mapped_pages(pid, &mapping)?, private_pages(pid, &mapping)?)));
+        match found {
+            Ok((mapped, written)) => {
+                self.by_step.push(mapped);
+                self.written = written;
+            }
+            Err(error) => tracing::debug!(%error, pid, "which pages a start needed"),
+        }
     }
 
-    /// Those that another start will want, each in the order in which they were first touched: what a start writes, in chunks of its own, as it is what differs from one snapshot to
-    /// the next; what was written `since`, if it is little, as a guest takes what it let go of last; what was read, in the order in
-    /// which it was, and a little of what was read then; and what was there before anybody read it, of which nobody can tell whether it was.
+    /// All that it had in the end.
+    fn mapped(&self) -> PageSet {
+        self.by_step.last().cloned().unwrap_or_default()
+    }
+
+    /// When its pages were first wanted.
+    fn order(&self, touched: &Trace) -> Order {
+        let mut order = Order::default();
+        for (step, pages) in self.by_step.iter().enumerate() {
+            for page in pages.iter().filter_map(|page| u32::try_from(page).ok()) {
+                order.note(page, (step, usize::MAX));
+            }
+        }
+        for (at, page) in touched.pages().iter().enumerate() {
+            order.note(*page, (self.by_step.len(), at));
+        }
+        order
+    }
+
+    /// Those that another start will want: what a start writes; what was written `since`, if it is little, as a guest takes what it
+    /// let go of last; what was read, and a little of what was read then; and what was there before anybody read it, of which nobody
+    /// can tell whether it was.
     fn wanted(&self, touched: &Trace, since: &PageSet) -> [Vec<u32>; 4] {
         let all =
             |pages: &PageSet| -> Vec<u32> { pages.iter().filter_map(|page| page.try_into().ok()).collect() };
-        if self.mapped.is_empty() {
+        let mapped = self.mapped();
+        if mapped.is_empty() {
             return Default::default();
         }
         let mut since = match since.len() <= SINCE_PAGES_MAX {
@@ -75,45 +94,43 @@ impl StartPages {
             false => PageSet::new(),
         };
         since.and_not(&self.written);
-        let mut rest = self.mapped.clone();
+        let mut rest = mapped.clone();
         rest.and_not(&self.written);
         rest.and_not(&since);
         let is_own = |page: u32| self.written.contains(page.into()) || since.contains(page.into());
         let others = touched.pages().iter().copied().filter(|page| !is_own(*page));
         let (mut read, then): (Vec<u32>, Vec<u32>) =
-            others.partition(|page| self.mapped.contains(u64::from(*page)));
+            others.partition(|page| mapped.contains(u64::from(*page)));
         read.extend(then.into_iter().take(THEN_PAGES_MAX));
         rest.and_not(&read.iter().map(|page| u64::from(*page)).collect());
-        let order = Touches::of(touched);
-        let mut wanted = [all(&self.written), all(&since), read, all(&rest)];
-        for pages in &mut wanted {
-            pages.sort_by_key(|page| order.first(*page));
-        }
-        wanted
+        [all(&self.written), all(&since), read, all(&rest)]
     }
 }
 
-/// When pages were first touched: those of which nobody can tell, with the first of their neighbours, as these were pushed with it.
-struct Touches(HashMap<u32, usize>);
+/// When pages were first wanted: in which step, and then, of those that were read, after how many others. That is told of neighbours
+/// together, as one that is touched brings the others with it.
+#[derive(Default)]
+struct Order(HashMap<u32, (usize, usize)>);
 
-impl Touches {
-    /// Pages are pushed with others this near.
+impl Order {
+    /// The kernel maps so many at once.
     const NEAR_PAGES: u32 = 16;
 
-    fn of(touched: &Trace) -> Self {
-        let mut first = HashMap::new();
-        for (at, page) in touched.pages().iter().enumerate() {
-            first.entry(page / Self::NEAR_PAGES).or_insert(at);
-        }
-        Self(first)
+    fn note(&mut self, page: u32, (step, at): (usize, usize)) {
+        let when = self.0.entry(page / Self::NEAR_PAGES).or_insert((step, at));
+        *when = (when.0.min(step), when.1.min(at));
     }
 
-    /// What was touched sooner has a lower number.
-    fn first(&self, page: u32) -> usize {
-        self.0
-            .get(&(page / Self::NEAR_PAGES))
-            .copied()
-            .unwrap_or(usize::MAX)
+    /// What was wanted sooner has a lower number; neighbours are next to each other.
+    fn when(&self, page: u32) -> (usize, usize, u32) {
+        let near = page / Self::NEAR_PAGES;
+        let of = |near: u32| self.0.get(&near).copied().unwrap_or((usize::MAX, usize::MAX));
+        let (step, mut at) = of(near);
+        if at == usize::MAX {
+            // Nobody had to read it, as it was in a frame with what somebody read.
+            at = of(near.saturating_sub(1)).1.min(of(near + 1).1);
+        }
+        (step, at, page)
     }
 }
 
@@ -148,7 +165,7 @@ impl Engine {
         let (Own::InPlace(own), Some(below)) = (&captured.own, live.memory.snapshot) else {
             return Ok(None);
         };
-        if !self.has_remotes()? && !self.has_fellows()? {
+        if !self.has_elsewhere()? {
             return Ok(None);
         }
         let before = live.memory.image.manifest();
@@ -159,7 +176,8 @@ impl Engine {
         };
         let since = now.changes_from(&before).map(|(page, ..)| page).collect();
         let touched = self.touched(live);
-        let mut wanted = live.start_pages().wanted(&touched, &since).map(|pages| {
+        let start = live.start_pages();
+        let mut wanted = start.wanted(&touched, &since).map(|pages| {
             let is_stored = |page: &u32| now.locate(u64::from(*page)) != PageLocation::Zero;
             pages.into_iter().filter(is_stored).collect::<Vec<u32>>()
         });
@@ -173,26 +191,15 @@ impl Engine {
         });
         let known: HashSet<u32> = kept.iter().flat_map(|(_, pages)| pages).copied().collect();
         let here = self.readable(now, own.pages(), wanted.iter().flatten().copied())?;
+        let mut left = PAGES_MAX.saturating_sub(known.len());
         let [written, since, read, rest] = wanted.map(|mut pages| {
             pages.retain(|page| !known.contains(page) && here.contains(page));
+            pages.truncate(left);
+            left -= pages.len();
             pages
         });
-        let mut left = PAGES_MAX.saturating_sub(known.len());
-        let mut new = |pages: &[u32]| {
-            let pages = &pages[..pages.len().min(left)];
-            left -= pages.len();
-            let chunks = pages.chunks(STARTER_CHUNK_PAGES).map(<[u32]>::to_vec);
-            chunks.map(|pages| (None, pages)).collect::<Vec<_>>()
-        };
-        let mut all = new(&written);
-        all.extend(new(&since));
-        all.extend(kept.into_iter().map(|(id, pages)| (Some(id), pages)));
-        all.extend(new(&read));
-        all.extend(new(&rest));
-        all.truncate(STARTER_CHUNKS_MAX);
-        // They come in this order, and a guest waits for the first page that it wants of each.
-        let order = Touches::of(&touched);
-        all.sort_by_key(|(_, pages)| pages.iter().map(|page| order.first(*page)).min());
+        let own = [written, since].concat();
+        let all = planned(own, [read, rest].concat(), kept, &start.order(&touched));
         let index = StarterIndex::new(all.iter().map(|(_, pages)| pages.clone()));
         if index.chunks().is_empty() || index.chunks().len() != all.len() {
             return Ok(None);
@@ -228,6 +235,11 @@ impl Engine {
             index: batch.put_blob(&index.encode()).told_as(full)?,
             chunks,
         }))
+    }
+
+    /// Is there anywhere to go?
+    pub(crate) fn has_elsewhere(&self) -> Result<bool, Problem> {
+        Ok(self.has_remotes()? || self.has_fellows()?)
     }
 
     /// Those of these pages that can be had without asking another host for them.
@@ -281,6 +293,28 @@ impl Engine {
         lock(&self.starters.0).insert(*id, starter.clone());
         Some((starter, record.chunks))
     }
+}
+
+/// Chunks in the order in which they are to come, those that are kept with their ids. What a machine wrote, which differs from one
+/// snapshot to the next, has chunks of its own, and comes first: it goes on where it wrote last.
+fn planned(
+    own: Vec<u32>,
+    others: Vec<u32>,
+    kept: Vec<(BlobId, Vec<u32>)>,
+    order: &Order,
+) -> Vec<(Option<BlobId>, Vec<u32>)> {
+    let new = |mut pages: Vec<u32>| {
+        pages.sort_unstable_by_key(|page| order.when(*page));
+        let chunks = pages.chunks(STARTER_CHUNK_PAGES).map(<[u32]>::to_vec);
+        chunks.map(|pages| (None, pages)).collect::<Vec<_>>()
+    };
+    let kept = kept.into_iter().map(|(id, pages)| (Some(id), pages));
+    let mut all = new(own);
+    let mut rest: Vec<_> = kept.chain(new(others)).collect();
+    rest.truncate(STARTER_CHUNKS_MAX.saturating_sub(all.len()));
+    rest.sort_by_key(|(_, pages)| pages.iter().map(|page| order.when(*page)).min());
+    all.extend(rest);
+    all
 }
 
 /// The memory of a machine that stands still.
@@ -347,7 +381,10 @@ mod tests {
     #[test]
     fn a_start_wants_what_was_written_then_what_was_read_then_what_else_there_was() {
         let start = StartPages {
-            mapped: [1, 2, 3, 4, 10, 11].into_iter().collect(),
+            by_step: vec![
+                [1].into_iter().collect(),
+                [1, 2, 3, 4, 10, 11].into_iter().collect(),
+            ],
             written: [4, 10].into_iter().collect(),
         };
         let touched = Trace::new(vec![3, 10, 20, 1]);
@@ -355,11 +392,49 @@ mod tests {
         assert_eq!(wanted, [vec![4, 10], vec![11, 30], vec![3, 1, 20], vec![2]]);
         let wanted = start.wanted(&touched, &(0..=SINCE_PAGES_MAX).collect());
         assert_eq!(wanted, [vec![4, 10], vec![], vec![3, 1, 20], vec![2, 11]]);
-        let late = Touches::of(&Trace::new(vec![300, 3, 10]));
-        assert!(late.first(301) < late.first(4) && late.first(4) < late.first(1000));
-        let wanted = start.wanted(&Trace::new(vec![30, 10]), &[1, 30].into_iter().collect());
-        assert_eq!(wanted[1], [30, 1], "the sooner first");
         let nothing = StartPages::default().wanted(&touched, &[1].into_iter().collect());
         assert!(nothing.iter().all(Vec::is_empty));
+    }
+
+    #[test]
+    fn neighbours_come_together_in_the_order_of_the_steps_that_wanted_them() {
+        let start = StartPages {
+            by_step: vec![
+                [500].into_iter().collect(),
+                [500, 20, 40, 300].into_iter().collect(),
+            ],
+            written: PageSet::new(),
+        };
+        let order = start.order(&Trace::new(vec![900, 303, 17, 800]));
+        let mut pages = vec![17, 31, 40, 99, 300, 500, 510, 800, 900];
+        pages.sort_by_key(|page| order.when(*page));
+        assert_eq!(pages, [500, 510, 300, 17, 31, 40, 900, 800, 99]);
+    }
+
+    #[test]
+    fn what_was_written_comes_first_and_what_is_kept_in_its_turn() {
+        let pages = |range: std::ops::Range<u32>| range.collect::<Vec<u32>>();
+        let start = StartPages {
+            by_step: vec![(0..128).collect(), (0..1024).collect()],
+            written: PageSet::new(),
+        };
+        let order = start.order(&Trace::default());
+        let id = |byte| BlobId([byte; 32]);
+        let kept = vec![(id(1), pages(2000..2100)), (id(2), pages(120..140))];
+        let all = planned(pages(900..1100), pages(0..100), kept.clone(), &order);
+        let expected = [
+            (None, pages(900..1028)),
+            (None, pages(1028..1100)),
+            (None, pages(0..100)),
+            (Some(id(2)), pages(120..140)),
+            (Some(id(1)), pages(2000..2100)),
+        ];
+        assert_eq!(all, expected);
+        let many = planned(pages(0..8192), pages(9000..9001), kept, &order);
+        assert_eq!(many.len(), STARTER_CHUNKS_MAX);
+        assert!(
+            many.iter()
+                .all(|(id, pages)| id.is_none() && pages.len() == STARTER_CHUNK_PAGES)
+        );
     }
 }

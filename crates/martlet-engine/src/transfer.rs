@@ -182,7 +182,7 @@ impl Engine {
                 let (remote, found) = self.find_remote(from, &name, None)?;
                 let called = self.called_here(asked, &name, Some(found.snapshot))?;
                 let (report, found, record, kept) =
-                    martlet_source::fetch_without_frames(&self.store, &remote, &name).told()?;
+                    martlet_source::fetch_without_frames(&self.store, &remote, &name, found).told()?;
                 let report = moved(&found.snapshot, &called, report.got_objects, report.got_bytes);
                 let place: Arc<dyn Place> = Arc::new(remote);
                 (called, found.snapshot, record, report, kept, Some(place))

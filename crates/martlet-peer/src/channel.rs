@@ -53,9 +53,9 @@ fn foreign<T>(_: T) -> io::Error {
 
 /// What another host says to a key.
 pub(crate) enum Answered {
-    /// Not verified.
-    Object(Stored),
-    Lacks,
+    /// Not verified; none if it lacks it.
+    Object(Option<Stored>),
+    /// It cannot read it now.
     Busy,
     /// No host would say this.
     Wrong(&'static str),
@@ -64,7 +64,6 @@ pub(crate) enum Answered {
 /// The asking side.
 pub(crate) struct Channel {
     stream: StreamOwned<ClientConnection, TcpStream>,
-    waits: Duration,
 }
 
 impl Channel {
@@ -80,23 +79,18 @@ impl Channel {
         let socket = into_blocking(socket, stall)?;
         Ok(Self {
             stream: StreamOwned::new(tls, socket),
-            waits: Duration::MAX,
         })
     }
 
-    /// For so long it waited last.
+    /// For so long it waits for what comes next.
     pub(crate) fn waits(&self) -> Duration {
-        self.waits
-    }
-
-    fn wait_for(&mut self, time: Duration) -> io::Result<()> {
-        self.waits = time;
-        self.stream.sock.set_read_timeout(Some(time))
+        let waits = self.stream.sock.read_timeout();
+        waits.ok().flatten().unwrap_or_default()
     }
 
     /// Asks for an object. After an error, or something wrong, it is of no more use.
     pub(crate) fn ask(&mut self, key: &Key, patience: Patience) -> io::Result<Answered> {
-        self.wait_for(patience.answer)?;
+        self.stream.sock.set_read_timeout(Some(patience.answer))?;
         let mut asked = Vec::with_capacity(KEY_BYTES);
         put_key(&mut asked, key);
         self.stream.write_all(&asked)?;
@@ -104,11 +98,11 @@ impl Channel {
         self.stream.read_exact(&mut found)?;
         match found {
             [FOUND] => {}
-            [LACKS] => return Ok(Answered::Lacks),
+            [LACKS] => return Ok(Answered::Object(None)),
             [BUSY] => return Ok(Answered::Busy),
             _ => return Ok(Answered::Wrong("it is neither there nor not")),
         }
-        self.wait_for(patience.stall)?;
+        self.stream.sock.set_read_timeout(Some(patience.stall))?;
         let mut head = [0; Head::BYTES];
         self.stream.read_exact(&mut head)?;
         let head = match Head::decode(key, head) {
@@ -125,7 +119,7 @@ impl Channel {
         }
         let rest = self.stream.conn.process_new_packets().map_err(wrong)?;
         Ok(match rest.plaintext_bytes_to_read() {
-            0 => Answered::Object(head.of(*key, bytes)),
+            0 => Answered::Object(Some(head.of(*key, bytes))),
             _ => Answered::Wrong("it gave more than was asked for"),
         })
     }

@@ -200,12 +200,11 @@ impl PeerClient {
             let kept = self.channels.take(|_| true);
             let is_new = kept.is_none();
             let mut channel = kept.map_or_else(|| self.open_channel(), Ok)?;
-            let object = match channel.ask(key, self.patience) {
-                Ok(Answered::Object(object)) => Some(object),
-                Ok(Answered::Lacks) => None,
+            let answer = match channel.ask(key, self.patience) {
+                Ok(Answered::Object(object)) => Ok(object),
                 Ok(Answered::Busy) => {
                     let refusal = Refusal::new(Code::Busy, "it cannot read it now");
-                    return Err(PeerError::refused(&self.peer, refusal));
+                    Err(PeerError::refused(&self.peer, refusal))
                 }
                 Ok(Answered::Wrong(reason)) => return Err(PeerError::wrong(&self.peer, key, reason)),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
@@ -223,7 +222,7 @@ impl PeerClient {
                 }
             };
             self.channels.keep(channel);
-            return Ok(object);
+            return answer;
         }
     }
 

@@ -314,6 +314,10 @@ fn slow_hosts_are_not_waited_for() {
     }
 }
 
+/// How a channel is opened.
+const UPGRADED: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: martlet-objects\r\n\r\n";
+
 /// As it goes from host to host.
 fn answered(store: &Store, frame: FrameId) -> Vec<u8> {
     let frame = store.stored(&Key::new(Kind::Frame, frame.0)).unwrap();
@@ -340,8 +344,6 @@ fn what_a_liar_gives_is_told_from_what_breaks() {
         ]
         .concat()
     };
-    let upgraded =
-        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: martlet-objects\r\n\r\n";
     let ask = |frames: &[FrameId], answers: Vec<Vec<u8>>, hangs: bool| {
         let address = liar(&attic, answers, hangs);
         let (begun, mut got) = (Instant::now(), 0);
@@ -356,7 +358,7 @@ fn what_a_liar_gives_is_told_from_what_breaks() {
         result.map(|lacking| (lacking.len(), got))
     };
     let several = |answer: Vec<u8>, hangs| ask(frames, vec![answer], hangs);
-    let one = |answer: &[u8], hangs| ask(&frames[..1], vec![upgraded.into(), answer.to_vec()], hangs);
+    let one = |answer: &[u8], hangs| ask(&frames[..1], vec![UPGRADED.into(), answer.to_vec()], hangs);
     let single = answered(&here.store, frames[0]);
     assert_eq!(several(http(body.len(), &body), false).unwrap(), (0, 2));
     assert_eq!(several(http(2, &[0, 0]), false).unwrap(), (2, 0));
@@ -445,6 +447,25 @@ fn what_is_no_host_is_told_from_what_is_not_there() {
     );
     let error = client(&cellar, "attic", "127.0.0.1:1").refs().unwrap_err();
     assert!(matches!(error, PeerError::Unreachable { .. }), "{error}");
+}
+
+#[test]
+fn a_channel_goes_on_when_what_was_asked_for_could_not_be_read() {
+    let fleet = new_fleet();
+    let here = Stored::new();
+    let id = here.save(None, 0..8, "web:1");
+    let frame = frames_of(&here.store, id)[0];
+    const BUSY: u8 = 2;
+    let answers = vec![UPGRADED.into(), vec![BUSY], answered(&here.store, frame)];
+    let address = liar(&host(&fleet, "attic"), answers, true);
+    let calls = client(&host(&fleet, "cellar"), "attic", &address);
+    let key = Key::new(Kind::Frame, frame.0);
+    let error = calls.object(&key).unwrap_err();
+    let is_busy = matches!(error, PeerError::Refused { code: Code::Busy, .. });
+    assert!(is_busy && error.is_retryable(), "{error}");
+    // On the same connection: on another one it would be told of the upgrade again.
+    let stored = here.store.stored(&key).unwrap();
+    assert_eq!(calls.object(&key).unwrap(), Some(stored));
 }
 
 #[test]

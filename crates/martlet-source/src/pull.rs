@@ -35,7 +35,8 @@ pub fn pull(
     dry_run: bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(PullReport, Ref)> {
-    by_ref(remote, name, |found| {
+    let found = remote.find_ref(name)?.ok_or_else(|| remote.no_snapshot(name))?;
+    by_ref(remote, name, found, |found| {
         if dry_run {
             return preview(store, remote, &found.snapshot);
         }
@@ -55,13 +56,15 @@ pub fn pull(
 }
 
 /// Gets all of a snapshot but its frames and what is only booted by, which [`Remote::frames`] then gets when they are needed,
-/// as long as the version of the ref is kept there. Nothing is named here: garbage collection spares what has come while the batch lives.
+/// as long as the version of the ref is kept there: that which `name` was `found` to stand for just now. Nothing is named here:
+/// garbage collection spares what has come while the batch lives.
 pub fn fetch_without_frames(
     store: &Store,
     remote: &Remote,
     name: &RefName,
+    found: Ref,
 ) -> Result<(PullReport, Ref, SnapshotRecord, Batch)> {
-    let ((report, record, batch), found) = by_ref(remote, name, |found| {
+    let ((report, record, batch), found) = by_ref(remote, name, found, |found| {
         let mut ignored = |_, _| ();
         let mut pull = Pull::begin(store, remote, &mut ignored)?;
         let record = pull.part(found, Part::Outline)?;
@@ -71,8 +74,12 @@ pub fn fetch_without_frames(
 }
 
 /// What comes of a ref. If it comes to stand for something else meanwhile, what it stood for may be gone.
-fn by_ref<T>(remote: &Remote, name: &RefName, get: impl FnOnce(&Ref) -> Result<T>) -> Result<(T, Ref)> {
-    let found = remote.find_ref(name)?.ok_or_else(|| remote.no_snapshot(name))?;
+fn by_ref<T>(
+    remote: &Remote,
+    name: &RefName,
+    found: Ref,
+    get: impl FnOnce(&Ref) -> Result<T>,
+) -> Result<(T, Ref)> {
     match remote.learn(&found).and_then(|()| get(&found)) {
         Err(SourceError::NotFound { .. }) if remote.find_ref(name)?.as_ref() != Some(&found) => {
             Err(SourceError::Changed {

@@ -478,7 +478,9 @@ fn frames_come_when_they_are_needed() {
     let id = here.save(Some(first), 100..120, "web:2");
     here.push(&at(dir.path()), id, "web:2").unwrap();
     let remote = at(dir.path());
-    let (report, found, record, batch) = fetch_without_frames(&there.store, &remote, &name("web:2")).unwrap();
+    let web = name("web:2");
+    let found = remote.find_ref(&web).unwrap().unwrap();
+    let (report, found, record, batch) = fetch_without_frames(&there.store, &remote, &web, found).unwrap();
     assert_eq!(record, here.store.snapshot(&id).unwrap());
     assert_eq!(
         (

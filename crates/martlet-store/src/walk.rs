@@ -25,14 +25,14 @@ impl Store {
             Part::Whole => record.blobs().collect(),
             Part::Outline => record.resume_blobs().collect(),
         };
-        let blobs: Vec<Key> = ids.iter().map(|id| Key::new(Kind::Blob, id.0)).collect();
-        need(&blobs)?;
+        let mut keys: Vec<Key> = ids.iter().map(|id| Key::new(Kind::Blob, id.0)).collect();
         let manifests: Vec<ManifestId> = record.manifests().collect();
         let mut wanted = manifests.clone();
         // Each step down is less deep, or the store will not read it: none takes more.
         for _ in 0..=u8::MAX {
-            let keys: Vec<Key> = wanted.iter().map(|id| Key::new(Kind::Manifest, id.0)).collect();
+            keys.extend(wanted.iter().map(|id| Key::new(Kind::Manifest, id.0)));
             need(&keys)?;
+            keys.clear();
             let mut below = Vec::new();
             for id in wanted {
                 below.extend(self.manifest_header(&id)?.parent);
