@@ -19,7 +19,7 @@ use crate::state::{State, When};
 use bytes::Bytes;
 use martlet_api::{Problem, ProblemCode};
 use martlet_base::Tools;
-use martlet_fuse::{MountOptions, Negotiated, Registry, Server};
+use martlet_fuse::{MountOptions, Negotiated, Readahead, Registry, Server};
 use martlet_image::{FrameId, SnapshotId, Trace};
 use martlet_pager::{FrameSource, Pager, SourceError};
 use martlet_store::{RealFiles, Store, StoreError};
@@ -265,6 +265,10 @@ impl Engine {
             }
             None => self.mount()?,
         };
+        match Readahead::of(&self.dirs.mount()) {
+            Ok(readahead) => self.registry.set_readahead(readahead),
+            Err(error) => tracing::debug!(%error, "who reads an image in order is served as guests are"),
+        }
         *lock(&self.server) = Some(server);
         self.keep_the_keeper();
         self.reconnect_machines(found);
@@ -291,6 +295,13 @@ impl Engine {
 
     /// Ends serving. With machines still alive the mount and the keeper stay for a successor; without, nothing does.
     pub fn close(&self) {
+        self.end_serving();
+        if let Err(error) = self.store.compact() {
+            tracing::warn!(%error, "the store's index stays as large as it is");
+        }
+    }
+
+    fn end_serving(&self) {
         self.pool.close();
         let live = self
             .all()

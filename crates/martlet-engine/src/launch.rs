@@ -40,7 +40,7 @@ use martlet_vm::{EndReason, RunningVm};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Pages this near each other are pushed together.
@@ -229,15 +229,14 @@ impl Engine {
             spawned.vm().pid(),
             self.dirs.memory_file(&spawned.files.memory.name),
         );
-        let may_leave =
-            agent.is_some() && matches!(launch.from, From::Snapshot(..)) && self.has_elsewhere()?;
-        let mut starting = StartPages::default();
-        let mut look = || {
+        let mut start = StartPages::default();
+        let may_leave = agent.is_some() && self.may_leave(&launch);
+        let mut step_is_over = || {
             if may_leave {
-                starting.look(pid, &memory_path);
+                start.note(pid, &memory_path);
             }
         };
-        look();
+        step_is_over();
         let trace = spawned.trace.take();
         let image = spawned.files.memory.image.clone();
         let by_trace = || trace.and_then(|trace| Prefetcher::start(image, trace, PREFETCH_BYTES).ok());
@@ -246,16 +245,13 @@ impl Engine {
             self.confirm(&launch, agent, spawned.vm())
                 .map_err(|p| problem::of_guest(spawned.vm(), self.with_last_words(p, spawned.vm())))?;
             crash::step("start");
-            look();
+            step_is_over();
             first_exec(agent).or_else(|error| Err(error).told_as(never_executed(spawned.vm())))?;
             timeline.first_exec_ms = Some(since_ms(Instant::now()));
-            look();
+            step_is_over();
         }
         crash::step("start");
-        let start = match (&launch.from, agent.is_some()) {
-            (From::Snapshot(..), true) => OnceLock::new(),
-            _ => OnceLock::from(StartPages::default()),
-        };
+        let is_resumed = agent.is_some() && matches!(launch.from, From::Snapshot(..));
         spawned.files.kept = true;
         let vm = spawned.vm.take().expect("nobody took it before");
         let live = Live {
@@ -273,8 +269,7 @@ impl Engine {
             ending: AtomicBool::new(false),
             seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
             _prefetcher: prefetcher,
-            starting,
-            start,
+            start: is_resumed.then_some(Mutex::new(start)),
             registry: self.registry.clone(),
             disk_name: spawned.files.disk_name.clone(),
             plugged: spawned.plugged.take(),
@@ -289,6 +284,13 @@ impl Engine {
             timeline,
             hardware,
         })
+    }
+
+    /// Is this machine likely to be suspended and to leave this host? A fork's clones hardly ever are, and there are many of them.
+    fn may_leave(&self, launch: &Launch<'_>) -> bool {
+        let is_of_fork = matches!(launch.who, Who::Clone { .. }) && launch.record.member.is_some();
+        // It goes on by now: that this cannot be told is no reason to end it.
+        matches!(launch.from, From::Snapshot(..)) && !is_of_fork && self.has_elsewhere().unwrap_or_default()
     }
 
     /// The hardware of this start: the snapshot's, if this host can have it, else what new machines get here.

@@ -13,7 +13,7 @@ use martlet_vm::RunningVm;
 use martlet_vm::agent::AgentClient;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// A running VM and what serves it. Dropping it withdraws its files; QEMU must have ended by then.
@@ -47,10 +47,8 @@ pub struct Live {
     pub seen_cpu: [AtomicU64; 2],
     /// Pushes the pages that earlier runs touched.
     pub _prefetcher: Option<Prefetcher>,
-    /// What it had of its memory at each step of its start.
-    pub(crate) starting: StartPages,
-    /// And when it had been alive for a moment; nothing, if a former daemon started it.
-    pub(crate) start: OnceLock<StartPages>,
+    /// What its start needed of its memory; none, if a former daemon started it, or it booted.
+    pub(crate) start: Option<Mutex<StartPages>>,
     /// Where its disk is registered.
     pub registry: Arc<Registry>,
     /// The number that QEMU's user follows from, when it is not the machine's.
@@ -72,13 +70,11 @@ impl Live {
         lock(&self.agent).clone()
     }
 
-    /// What it has of its memory now is what its start needed, if that is not known yet.
-    pub(crate) fn start_pages(&self) -> &StartPages {
-        self.start.get_or_init(|| {
-            let mut start = self.starting.clone();
-            start.look(self.vm.pid(), &self.memory_path);
-            start
-        })
+    /// What its start needed of its memory: what it has of it now, if that is not known yet.
+    pub(crate) fn start_pages(&self) -> Option<StartPages> {
+        let mut start = lock(self.start.as_ref()?);
+        start.end(self.vm.pid(), &self.memory_path);
+        Some(start.clone())
     }
 
     /// The file that QEMU punches its guest's free pages out of.

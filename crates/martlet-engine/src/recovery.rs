@@ -22,7 +22,6 @@ use crate::phase::Phase;
 use crate::pool::Shape;
 use crate::problem::Told;
 use crate::stalls::Run;
-use crate::starter::StartPages;
 use crate::state::When;
 use martlet_agent_api::Start;
 use martlet_api::{Problem, ProblemCode};
@@ -37,7 +36,7 @@ use martlet_vm::{ChildState, RunningVm};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// An agent answers a new connection within this time, or is asked again.
@@ -258,8 +257,7 @@ impl Engine {
             ending: AtomicBool::new(false),
             seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
             _prefetcher: None,
-            starting: StartPages::default(),
-            start: OnceLock::from(StartPages::default()),
+            start: None,
             registry: self.registry.clone(),
             disk_name: files.disk_name,
             plugged,

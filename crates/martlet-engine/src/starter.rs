@@ -38,17 +38,34 @@ const CHUNKS_AT_ONCE: usize = 3;
 const WANTED_PAGES_OF: usize = 2;
 
 /// What a machine had of its memory image at each step of its start, and when it had been alive for a moment.
+///
+/// ```text
+///   noted ──(a step is over)──► noted ──(alive for a moment, or suspended before)──► ended
+/// ```
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StartPages {
     /// Pages that its process had by then, which are those that it touched, and others around them.
     by_step: Vec<PageSet>,
     /// Those of the last step that it wrote.
     written: PageSet,
+    has_ended: bool,
 }
 
 impl StartPages {
-    /// Its next step is over, or the last. That its pages cannot be told is no reason not to start: there will be no starter.
-    pub(crate) fn look(&mut self, pid: u32, memory: &Path) {
+    /// A step is over. That its pages cannot be told is no reason not to start.
+    pub(crate) fn note(&mut self, pid: u32, memory: &Path) {
+        let found = Mapping::find(pid, memory).and_then(|mapping| mapped_pages(pid, &mapping));
+        match found {
+            Ok(mapped) => self.by_step.push(mapped),
+            Err(error) => tracing::debug!(%error, pid, "which pages a step of a start needed"),
+        }
+    }
+
+    /// The last step is over, unless it is already. When its pages cannot be told there will be no starter.
+    pub(crate) fn end(&mut self, pid: u32, memory: &Path) {
+        if std::mem::replace(&mut self.has_ended, true) {
+            return;
+        }
         let found = Mapping::find(pid, memory)
             .and_then(|mapping| Ok((mapped_pages(pid, &mapping)?, private_pages(pid, &mapping)?)));
         match found {
@@ -56,13 +73,11 @@ impl StartPages {
                 self.by_step.push(mapped);
                 self.written = written;
             }
-            Err(error) => tracing::debug!(%error, pid, "which pages a start needed"),
+            Err(error) => {
+                self.by_step.clear();
+                tracing::debug!(%error, pid, "which pages a start needed");
+            }
         }
-    }
-
-    /// All that it had in the end.
-    fn mapped(&self) -> PageSet {
-        self.by_step.last().cloned().unwrap_or_default()
     }
 
     /// When its pages were first wanted.
@@ -85,10 +100,9 @@ impl StartPages {
     fn wanted(&self, touched: &Trace, since: &PageSet) -> [Vec<u32>; 4] {
         let all =
             |pages: &PageSet| -> Vec<u32> { pages.iter().filter_map(|page| page.try_into().ok()).collect() };
-        let mapped = self.mapped();
-        if mapped.is_empty() {
+        let Some(mapped) = self.by_step.last().filter(|mapped| !mapped.is_empty()) else {
             return Default::default();
-        }
+        };
         let mut since = match since.len() <= SINCE_PAGES_MAX {
             true => since.clone(),
             false => PageSet::new(),
@@ -176,7 +190,9 @@ impl Engine {
         };
         let since = now.changes_from(&before).map(|(page, ..)| page).collect();
         let touched = self.touched(live);
-        let start = live.start_pages();
+        let Some(start) = live.start_pages() else {
+            return Ok(None);
+        };
         let mut wanted = start.wanted(&touched, &since).map(|pages| {
             let is_stored = |page: &u32| now.locate(u64::from(*page)) != PageLocation::Zero;
             pages.into_iter().filter(is_stored).collect::<Vec<u32>>()
@@ -386,6 +402,7 @@ mod tests {
                 [1, 2, 3, 4, 10, 11].into_iter().collect(),
             ],
             written: [4, 10].into_iter().collect(),
+            has_ended: true,
         };
         let touched = Trace::new(vec![3, 10, 20, 1]);
         let wanted = start.wanted(&touched, &[4, 11, 30].into_iter().collect());
@@ -397,13 +414,24 @@ mod tests {
     }
 
     #[test]
+    fn a_start_whose_end_nobody_could_see_wants_nothing() {
+        let mut start = StartPages {
+            by_step: vec![[1].into_iter().collect()],
+            ..StartPages::default()
+        };
+        start.end(std::process::id(), Path::new("/no/memory"));
+        let wanted = start.wanted(&Trace::new(vec![1]), &PageSet::new());
+        assert!(wanted.iter().all(Vec::is_empty));
+    }
+
+    #[test]
     fn neighbours_come_together_in_the_order_of_the_steps_that_wanted_them() {
         let start = StartPages {
             by_step: vec![
                 [500].into_iter().collect(),
                 [500, 20, 40, 300].into_iter().collect(),
             ],
-            written: PageSet::new(),
+            ..StartPages::default()
         };
         let order = start.order(&Trace::new(vec![900, 303, 17, 800]));
         let mut pages = vec![17, 31, 40, 99, 300, 500, 510, 800, 900];
@@ -416,7 +444,7 @@ mod tests {
         let pages = |range: std::ops::Range<u32>| range.collect::<Vec<u32>>();
         let start = StartPages {
             by_step: vec![(0..128).collect(), (0..1024).collect()],
-            written: PageSet::new(),
+            ..StartPages::default()
         };
         let order = start.order(&Trace::default());
         let id = |byte| BlobId([byte; 32]);

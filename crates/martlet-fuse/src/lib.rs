@@ -19,7 +19,7 @@
 //! I/O errors in its guests. Requests read through the descriptor that the keeper holds too stay in the kernel, and
 //! the next server gets them again with `FUSE_NOTIFY_RESEND`.
 //!
-//! **File handles carry no state**: a handle is the opener's pid. Node ids are the registry's; a restarted daemon registers
+//! **File handles carry no state**: a handle is the opener's pid, and whether its window of readahead is large. Node ids are the registry's; a restarted daemon registers
 //! the same images under the same numbers *before* it adopts the connection.
 //!
 //! **Never store or invalidate inside a handler**: the kernel takes page locks for it which the request being
@@ -34,14 +34,16 @@ mod mount;
 mod notifier;
 mod prefetcher;
 mod proto;
+mod readahead;
 mod reads;
 mod registry;
 mod request;
 mod server;
 mod threads;
 
-pub use mount::{MountOptions, READAHEAD_KIB, mount, mounts_at, set_readahead, unmount};
+pub use mount::{MountOptions, mount, mounts_at, unmount};
 pub use prefetcher::Prefetcher;
+pub use readahead::{READAHEAD_KIB, Readahead, set_readahead};
 pub use reads::{Answered, Reads};
 pub use registry::{Content, Placement, Registry, RegistryError};
 pub use server::{Negotiated, Server, ServerError};

@@ -17,12 +17,6 @@ pub struct MountOptions {
     pub allow_other: bool,
 }
 
-/// How much the kernel reads around a fault. Little, because the rest of a decoded frame is pushed behind the answer, and
-/// reading around beyond that frame makes the fault wait for other frames. With one page in 64 touched, as after a
-/// resume, going through 64 MiB took half as long as with 64 or 128 KiB (the kernel's own choice), and with every page
-/// touched about as long (`benches/fault.rs`).
-pub const READAHEAD_KIB: u32 = 16;
-
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }
@@ -75,9 +69,6 @@ fn mount_directly(target: &Path, options: MountOptions) -> io::Result<OwnedFd> {
     };
     if mounted != 0 {
         return Err(io::Error::last_os_error());
-    }
-    if let Err(error) = set_readahead(target, READAHEAD_KIB) {
-        tracing::debug!(%error, "readahead stays the kernel's");
     }
     Ok(device)
 }
@@ -213,9 +204,8 @@ fn unescape(word: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Sets how much the kernel reads around a fault and ahead of a stream. Needs root. A mount by root starts with
-/// [`READAHEAD_KIB`].
-pub fn set_readahead(dir: &Path, readahead_kib: u32) -> io::Result<()> {
+/// Major and minor number of what is mounted on `dir`, whether it is served or not.
+pub(crate) fn device_number(dir: &Path) -> io::Result<(u32, u32)> {
     // SAFETY: all zero is a valid statx.
     let mut stat: libc::statx = unsafe { std::mem::zeroed() };
     let path = c_path(dir)?;
@@ -224,11 +214,7 @@ pub fn set_readahead(dir: &Path, readahead_kib: u32) -> io::Result<()> {
     if unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_TYPE, &mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let knob = format!(
-        "/sys/class/bdi/{}:{}/read_ahead_kb",
-        stat.stx_dev_major, stat.stx_dev_minor
-    );
-    fs::write(knob, readahead_kib.to_string())
+    Ok((stat.stx_dev_major, stat.stx_dev_minor))
 }
 
 #[cfg(test)]

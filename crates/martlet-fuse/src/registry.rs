@@ -6,6 +6,7 @@
 use crate::attr::Attr;
 use crate::device::StorePush;
 use crate::notifier::Notifier;
+use crate::readahead::Readahead;
 use crate::reads::Reads;
 use martlet_disk::CowDisk;
 use martlet_pager::{MemoryImage, PushQueue, VmKey};
@@ -117,6 +118,7 @@ struct Files {
 pub struct Registry {
     files: Mutex<Files>,
     reads: OnceLock<Arc<dyn Reads>>,
+    readahead: OnceLock<Readahead>,
 }
 
 impl Files {
@@ -316,6 +318,13 @@ impl Registry {
     /// `reads` is told of every read from now on. Once for a registry: later calls change nothing.
     pub fn set_reads(&self, reads: Arc<dyn Reads>) {
         let _ = self.reads.set(reads);
+    }
+    /// Who opens an image only to read it gets a larger window of readahead from now on. Once for a registry.
+    pub fn set_readahead(&self, readahead: Readahead) {
+        let _ = self.readahead.set(readahead);
+    }
+    pub(crate) fn readahead(&self) -> Option<&Readahead> {
+        self.readahead.get()
     }
     pub(crate) fn reads(&self) -> Option<&dyn Reads> {
         self.reads.get().map(|reads| &**reads)

@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::proto::{self, Args, Body, Header, IN_HEADER_BYTES, Opcode, Short, WRITE_IN_BYTES, fattr, fopen};
+use crate::readahead::READAHEAD_KIB;
 use crate::reads::Answered;
 use crate::registry::{Content, Registry};
 use martlet_pager::{MemoryImage, Neighbours, SourceError, VmKey};
@@ -11,6 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 type Errno = i32;
+
+/// In a handle: its window of readahead is large.
+const STREAM: u64 = 1 << 32;
 
 impl From<Short> for Failed {
     fn from(_: Short) -> Self {
@@ -121,7 +125,7 @@ impl Worker {
                     .attr_out(),
             )),
             SetAttr => self.set_attr(header, args),
-            Open => self.open(header),
+            Open => self.open(header, args),
             Release | ReleaseDir | Destroy | FSyncDir | Flush => DONE,
             OpenDir => {
                 self.registry.list(header.node).ok_or(Failed(libc::ENOTDIR))?;
@@ -156,23 +160,33 @@ impl Worker {
         self.registry.content(node).ok_or(Failed(libc::ESTALE))
     }
 
-    /// A handle is the opener's pid. Memory pages are kept in the page cache, where all VMs of the image share them.
+    /// A handle is the opener's pid, and [`STREAM`]. Memory pages are kept in the page cache, where all VMs of the image share them.
     /// Disks bypass it: their blocks are in the page cache already as the layer's file, and guests cache themselves.
-    fn open(&self, header: Header) -> Result<Answer, Failed> {
-        let flags = match self.content(header.node)? {
-            Content::Memory(_) => fopen::KEEP_CACHE,
-            Content::Disk(_) => fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES,
+    fn open(&self, header: Header, mut args: Args<'_>) -> Result<Answer, Failed> {
+        let only_to_read = args.u32()? as i32 & libc::O_ACCMODE == libc::O_RDONLY;
+        let (flags, is_stream) = match self.content(header.node)? {
+            Content::Memory(_) => {
+                let readahead = self.registry.readahead();
+                let is_stream = readahead.is_some_and(|readahead| readahead.opens(only_to_read));
+                (fopen::KEEP_CACHE, is_stream)
+            }
+            Content::Disk(_) => (fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES, false),
         };
+        let stream = if is_stream { STREAM } else { 0 };
         Ok(Answer::Body(
             Body::default()
-                .u64(u64::from(header.pid))
+                .u64(u64::from(header.pid) | stream)
                 .u32(flags | fopen::NOFLUSH)
                 .u32(0),
         ))
     }
 
     fn read(&mut self, header: Header, mut args: Args<'_>) -> Result<Answer, Failed> {
-        let (_handle, offset, size) = (args.u64()?, args.u64()?, args.u32()?);
+        let (handle, offset, size) = (args.u64()?, args.u64()?, args.u32()?);
+        let is_stream = handle & STREAM != 0;
+        if let Some(readahead) = self.registry.readahead().filter(|_| is_stream) {
+            readahead.is_read();
+        }
         let content = self.content(header.node)?;
         let left = content.size_bytes().saturating_sub(offset);
         let count = u64::from(size).min(left) as usize;
@@ -183,6 +197,11 @@ impl Worker {
         }
         let neighbours = match &content {
             _ if count == 0 => None, // at the end or behind it, where a disk would refuse even nothing
+            // Its reader has asked for what comes next.
+            Content::Memory(image) if is_stream && size > READAHEAD_KIB << 10 => {
+                image.read(offset, buf)?.let_be();
+                None
+            }
             Content::Memory(image) => Some(image.read(offset, buf)?),
             Content::Disk(disk) => disk.read_at(offset, buf).map(|()| None)?,
         };

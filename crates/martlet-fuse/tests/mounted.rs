@@ -6,7 +6,8 @@ mod support;
 use bytes::Bytes;
 use martlet_disk::CowDisk;
 use martlet_fuse::{
-    MountOptions, Placement, Prefetcher, Registry, Server, mount, mounts_at, set_readahead, unmount,
+    MountOptions, Placement, Prefetcher, Readahead, Registry, Server, mount, mounts_at, set_readahead,
+    unmount,
 };
 use martlet_image::{FrameId, PAGE_SIZE, PageSet, Trace};
 use martlet_pager::{FrameSource, MemoryImage, Pager, SourceError, VmKey};
@@ -227,6 +228,47 @@ fn prefetched_pages_are_not_asked_for() {
         );
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+#[test]
+fn who_only_reads_an_image_asks_for_much_at_once_and_a_machine_does_not() {
+    let (shelf, manifest, content) = image(4096, 5);
+    let registry = Registry::new();
+    let memory = MemoryImage::new(Pager::new(shelf, 64 << 20), manifest);
+    let place = Placement::default();
+    registry.add_memory("m", memory.clone(), place).unwrap();
+    let (mounted, _server) = Mounted::served(&registry);
+    registry.set_readahead(Readahead::of(&mounted.dir).unwrap());
+    let read = |file: &File| {
+        // SAFETY: a descriptor that is open; the page cache is the kernel's own.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        let before = memory.stats();
+        let mut bytes = vec![0; content.len()];
+        for (at, chunk) in bytes.chunks_mut(64 << 10).enumerate() {
+            file.read_exact_at(chunk, (at as u64) << 16).unwrap();
+        }
+        assert!(bytes == content);
+        let after = memory.stats();
+        (
+            after.reads - before.reads,
+            after.pushed_pages - before.pushed_pages,
+        )
+    };
+    let (reads, pushed_pages) = read(&File::open(mounted.mem("m")).unwrap());
+    assert!(
+        reads < 64 && pushed_pages == 0,
+        "{reads} reads, {pushed_pages} pages pushed"
+    );
+    let machine = File::options()
+        .read(true)
+        .write(true)
+        .open(mounted.mem("m"))
+        .unwrap();
+    let (reads, pushed_pages) = read(&machine);
+    assert!(
+        reads > 64 && pushed_pages > 0,
+        "{reads} reads, {pushed_pages} pages pushed"
+    );
 }
 
 #[test]

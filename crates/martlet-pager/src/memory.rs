@@ -98,6 +98,13 @@ pub struct Neighbours {
     again: bool,
 }
 
+impl Neighbours {
+    /// Nothing of them is to be pushed.
+    pub fn let_be(mut self) {
+        self.pages = 0..0;
+    }
+}
+
 impl std::fmt::Debug for Neighbours {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Neighbours")

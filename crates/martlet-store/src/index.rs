@@ -12,6 +12,9 @@
 //! (somebody may have worked for that) their pages count as unknown, and when one of them goes both lose their pages.
 //!
 //! A database that has met a write error refuses everything from then on; [`Index::reopen`] starts it afresh.
+//!
+//! The file grows by doubling, and keeps what is free for the next commits. When its user has nothing more to do with it,
+//! [`Index::compact`] makes it as small as what is in it. Not sooner: everybody who reads waits for that.
 
 use crate::backend::Backend;
 use crate::files::Files;
@@ -35,6 +38,10 @@ const PACKS: TableDefinition<u32, u64> = TableDefinition::new("packs");
 const META: TableDefinition<&str, Vec<u8>> = TableDefinition::new("meta");
 
 const CACHE_BYTES: usize = 8 << 20;
+/// An index of this size is small enough, whatever is in it.
+const SMALL_BYTES: u64 = 2 << 20;
+/// It is made smaller when no more than one part of so many is used.
+const USED_PART: u64 = 2;
 
 /// Where an object's record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,6 +249,33 @@ impl Index {
         }
     }
 
+    /// Gives back what is free, if that is most of it. Everybody else waits.
+    pub(crate) fn compact(&self) -> Result<()> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = db.as_mut() else {
+            return Err(StoreError::Unsettled);
+        };
+        let file = self.files.open(&self.path);
+        let size_bytes = file.and_then(|file| file.size());
+        let size_bytes = size_bytes.map_err(StoreError::io("looking at the index"))?;
+        if size_bytes <= SMALL_BYTES {
+            return Ok(());
+        }
+        let body = || -> Result<(), redb::Error> {
+            let txn = db.begin_write()?;
+            let stats = txn.stats()?;
+            txn.abort()?;
+            let used_bytes = stats.allocated_pages() * stats.page_size() as u64;
+            if used_bytes * USED_PART <= size_bytes {
+                db.compact()?;
+            }
+            Ok(())
+        };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(body))
+            .map_err(|_| StoreError::Index("it breaks who compacts it".into()))?
+            .map_err(failure)
+    }
+
     /// Makes a change in one durable transaction. After an error the outcome is told by [`Index::root`].
     pub(crate) fn apply(&self, change: &Change, root: &Root) -> Result<()> {
         let mut body = |db: &Database| -> Result<(), redb::Error> {
@@ -398,7 +432,7 @@ fn failure(error: redb::Error) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faulty::FaultyFiles;
+    use crate::faulty::{Fault, FaultyFiles};
 
     fn frame(beginning: u8, end: u8) -> FrameId {
         let mut id = [beginning; 32];
@@ -444,6 +478,101 @@ mod tests {
         index.apply(&gone, &Root::default()).unwrap();
         // The page that was in the one that is gone must not be found in the other.
         assert_eq!(find(), [None, Some((other, 15)), None]);
+    }
+
+    const DIR: &str = "/store";
+    const FRAMES: u32 = 24_000;
+
+    fn opened(files: &FaultyFiles) -> Index {
+        Index::open(Arc::new(files.clone()), Path::new(DIR)).unwrap()
+    }
+
+    fn numbered(number: u32) -> FrameId {
+        FrameId(*blake3::hash(&number.to_le_bytes()).as_bytes())
+    }
+
+    /// An index that was much larger: only each 16th of its frames is left.
+    fn was_large() -> FaultyFiles {
+        let files = FaultyFiles::new();
+        let index = opened(&files);
+        let numbers: Vec<u32> = (0..FRAMES).collect();
+        for some in numbers.chunks(6000) {
+            let put = Change {
+                put: some.iter().map(|number| stored(numbered(*number))).collect(),
+                ..Change::default()
+            };
+            index.apply(&put, &Root::default()).unwrap();
+        }
+        let gone = numbers.iter().filter(|number| *number % 16 > 0);
+        let gone = Change {
+            dead: gone.map(|number| stored(numbered(*number)).0).collect(),
+            ..Change::default()
+        };
+        index.apply(&gone, &Root::default()).unwrap();
+        std::mem::forget(index); // as when the process is killed
+        files.kill();
+        files
+    }
+
+    fn size_bytes(files: &FaultyFiles) -> u64 {
+        files.size_of(&Path::new(DIR).join("index.redb")).unwrap() as u64
+    }
+
+    fn assert_has_what_is_left(index: &Index) {
+        assert_eq!(index.objects().unwrap().len(), FRAMES as usize / 16);
+        for number in 0..FRAMES {
+            let (key, location) = stored(numbered(number));
+            let expected = (number % 16 == 0).then_some(location);
+            assert_eq!(index.get(&key).unwrap(), expected, "{number}");
+        }
+    }
+
+    #[test]
+    fn an_index_that_is_mostly_free_is_made_smaller() {
+        let files = was_large();
+        let before = size_bytes(&files);
+        let index = opened(&files);
+        index.compact().unwrap();
+        let after = size_bytes(&files);
+        assert!(
+            before > SMALL_BYTES && after * USED_PART <= before,
+            "{before} {after}"
+        );
+        assert_has_what_is_left(&index);
+        drop(index);
+        assert_has_what_is_left(&opened(&files));
+    }
+
+    #[test]
+    fn the_power_may_go_and_the_disk_be_full_while_an_index_is_made_smaller() {
+        const STEP: u64 = 5;
+        let mut points = 0;
+        for fault in [Fault::NoPower, Fault::NoSpace, Fault::Broken] {
+            for seed in 0.. {
+                let files = was_large();
+                let index = opened(&files);
+                files.fail_after(seed * STEP, fault);
+                let done = index.compact();
+                match fault {
+                    Fault::NoPower => {
+                        drop(index);
+                        files.crash(seed);
+                    }
+                    // Who has it open goes on reading.
+                    _ => {
+                        files.mend();
+                        assert_has_what_is_left(&index);
+                        drop(index);
+                    }
+                }
+                assert_has_what_is_left(&opened(&files));
+                if done.is_ok() {
+                    break;
+                }
+                points += 1;
+            }
+        }
+        assert!(points > 10, "only {points} points");
     }
 
     #[test]

@@ -304,6 +304,12 @@ impl Store {
         Ok(self.inner.pin(id, user))
     }
 
+    /// Makes the index as small as what is in it, if most of it is free: for a user that has nothing more to do with the store, as
+    /// everybody waits meanwhile. A crash in it, or a full disk, leaves the index as it was.
+    pub fn compact(&self) -> Result<()> {
+        self.inner.index.compact()
+    }
+
     /// Who has pinned a snapshot.
     pub fn users(&self, id: &SnapshotId) -> Vec<String> {
         lock(&self.inner.pins).get(id).cloned().unwrap_or_default()
