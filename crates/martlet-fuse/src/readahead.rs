@@ -11,13 +11,15 @@
 //!     └────────────────────────────────────────┘
 //! ```
 //!
-//! The kernel looks at the window just after an open was answered. So it stays small for a while after a machine's.
+//! The kernel looks at the window just after an open was answered. So it stays small until a machine reads what it has opened, or for a
+//! while if it never does.
 
 use crate::mount::device_number;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How much the kernel reads around a fault. Little, because the rest of a decoded frame is pushed behind the answer, and
@@ -30,18 +32,43 @@ const STREAM_KIB: u32 = 1024;
 /// After so long the kernel has certainly looked.
 const LOOKED: Duration = Duration::from_secs(1);
 
+/// Who opened an image, of whom the kernel knows from then on by this number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Handle(pub(crate) u64);
+
+impl Handle {
+    /// Besides the opener's pid: its window is large.
+    const STREAM: u64 = 1 << 32;
+
+    fn new(pid: u32, is_stream: bool) -> Self {
+        Self(u64::from(pid) | if is_stream { Self::STREAM } else { 0 })
+    }
+
+    /// Who opened.
+    pub(crate) fn pid(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Is this a part of what somebody reads in order, who has asked for what comes next as well?
+    pub(crate) fn is_in_order(self, size_bytes: u32) -> bool {
+        self.0 & Self::STREAM != 0 && size_bytes > READAHEAD_KIB << 10
+    }
+}
+
 /// The window of a mount.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Readahead {
     knob: PathBuf,
     window: Mutex<Window>,
+    /// It is large, or a machine's open was just answered. What most reads need not lock anything to know.
+    unsettled: AtomicBool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Window {
     is_large: bool,
-    /// When a machine opened an image last.
-    machine: Option<Instant>,
+    /// Machines' opens that the kernel may not be done with, and when they were answered.
+    machines: Vec<(Handle, Instant)>,
 }
 
 impl Readahead {
@@ -52,34 +79,45 @@ impl Readahead {
 
     fn at(knob: PathBuf) -> io::Result<Self> {
         set(&knob, READAHEAD_KIB)?;
-        let window = Window {
-            is_large: false,
-            machine: None,
-        };
         Ok(Self {
             knob,
-            window: Mutex::new(window),
+            ..Self::default()
         })
     }
 
-    /// An image is about to be opened; will its window be large? Machines open for writing, though they never write.
-    pub(crate) fn opens(&self, only_to_read: bool) -> bool {
-        let mut window = self.window();
-        if !only_to_read {
-            window.machine = Some(Instant::now());
-            self.set(&mut window, false);
-            return false;
-        }
-        let is_safe = window.machine.is_none_or(|machine| machine.elapsed() > LOOKED);
-        if is_safe {
-            self.set(&mut window, true);
-        }
-        window.is_large
+    /// An image is about to be opened by `pid`. Machines open for writing, though they never write.
+    pub(crate) fn opens(&self, pid: u32, only_to_read: bool) -> Handle {
+        self.with(|window| {
+            self.set(window, only_to_read && window.machines.is_empty());
+            let handle = Handle::new(pid, window.is_large);
+            if !only_to_read {
+                window.machines.push((handle, Instant::now()));
+            }
+            handle
+        })
     }
 
-    /// A file with a large window is read.
-    pub(crate) fn is_read(&self) {
-        self.set(&mut self.window(), false);
+    /// An image is read by whom this handle was given to.
+    pub(crate) fn is_read(&self, handle: Handle) {
+        if self.unsettled.load(Relaxed) {
+            self.with(|window| {
+                if handle.0 & Handle::STREAM != 0 {
+                    self.set(window, false);
+                }
+                window.machines.retain(|(machine, _)| *machine != handle);
+            });
+        }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Window) -> T) -> T {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        window
+            .machines
+            .retain(|(_, answered)| answered.elapsed() < LOOKED);
+        let done = change(&mut window);
+        let unsettled = window.is_large || !window.machines.is_empty();
+        self.unsettled.store(unsettled, Relaxed);
+        done
     }
 
     fn set(&self, window: &mut Window, is_large: bool) {
@@ -91,10 +129,6 @@ impl Readahead {
             Ok(()) => window.is_large = is_large,
             Err(error) => tracing::debug!(%error, window_kib, "readahead stays as it was"),
         }
-    }
-
-    fn window(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,16 +156,25 @@ mod tests {
         let knob = dir.path().join("read_ahead_kb");
         let readahead = Readahead::at(knob.clone()).unwrap();
         let now = || fs::read_to_string(&knob).unwrap();
+        let (much, little) = (1 << 20, READAHEAD_KIB << 10);
         assert_eq!(now(), "16");
-        assert!(readahead.opens(true));
-        assert_eq!(now(), "1024");
-        readahead.is_read();
+        let reader = readahead.opens(7, true);
+        assert!(reader.is_in_order(much) && !reader.is_in_order(little));
+        assert_eq!((reader.pid(), now()), (7, "1024".into()));
+        readahead.is_read(reader);
         assert_eq!(now(), "16");
-        assert!(readahead.opens(true));
-        assert!(!readahead.opens(false));
+        readahead.opens(7, true);
+        let machine = readahead.opens(8, false);
+        assert!(!machine.is_in_order(much));
         assert_eq!(now(), "16", "a machine's, though a reader opens too");
-        assert!(!readahead.opens(true), "the machine's may not be looked at yet");
-        readahead.window().machine = Instant::now().checked_sub(LOOKED * 2);
-        assert!(readahead.opens(true));
+        let other = readahead.opens(9, true);
+        readahead.is_read(reader);
+        readahead.is_read(other);
+        assert!(!other.is_in_order(much) && now() == "16", "a machine opens");
+        readahead.is_read(machine);
+        assert!(readahead.opens(9, true).is_in_order(much), "it has opened");
+        readahead.opens(8, false);
+        readahead.with(|window| window.machines[0].1 -= LOOKED);
+        assert!(readahead.opens(9, true).is_in_order(much), "long ago");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::proto::{self, Args, Body, Header, IN_HEADER_BYTES, Opcode, Short, WRITE_IN_BYTES, fattr, fopen};
-use crate::readahead::READAHEAD_KIB;
+use crate::readahead::Handle;
 use crate::reads::Answered;
 use crate::registry::{Content, Registry};
 use martlet_pager::{MemoryImage, Neighbours, SourceError, VmKey};
@@ -12,9 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 type Errno = i32;
-
-/// In a handle: its window of readahead is large.
-const STREAM: u64 = 1 << 32;
 
 impl From<Short> for Failed {
     fn from(_: Short) -> Self {
@@ -160,33 +157,23 @@ impl Worker {
         self.registry.content(node).ok_or(Failed(libc::ESTALE))
     }
 
-    /// A handle is the opener's pid, and [`STREAM`]. Memory pages are kept in the page cache, where all VMs of the image share them.
+    /// Memory pages are kept in the page cache, where all VMs of the image share them.
     /// Disks bypass it: their blocks are in the page cache already as the layer's file, and guests cache themselves.
     fn open(&self, header: Header, mut args: Args<'_>) -> Result<Answer, Failed> {
         let only_to_read = args.u32()? as i32 & libc::O_ACCMODE == libc::O_RDONLY;
-        let (flags, is_stream) = match self.content(header.node)? {
-            Content::Memory(_) => {
-                let readahead = self.registry.readahead();
-                let is_stream = readahead.is_some_and(|readahead| readahead.opens(only_to_read));
-                (fopen::KEEP_CACHE, is_stream)
-            }
-            Content::Disk(_) => (fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES, false),
+        let simple = Handle(header.pid.into());
+        let (flags, handle) = match (self.content(header.node)?, self.registry.readahead()) {
+            (Content::Memory(_), None) => (fopen::KEEP_CACHE, simple),
+            (Content::Memory(_), Some(all)) => (fopen::KEEP_CACHE, all.opens(header.pid, only_to_read)),
+            (Content::Disk(_), _) => (fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES, simple),
         };
-        let stream = if is_stream { STREAM } else { 0 };
         Ok(Answer::Body(
-            Body::default()
-                .u64(u64::from(header.pid) | stream)
-                .u32(flags | fopen::NOFLUSH)
-                .u32(0),
+            Body::default().u64(handle.0).u32(flags | fopen::NOFLUSH).u32(0),
         ))
     }
 
     fn read(&mut self, header: Header, mut args: Args<'_>) -> Result<Answer, Failed> {
-        let (handle, offset, size) = (args.u64()?, args.u64()?, args.u32()?);
-        let is_stream = handle & STREAM != 0;
-        if let Some(readahead) = self.registry.readahead().filter(|_| is_stream) {
-            readahead.is_read();
-        }
+        let (handle, offset, size) = (Handle(args.u64()?), args.u64()?, args.u32()?);
         let content = self.content(header.node)?;
         let left = content.size_bytes().saturating_sub(offset);
         let count = u64::from(size).min(left) as usize;
@@ -197,12 +184,19 @@ impl Worker {
         }
         let neighbours = match &content {
             _ if count == 0 => None, // at the end or behind it, where a disk would refuse even nothing
-            // Its reader has asked for what comes next.
-            Content::Memory(image) if is_stream && size > READAHEAD_KIB << 10 => {
-                image.read(offset, buf)?.let_be();
-                None
+            Content::Memory(image) => {
+                if let Some(readahead) = self.registry.readahead() {
+                    readahead.is_read(handle);
+                }
+                let neighbours = image.read(offset, buf)?;
+                match handle.is_in_order(size) {
+                    true => {
+                        neighbours.let_be();
+                        None
+                    }
+                    false => Some(neighbours),
+                }
             }
-            Content::Memory(image) => Some(image.read(offset, buf)?),
             Content::Disk(disk) => disk.read_at(offset, buf).map(|()| None)?,
         };
         self.tell(header.pid, &content, offset, count as u64, begun);
@@ -268,7 +262,7 @@ impl Worker {
     }
 
     fn note_free(&self, image: &MemoryImage, handle: u64, pid: u32, range: std::ops::Range<u64>) {
-        let opener = u32::try_from(handle).unwrap_or(0);
+        let opener = Handle(handle).pid();
         match self.registry.owner(opener).or_else(|| self.owner_of_thread(pid)) {
             Some(vm) => image.note_free(vm, range),
             None => tracing::debug!(opener, pid, "free pages reported by nobody known"),
