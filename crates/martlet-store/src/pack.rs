@@ -12,9 +12,10 @@
 
 use crate::files::{File, Files};
 use crate::index::Location;
-use crate::record::{Key, PACK_HEADER, RECORD_HEADER, RecordHeader, pack_header};
+use crate::record::{CONTENT_BYTES_MAX, Key, PACK_HEADER, RECORD_HEADER, RecordHeader, pack_header};
 use crate::{Result, StoreError};
 use martlet_image::Codec;
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Written to a file at once.
 const WRITE_BYTES: usize = 1 << 20;
+/// A thread's buffer that has grown beyond this, for something larger than frames, is not kept.
+const BUFFER_BYTES_MAX: usize = 128 << 10;
+
+thread_local! {
+    /// What a thread reads records into, one after the other. New memory for each would have to be zeroed first.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 #[derive(Debug)]
 pub(crate) struct Packs {
@@ -92,29 +100,46 @@ impl Packs {
         Ok(file)
     }
 
-    /// The stored bytes of a record whose header is what the index promises; why not, otherwise.
+    /// The stored bytes of a record; why they cannot be had, otherwise.
     pub(crate) fn read(&self, key: &Key, location: &Location) -> Result<Vec<u8>, String> {
-        let mut bytes = self.record(key, location)?;
-        bytes.drain(..RECORD_HEADER);
-        Ok(bytes)
+        self.with(key, location, |stored| Ok(stored.to_vec()))
     }
 
-    /// The same behind the header of its record.
-    pub(crate) fn record(&self, key: &Key, location: &Location) -> Result<Vec<u8>, String> {
+    /// The same, for who only looks at them.
+    pub(crate) fn with<T>(
+        &self,
+        key: &Key,
+        location: &Location,
+        look: impl FnOnce(&[u8]) -> Result<T, String>,
+    ) -> Result<T, String> {
         let file = self
             .file(location.pack)
             .map_err(|error| format!("the pack cannot be opened: {error}"))?;
-        let mut bytes = vec![0; RECORD_HEADER + location.stored_len as usize];
-        file.read_at(location.offset, &mut bytes)
+        if location.stored_len as usize > CONTENT_BYTES_MAX {
+            return Err("its length is impossible".to_owned());
+        }
+        let record_len = RECORD_HEADER + location.stored_len as usize;
+        let mut buffer = BUFFER.take();
+        if buffer.len() < record_len {
+            buffer.resize(record_len, 0);
+        }
+        let bytes = &mut buffer[..record_len];
+        let looked = file
+            .read_at(location.offset, bytes)
             .map_err(|error| match error.kind() {
                 io::ErrorKind::UnexpectedEof => "the pack ends before it".to_owned(),
                 _ => error.to_string(),
-            })?;
-        match RecordHeader::decode(&bytes) {
-            Some(header) if header.key == *key && header.stored_len == location.stored_len => {}
-            _ => return Err("its record header is damaged".to_owned()),
+            })
+            .and_then(|()| match RecordHeader::decode(bytes) {
+                Some(header) if header.key == *key && header.stored_len == location.stored_len => {
+                    look(&bytes[RECORD_HEADER..])
+                }
+                _ => Err("its record header is damaged".to_owned()),
+            });
+        if buffer.len() <= BUFFER_BYTES_MAX {
+            BUFFER.set(buffer);
         }
-        Ok(bytes)
+        looked
     }
 
     /// Forgets and deletes packs that nothing refers to. Readers that have one open keep reading it.

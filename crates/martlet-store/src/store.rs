@@ -13,7 +13,7 @@ use crate::cache::ManifestCache;
 use crate::files::Files;
 use crate::index::{Change, Index, Location};
 use crate::pack::{PackWriter, Packs};
-use crate::record::{Key, Kind, RECORD_HEADER};
+use crate::record::{Key, Kind};
 use crate::{Batch, Elsewhere, LATEST, RefName, Result, Root, StoreError, recover};
 use bytes::Bytes;
 use martlet_image::{
@@ -369,8 +369,9 @@ impl Inner {
     }
 
     pub(crate) fn read_at(&self, key: &Key, location: &Location) -> Result<Bytes> {
-        let record = self.packs.record(key, location);
-        let content = record.and_then(|record| open_content(key, location, &record[RECORD_HEADER..]));
+        let content = self
+            .packs
+            .with(key, location, |stored| open_content(key, location, stored));
         content.map_err(|reason| StoreError::Damaged {
             pack: crate::pack::pack_name(location.pack),
             offset: location.offset,
