@@ -295,13 +295,6 @@ impl Engine {
 
     /// Ends serving. With machines still alive the mount and the keeper stay for a successor; without, nothing does.
     pub fn close(&self) {
-        self.end_serving();
-        if let Err(error) = self.store.compact() {
-            tracing::warn!(%error, "the store's index stays as large as it is");
-        }
-    }
-
-    fn end_serving(&self) {
         self.pool.close();
         let live = self
             .all()
@@ -323,6 +316,10 @@ impl Engine {
         server.stop();
         if let Err(error) = self.keeper.remove_fd(FUSE_FD).and_then(|()| self.keeper.exit()) {
             tracing::warn!(%error, "the keeper did not end");
+        }
+        // Not before a successor that guests wait for.
+        if let Err(error) = self.store.compact() {
+            tracing::warn!(%error, "the store's index stays as large as it is");
         }
     }
 

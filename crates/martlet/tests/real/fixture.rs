@@ -62,7 +62,15 @@ impl Fixture {
         daemon.ok(&["run", base, "--name", &machine, "--memory", memory]);
         daemon.ok(&["checkpoint", &machine, "--tag", "booted"]);
         daemon.ok(&["rm", "--force", &machine]);
+        let index = daemon.state_dir().join("store/index.redb");
+        let grown_bytes = fs::metadata(&index).unwrap().len();
         daemon.ok(&["daemon", "stop"]);
+        let left_bytes = fs::metadata(&index).unwrap().len();
+        // A whole system makes it grow by many commits, and most of that is free at the end.
+        assert!(
+            left_bytes <= grown_bytes && (self == Self::Tiny || left_bytes * 2 < grown_bytes),
+            "of an index of {grown_bytes} bytes {left_bytes} are left"
+        );
         let scratch = dir.with_extension(std::process::id().to_string());
         fs::create_dir_all(&scratch).unwrap();
         copy(daemon.state_dir(), &scratch);
