@@ -85,12 +85,13 @@ impl Readahead {
         })
     }
 
-    /// An image is about to be opened by `pid`. Machines open for writing, though they never write.
-    pub(crate) fn opens(&self, pid: u32, only_to_read: bool) -> Handle {
+    /// An image is about to be opened by `pid`. Machines open for writing, though they never write. Zeros alone, as of a machine that is
+    /// yet to get its memory, are soon read in whatever window: nobody has to wait until it has opened those.
+    pub(crate) fn opens(&self, pid: u32, only_to_read: bool, is_zero: bool) -> Handle {
         self.with(|window| {
             self.set(window, only_to_read && window.machines.is_empty());
             let handle = Handle::new(pid, window.is_large);
-            if !only_to_read {
+            if !only_to_read && !is_zero {
                 window.machines.push((handle, Instant::now()));
             }
             handle
@@ -158,23 +159,29 @@ mod tests {
         let now = || fs::read_to_string(&knob).unwrap();
         let (much, little) = (1 << 20, READAHEAD_KIB << 10);
         assert_eq!(now(), "16");
-        let reader = readahead.opens(7, true);
+        let reader = readahead.opens(7, true, false);
         assert!(reader.is_in_order(much) && !reader.is_in_order(little));
         assert_eq!((reader.pid(), now()), (7, "1024".into()));
         readahead.is_read(reader);
         assert_eq!(now(), "16");
-        readahead.opens(7, true);
-        let machine = readahead.opens(8, false);
+        readahead.opens(7, true, false);
+        let machine = readahead.opens(8, false, false);
         assert!(!machine.is_in_order(much));
         assert_eq!(now(), "16", "a machine's, though a reader opens too");
-        let other = readahead.opens(9, true);
+        let other = readahead.opens(9, true, false);
         readahead.is_read(reader);
         readahead.is_read(other);
         assert!(!other.is_in_order(much) && now() == "16", "a machine opens");
         readahead.is_read(machine);
-        assert!(readahead.opens(9, true).is_in_order(much), "it has opened");
-        readahead.opens(8, false);
+        assert!(readahead.opens(9, true, false).is_in_order(much), "it has opened");
+        readahead.opens(8, false, false);
         readahead.with(|window| window.machines[0].1 -= LOOKED);
-        assert!(readahead.opens(9, true).is_in_order(much), "long ago");
+        assert!(readahead.opens(9, true, false).is_in_order(much), "long ago");
+        readahead.opens(10, false, true);
+        assert_eq!(now(), "16", "zeros of a machine");
+        assert!(
+            readahead.opens(9, true, false).is_in_order(much),
+            "nobody waits for those"
+        );
     }
 }

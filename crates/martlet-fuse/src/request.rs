@@ -163,11 +163,14 @@ impl Worker {
         let only_to_read = args.u32()? as i32 & libc::O_ACCMODE == libc::O_RDONLY;
         let simple = Handle(header.pid.into());
         let (flags, handle) = match (self.content(header.node)?, self.registry.readahead()) {
-            // Zeros, as of a machine that is yet to get its memory, take no time to read in whatever order.
-            (Content::Memory(image), Some(readahead)) if image.manifest().stored_count() > 0 => {
-                (fopen::KEEP_CACHE, readahead.opens(header.pid, only_to_read))
+            (Content::Memory(image), Some(readahead)) => {
+                let is_zero = image.manifest().stored_count() == 0;
+                (
+                    fopen::KEEP_CACHE,
+                    readahead.opens(header.pid, only_to_read, is_zero),
+                )
             }
-            (Content::Memory(_), _) => (fopen::KEEP_CACHE, simple),
+            (Content::Memory(_), None) => (fopen::KEEP_CACHE, simple),
             (Content::Disk(_), _) => (fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES, simple),
         };
         Ok(Answer::Body(
