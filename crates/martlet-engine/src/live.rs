@@ -13,7 +13,7 @@ use martlet_vm::RunningVm;
 use martlet_vm::agent::AgentClient;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 /// A running VM and what serves it. Dropping it withdraws its files; QEMU must have ended by then.
@@ -71,10 +71,10 @@ impl Live {
     }
 
     /// What its start needed of its memory: what it has of it now, if that is not known yet.
-    pub(crate) fn start_pages(&self) -> Option<StartPages> {
+    pub(crate) fn start_pages(&self) -> Option<MutexGuard<'_, StartPages>> {
         let mut start = lock(self.start.as_ref()?);
         start.end(self.vm.pid(), &self.memory_path);
-        Some(start.clone())
+        Some(start)
     }
 
     /// The file that QEMU punches its guest's free pages out of.

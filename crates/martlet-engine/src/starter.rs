@@ -190,10 +190,12 @@ impl Engine {
         };
         let since = now.changes_from(&before).map(|(page, ..)| page).collect();
         let touched = self.touched(live);
-        let Some(start) = live.start_pages() else {
+        let start = live.start_pages();
+        let start = start.map(|start| (start.wanted(&touched, &since), start.order(&touched)));
+        let Some((wanted, order)) = start else {
             return Ok(None);
         };
-        let mut wanted = start.wanted(&touched, &since).map(|pages| {
+        let mut wanted = wanted.map(|pages| {
             let is_stored = |page: &u32| now.locate(u64::from(*page)) != PageLocation::Zero;
             pages.into_iter().filter(is_stored).collect::<Vec<u32>>()
         });
@@ -215,7 +217,7 @@ impl Engine {
             pages
         });
         let own = [written, since].concat();
-        let all = planned(own, [read, rest].concat(), kept, &start.order(&touched));
+        let all = planned(own, [read, rest].concat(), kept, &order);
         let index = StarterIndex::new(all.iter().map(|(_, pages)| pages.clone()));
         if index.chunks().is_empty() || index.chunks().len() != all.len() {
             return Ok(None);

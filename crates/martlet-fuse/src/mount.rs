@@ -1,4 +1,4 @@
-//! Mounting, unmounting and what a mount is told by way of sysfs.
+//! Mounting and unmounting.
 #![allow(unsafe_code)] // mount(2), umount2(2), statx(2), descriptor passing
 
 use std::ffi::CString;

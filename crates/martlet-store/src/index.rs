@@ -208,23 +208,14 @@ impl Index {
             txn.commit()?;
             Ok(opened)
         };
-        // A damaged database may break an assertion inside redb; to us that is one more way of being damaged.
-        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(open));
-        *db = Some(
-            opened
-                .map_err(|_| StoreError::Index("it breaks its reader".into()))?
-                .map_err(failure)?,
-        );
+        *db = Some(caught(open)?);
         Ok(())
     }
 
     fn with<T>(&self, body: &mut dyn FnMut(&Database) -> Result<T, redb::Error>) -> Result<T> {
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         let db = db.as_ref().ok_or(StoreError::Unsettled)?;
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(db)));
-        let done = done
-            .map_err(|_| StoreError::Index("it breaks its reader".into()))
-            .and_then(|r| r.map_err(failure));
+        let done = caught(|| body(db));
         if let Err(StoreError::Index(why)) = &done {
             tracing::error!(
                 why,
@@ -261,7 +252,7 @@ impl Index {
         if size_bytes <= SMALL_BYTES {
             return Ok(());
         }
-        let body = || -> Result<(), redb::Error> {
+        caught(|| {
             let txn = db.begin_write()?;
             let stats = txn.stats()?;
             txn.abort()?;
@@ -270,10 +261,7 @@ impl Index {
                 db.compact()?;
             }
             Ok(())
-        };
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(body))
-            .map_err(|_| StoreError::Index("it breaks who compacts it".into()))?
-            .map_err(failure)
+        })
     }
 
     /// Makes a change in one durable transaction. After an error the outcome is told by [`Index::root`].
@@ -409,6 +397,13 @@ impl Index {
             })
             .collect()
     }
+}
+
+/// A damaged database may break an assertion inside redb; to us that is one more way of being damaged.
+fn caught<T>(body: impl FnOnce() -> Result<T, redb::Error>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(body))
+        .map_err(|_| StoreError::Index("it breaks its reader".into()))?
+        .map_err(failure)
 }
 
 /// redb's errors, by what to do about them.
