@@ -29,7 +29,7 @@ use martlet_api::{InitKind, PortForward, Problem, ProblemCode, Timeline};
 use martlet_disk::{CowDisk, DiskError};
 use martlet_fuse::{Placement, Prefetcher};
 use martlet_image::{BootRecord, Manifest, PAGE_SIZE, SnapshotId, SnapshotRecord, Trace};
-use martlet_pager::{Cancel, MemoryImage, VmKey};
+use martlet_pager::{MemoryImage, VmKey};
 use martlet_switch::Plugged;
 use martlet_vm::agent::{AgentClient, AgentError};
 use martlet_vm::compat;
@@ -162,6 +162,8 @@ struct Spawned<'a> {
     console_begin_bytes: u64,
     /// Pages that earlier runs touched.
     trace: Option<Trace>,
+    /// Pushes the first of them.
+    _first: Option<Prefetcher>,
     plugged: Option<Plugged>,
     _left: Option<Ahead>,
 }
@@ -454,8 +456,8 @@ impl Engine {
         // From here on it is this machine's: who kills the machine ends it.
         launch.machine.set_starting_pid(ahead.as_ref().map(Ahead::pid));
         let image = files.memory.image.clone();
-        let (mut trace, mut left) = (None, None);
-        let mut push_first = || trace = self.push_first(launch, &image);
+        let (mut trace, mut first, mut left) = (None, None, None);
+        let mut push_first = || (trace, first) = self.push_first(launch, &image).unzip();
         let bound = ahead.and_then(|ahead| match self.bind_ahead(ahead, &spec, &mut push_first) {
             Ok(bound) => Some(bound),
             Err(problem) => {
@@ -501,6 +503,7 @@ impl Engine {
             run,
             console_begin_bytes,
             trace,
+            _first: first,
             plugged: None,
             _left: left,
         };
@@ -529,8 +532,8 @@ impl Engine {
         }
     }
 
-    /// Pushes the pages that earlier runs touched first; returns all that they touched. QEMU must have the image open.
-    fn push_first(&self, launch: &Launch<'_>, image: &MemoryImage) -> Option<Trace> {
+    /// All pages that earlier runs touched, and who pushes the first of them. QEMU must have the image open.
+    fn push_first(&self, launch: &Launch<'_>, image: &Arc<MemoryImage>) -> Option<(Trace, Prefetcher)> {
         let From::Snapshot(id, _) = &launch.from else {
             return None;
         };
@@ -539,12 +542,9 @@ impl Engine {
         }
         let trace = self.trace(id)?;
         let first = &trace.pages()[..trace.pages().len().min(LOAD_PAGES)];
-        image.prefetch(
-            &Trace::new(without_gaps(first)),
-            PREFETCH_BYTES,
-            &Cancel::default(),
-        );
-        Some(trace)
+        let first = Trace::new(without_gaps(first));
+        let first = Prefetcher::urgent(image.clone(), first, PREFETCH_BYTES).ok()?;
+        Some((trace, first))
     }
 
     /// What is away of a snapshot is read from its starter, as far as that has it.

@@ -206,6 +206,8 @@ impl Pool {
                     Ok(mut ahead) => {
                         engine.lay_out(&mut ahead);
                         lock(&pool.inner).ready.push(ahead);
+                        // It is asked for this once, which takes a while: the first start from a snapshot need not wait then.
+                        let _ = engine.qemu().map(|qemu| qemu.offer());
                     }
                     Err(problem) => {
                         tracing::warn!(%problem, "no QEMU can be started ahead");

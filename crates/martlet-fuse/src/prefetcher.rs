@@ -26,6 +26,12 @@ impl Prefetcher {
             image.prefetch(&trace, budget_bytes, cancel)
         })
     }
+
+    /// The same, and not behind others: somebody is about to touch them.
+    pub fn urgent(image: Arc<MemoryImage>, trace: Trace, budget_bytes: u64) -> io::Result<Self> {
+        Self::run(move |cancel| image.prefetch(&trace, budget_bytes, cancel))
+    }
+
     /// Has pages of the image be read from a starter that comes, and pushes them as they come. As above, and not behind others:
     /// the guest waits for them.
     pub fn of_starter(image: Arc<MemoryImage>, starter: Arc<Starter>) -> io::Result<Self> {

@@ -99,6 +99,8 @@ type Answer = Result<Value, QmpError>;
 pub struct QmpClient {
     stream: UnixStream,
     write: Mutex<()>,
+    /// Held by whose command's descriptors QEMU has: it keeps those of one command, and reads on before it has executed that.
+    descriptors: Mutex<()>,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -109,7 +111,7 @@ struct Shared {
     closed: Option<QmpError>,
 }
 
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(|e| e.into_inner())
 }
 
@@ -137,7 +139,14 @@ impl QmpClient {
         if greeting.get("QMP").is_none() {
             return Err(QmpError::Protocol("no greeting".into()));
         }
-        (&stream).write_all(b"{\"execute\":\"qmp_capabilities\",\"id\":0}\n")?;
+        // Nothing is executed out of turn, but only who may do that is read while a command is executed.
+        let is_offered = |what: &Value| what.as_array().is_some_and(|all| all.contains(&json!("oob")));
+        let enable = match is_offered(&greeting["QMP"]["capabilities"]) {
+            true => json!(["oob"]),
+            false => json!([]),
+        };
+        let hello = json!({ "execute": "qmp_capabilities", "arguments": { "enable": enable }, "id": 0 });
+        (&stream).write_all(format!("{hello}\n").as_bytes())?;
         loop {
             let reply = lines.next_before(deadline, "qmp_capabilities")?;
             if reply.get("return").is_some() {
@@ -165,7 +174,8 @@ impl QmpClient {
             .map_err(QmpError::from)?;
         Ok(Self {
             stream,
-            write: Mutex::new(()),
+            write: Mutex::default(),
+            descriptors: Mutex::default(),
             shared,
         })
     }
@@ -186,13 +196,15 @@ impl QmpClient {
         self.ask(command, arguments, fds)?.answer(timeout)
     }
 
-    /// Sends a command whose answer is waited for later: QEMU takes commands in order, and reads them byte by byte.
+    /// Sends a command whose answer is waited for later: QEMU takes commands in order, and reads them byte by byte. One with
+    /// descriptors waits for the answer to the one before that had some; so the same thread must not ask for both.
     pub fn ask(
         &self,
         command: &str,
         arguments: Value,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Asked<'_>, QmpError> {
+        let descriptors = (!fds.is_empty()).then(|| lock(&self.descriptors));
         let (sender, receiver) = sync_channel(1);
         let id = {
             let mut shared = lock(&self.shared);
@@ -209,6 +221,7 @@ impl QmpClient {
             id,
             command: command.into(),
             receiver,
+            _descriptors: descriptors,
         };
         let mut line = json!({ "execute": command, "id": id });
         if !arguments.is_null() {
@@ -219,7 +232,7 @@ impl QmpClient {
     }
 
     fn send(&self, mut bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), QmpError> {
-        let _one_at_a_time = self.write.lock().unwrap_or_else(|e| e.into_inner());
+        let _one_at_a_time = lock(&self.write);
         let sent = fd_passing::send(self.stream.as_fd(), bytes, fds)?;
         bytes = &bytes[sent..];
         Ok((&self.stream).write_all(bytes)?)
@@ -232,6 +245,7 @@ pub struct Asked<'a> {
     id: u64,
     command: String,
     receiver: Receiver<Answer>,
+    _descriptors: Option<MutexGuard<'a, ()>>,
 }
 
 impl Asked<'_> {

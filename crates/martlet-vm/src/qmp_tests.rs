@@ -56,6 +56,30 @@ fn event(name: &str) -> Message {
 }
 
 #[test]
+fn descriptors_of_one_command_are_taken_before_those_of_another_are_sent() {
+    let (client, _messages, fake) = client(|mut fake| {
+        fake.greet();
+        let ids = ["getfd", "next"].map(|command| fake.hear(command));
+        for id in ids {
+            fake.say(&format!(r#"{{"return":{{}},"id":{id}}}"#));
+        }
+        let id = fake.hear("add-fd");
+        fake.say(&format!(r#"{{"return":{{}},"id":{id}}}"#));
+    });
+    let file = std::fs::File::open("/dev/null").unwrap();
+    std::thread::scope(|scope| {
+        let first = client.ask("getfd", Value::Null, &[file.as_fd()]).unwrap();
+        let second = scope.spawn(|| client.execute_with_fds("add-fd", Value::Null, &[file.as_fd()], SOON));
+        std::thread::sleep(Duration::from_millis(20));
+        let next = client.ask("next", Value::Null, &[]).unwrap();
+        first.answer(SOON).unwrap();
+        next.answer(SOON).unwrap();
+        second.join().unwrap().unwrap();
+    });
+    fake.join().unwrap();
+}
+
+#[test]
 fn several_are_asked_before_the_first_answer_and_one_may_be_given_up() {
     let (client, _messages, fake) = client(|mut fake| {
         fake.greet();

@@ -421,8 +421,7 @@ fn disk_args(args: &mut Args, index: usize, disk: &Disk) {
 /// locks.
 pub(crate) fn disk_node(index: usize, path: &Path, read_only: bool) -> serde_json::Value {
     serde_json::json!({
-        "driver": "raw", "node-name": format!("disk{index}"), "read-only": read_only,
-        "discard": "unmap", "detect-zeroes": "off",
+        "driver": "raw", "node-name": format!("disk{index}"), "read-only": read_only, "discard": "unmap",
         "file": { "driver": "file", "filename": path.display().to_string(), "locking": "off", "discard": "unmap" },
     })
 }

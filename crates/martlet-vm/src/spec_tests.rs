@@ -84,7 +84,7 @@ fn a_booting_machine() {
 -device virtio-balloon-pci,id=balloon,free-page-reporting=on,addr=0x5
 -device pvpanic-pci,addr=0x6
 -device vmgenid,guid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87
--blockdev {\"detect-zeroes\":\"off\",\"discard\":\"unmap\",\"driver\":\"raw\",\"file\":{\"discard\":\"unmap\",\"driver\":\"file\",\"filename\":\"/mnt/disk/\\\"x\\\",y\",\"locking\":\"off\"},\"node-name\":\"disk0\",\"read-only\":false}
+-blockdev {\"discard\":\"unmap\",\"driver\":\"raw\",\"file\":{\"discard\":\"unmap\",\"driver\":\"file\",\"filename\":\"/mnt/disk/\\\"x\\\",y\",\"locking\":\"off\"},\"node-name\":\"disk0\",\"read-only\":false}
 -device virtio-blk-pci,id=vd0,drive=disk0,addr=0x8
 -S";
     assert_eq!(lines(&spec()), expected.lines().collect::<Vec<_>>());
