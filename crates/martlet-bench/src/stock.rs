@@ -67,6 +67,8 @@ pub struct Restored {
     pub first_instruction_ms: f64,
     /// A command was executed in the guest.
     pub first_exec_ms: f64,
+    /// What the virtual CPUs took of processors until then, no instant: its memory is all there, so it is the guest's code.
+    pub guest_ms: f64,
 }
 
 impl Recipe {
@@ -133,6 +135,7 @@ impl Recipe {
             load_ms,
             first_instruction_ms,
             first_exec_ms: stock.age_ms(),
+            guest_ms: stock.guest_ms()?,
         };
         Ok((stock, restored))
     }
@@ -246,6 +249,23 @@ impl Stock {
     /// Executes the least there is.
     pub fn first_exec(&self) -> Result<(), BenchError> {
         self.exec("true")
+    }
+
+    /// What its virtual CPUs have taken of processors.
+    fn guest_ms(&self) -> Result<f64, BenchError> {
+        let vcpus = self.command("query-cpus-fast", Value::Null)?;
+        let mut used_ns = 0;
+        for vcpu in vcpus.as_array().into_iter().flatten() {
+            let file = format!("/proc/{}/task/{}/schedstat", self.child.id(), vcpu["thread-id"]);
+            let stat = std::fs::read_to_string(&file).map_err(BenchError::io(format!("read {file}")))?;
+            let used = stat
+                .split_whitespace()
+                .next()
+                .and_then(|used| used.parse::<u64>().ok());
+            used_ns +=
+                used.ok_or_else(|| BenchError::Other(format!("{file} does not say what a thread used")))?;
+        }
+        Ok(used_ns as f64 / 1e6)
     }
 
     /// Stops the guest, saves all of it to a file, and lets it go on if asked to. Milliseconds that it stood still.

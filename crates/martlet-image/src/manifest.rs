@@ -5,7 +5,8 @@
 //! array reads, and a clone of a 1 GiB image copies 512 pointers.
 
 use crate::{FRAME_PAGES_MAX, FrameId};
-use std::collections::HashMap;
+use hashbrown::HashTable;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 /// Where one page's content is.
@@ -35,7 +36,9 @@ type Leaf = [u32; LEAF_PAGES];
 #[derive(Debug, Clone, Default)]
 struct FrameTable {
     ids: Vec<FrameId>,
-    indices: HashMap<FrameId, u32>,
+    /// Where an id is in `ids`; it is not kept here once more.
+    indices: HashTable<u32>,
+    hasher: RandomState,
 }
 
 /// A complete view of an image: a location for each of its pages.
@@ -71,6 +74,17 @@ impl Manifest {
     /// Where page `page` is; pages beyond the end are zero.
     pub fn locate(&self, page: u64) -> PageLocation {
         self.location(self.word(page))
+    }
+
+    /// How much memory it takes, what it shares with others included.
+    pub fn size_bytes(&self) -> usize {
+        let leaves = self.leaves.iter().flatten().count();
+        let per_index = size_of::<u32>() + 1;
+        size_of::<Self>()
+            + self.leaves.capacity() * size_of::<Option<Arc<Leaf>>>()
+            + leaves * size_of::<Leaf>()
+            + self.frames.ids.capacity() * size_of::<FrameId>()
+            + self.frames.indices.capacity() * per_index
     }
 
     /// Puts page `page` at `location`. Pages beyond the end are ignored.
@@ -240,17 +254,19 @@ impl Manifest {
         if self.frames.ids.last() == Some(&frame) {
             return self.frames.ids.len() as u32;
         }
-        if let Some(&index) = self.frames.indices.get(&frame) {
+        let hash = self.frames.hasher.hash_one(frame);
+        let is_it = |index: &u32| self.frames.ids[*index as usize - 1] == frame;
+        if let Some(&index) = self.frames.indices.find(hash, is_it) {
             return index;
         }
-        let table = Arc::make_mut(&mut self.frames);
-        table.ids.push(frame);
-        let index = table.ids.len() as u32;
+        let FrameTable { ids, indices, hasher } = Arc::make_mut(&mut self.frames);
+        ids.push(frame);
+        let index = ids.len() as u32;
         assert!(
             index < 1 << (32 - SLOT_BITS),
             "a manifest holds at most 2^28 frames"
         );
-        table.indices.insert(frame, index);
+        indices.insert_unique(hash, index, |index| hasher.hash_one(ids[*index as usize - 1]));
         index
     }
 }

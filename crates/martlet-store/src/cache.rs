@@ -5,8 +5,10 @@ use martlet_image::{Manifest, ManifestId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
-/// Kept though nobody has them: a snapshot has a few, and a large one takes megabytes.
+/// Kept though nobody has them: so many, for a snapshot has a few, of no more memory than this together, for who looks at all of a store
+/// comes by many. The newest is kept however large it is.
 const KEPT_MAX: usize = 16;
+const KEPT_BYTES: usize = 4 << 20;
 /// Entries of manifests that are gone are looked for when there are more than so many.
 const ENTRIES_MAX: usize = 256;
 
@@ -50,10 +52,13 @@ impl Recent {
         self.manifests.insert(id, entry);
         let kept = self.manifests.values_mut().filter(|entry| entry.kept.is_some());
         let mut kept: Vec<&mut Entry> = kept.collect();
-        if kept.len() > KEPT_MAX
-            && let Some(oldest) = kept.iter_mut().min_by_key(|entry| entry.used)
-        {
-            oldest.kept = None;
+        kept.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.used));
+        let mut size_bytes = 0;
+        for (at, entry) in kept.into_iter().enumerate() {
+            size_bytes += entry.kept.as_ref().map_or(0, |manifest| manifest.size_bytes());
+            if at >= KEPT_MAX || at > 0 && size_bytes > KEPT_BYTES {
+                entry.kept = None;
+            }
         }
         if self.manifests.len() > ENTRIES_MAX {
             self.manifests
@@ -82,5 +87,27 @@ mod tests {
         // The one that was asked for is one of them.
         assert_eq!(there.count(), KEPT_MAX - 1);
         assert!(lock(&cache.0).manifests.len() <= ENTRIES_MAX + 1);
+    }
+
+    #[test]
+    fn large_ones_are_not_kept_beside_others() {
+        let large = || {
+            let mut manifest = Manifest::zero(1 << 20);
+            for page in (0..1u64 << 20).step_by(16) {
+                let frame = martlet_image::FrameId::of(&page.to_le_bytes());
+                manifest.set(page, martlet_image::PageLocation::Frame { frame, slot: 0 });
+            }
+            assert!(manifest.size_bytes() > KEPT_BYTES && manifest.size_bytes() < 3 * KEPT_BYTES);
+            Arc::new(manifest)
+        };
+        let cache = ManifestCache::default();
+        let id = |number: usize| ManifestId::of(&number.to_le_bytes());
+        cache.put(id(0), Arc::new(Manifest::zero(1)));
+        cache.put(id(1), large());
+        assert!(cache.get(&id(0)).is_none() && cache.get(&id(1)).is_some());
+        cache.put(id(2), large());
+        assert!(cache.get(&id(1)).is_none() && cache.get(&id(2)).is_some());
+        cache.put(id(3), Arc::new(Manifest::zero(1)));
+        assert!(cache.get(&id(2)).is_none() && cache.get(&id(3)).is_some());
     }
 }

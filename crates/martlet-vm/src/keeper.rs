@@ -407,6 +407,13 @@ mod tests {
             .arg("1000.00781250")
             .spawn()
             .unwrap();
+        // Whose program was just replaced has no arguments for a moment (begin_new_exec in the kernel).
+        for child in [&one, &other] {
+            let arguments = format!("/proc/{}/cmdline", child.id());
+            while std::fs::read(&arguments).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+        }
         let found: Vec<i32> = running(&argv).collect();
         for child in [&mut one, &mut other] {
             child.kill().unwrap();

@@ -4,7 +4,7 @@ use super::{Bench, Peer, failed};
 use crate::commands::understood;
 use crate::failure::Outcome;
 use martlet_api::*;
-use martlet_bench::{BenchError, Samples, Stock, usage};
+use martlet_bench::{BenchError, Restored, Samples, Stock, usage};
 use serde_json::json;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -31,13 +31,13 @@ impl Bench<'_> {
                 read.add(clone.faulted_bytes as f64, self.memory_bytes as f64);
             }
             self.remove_made();
-            few.add(report.total_ms, restore_many(peer, FEW)?);
+            few.add(report.total_ms, restore_many(peer, FEW)?.0);
         }
         self.keep(&few, "fork8_all_exec", "ms", "QEMU: 8 restores from its file");
         self.keep(&private, "clone_private", "bytes", "the guest's memory");
         self.keep(&read, "clone_state_read", "bytes", "the guest's memory");
 
-        let mut all = Samples::new();
+        let (mut all, mut guests) = (Samples::new(), Samples::new());
         let mut growth = Samples::new();
         let (mut memory, mut cpu) = (Samples::new(), Samples::new());
         for _ in 0..self.rounds.min(3) {
@@ -57,14 +57,13 @@ impl Bench<'_> {
             cpu.add(100.0 * used.as_secs_f64() / IDLE.as_secs_f64(), 1.0);
             memory.add(now.resident_bytes as f64, (64 << 20) as f64);
             self.remove_made();
-            all.add(report.total_ms, restore_many(peer, many)?);
+            let (restored_ms, guests_ms) = restore_many(peer, many)?;
+            all.add(report.total_ms, restored_ms);
+            guests.add(guests_ms, restored_ms);
         }
-        self.keep(
-            &all,
-            &format!("fork{many}_all_exec"),
-            "ms",
-            &format!("QEMU: {many} restores from its file"),
-        );
+        let against = format!("QEMU: {many} restores from its file");
+        self.keep(&all, &format!("fork{many}_all_exec"), "ms", &against);
+        self.keep(&guests, &format!("guest{many}_all_exec"), "ms", &against);
         self.keep(&growth, "clone_store_growth", "bytes", "100 KB");
         self.keep(&memory, "daemon_idle_memory", "bytes", "64 MiB");
         self.keep(&cpu, "daemon_idle_cpu", "percent", "1 %");
@@ -92,19 +91,20 @@ fn usage_of_daemon(pid: u32) -> Outcome<usage::Usage> {
     usage::of(pid).ok_or_else(|| failed(BenchError::Other("the daemon has ended".into())))
 }
 
-/// Milliseconds until each of `count` stock QEMUs has executed a command.
-fn restore_many(peer: &Peer, count: u32) -> Outcome<f64> {
+/// Milliseconds until each of `count` stock QEMUs has executed a command, and how many of them the guests' own code would have
+/// taken by itself, with all processors at it.
+fn restore_many(peer: &Peer, count: u32) -> Outcome<(f64, f64)> {
     let overlays: Result<Vec<_>, _> = (0..count)
         .map(|_| peer.recipe.overlay(Some(&peer.overlay)))
         .collect();
     let waiting = Mutex::new(overlays.map_err(failed)?);
     let begun = std::time::Instant::now();
-    let work = || -> Result<Vec<Stock>, BenchError> {
+    let work = || -> Result<Vec<(Stock, Restored)>, BenchError> {
         let mut restored = Vec::new();
         loop {
             let next = waiting.lock().unwrap_or_else(|error| error.into_inner()).pop();
             let Some(overlay) = next else { return Ok(restored) };
-            restored.push(peer.recipe.restore(&overlay, &peer.state)?.0);
+            restored.push(peer.recipe.restore(&overlay, &peer.state)?);
         }
     };
     let restored: Result<Vec<_>, _> = std::thread::scope(|scope| {
@@ -119,6 +119,8 @@ fn restore_many(peer: &Peer, count: u32) -> Outcome<f64> {
             .collect()
     });
     let took_ms = begun.elapsed().as_secs_f64() * 1e3;
-    drop(restored.map_err(failed)?);
-    Ok(took_ms)
+    let restored = restored.map_err(failed)?;
+    let guests_ms: f64 = restored.iter().flatten().map(|(_, times)| times.guest_ms).sum();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok((took_ms, guests_ms / processors as f64))
 }

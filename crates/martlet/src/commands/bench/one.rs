@@ -56,7 +56,7 @@ impl Bench<'_> {
 
     pub(super) fn resumes(&mut self, peer: &Peer) -> Outcome {
         let mut resume = [const { Samples::new() }; 3];
-        let mut bare = Samples::new();
+        let (mut bare, mut guest) = (Samples::new(), Samples::new());
         for _ in 0..self.rounds {
             self.step("resume");
             self.machine_verb("suspend", &json!({}))?;
@@ -74,6 +74,7 @@ impl Bench<'_> {
             resume[0].add(ours.load_ms.unwrap_or(f64::NAN), restored.load_ms);
             resume[1].add(ours.first_exec_ms.unwrap_or(f64::NAN), restored.first_exec_ms);
             bare.add(first_instruction_ms, bare_ms);
+            guest.add(restored.guest_ms, restored.first_exec_ms);
         }
         self.keep(&resume[0], "resume_load", "ms", RESTORE);
         self.keep(
@@ -83,6 +84,7 @@ impl Bench<'_> {
             "a bare QEMU's start, nothing restored",
         );
         self.keep(&resume[1], "resume_first_exec", "ms", RESTORE);
+        self.keep(&guest, "guest_first_exec", "ms", RESTORE);
         Ok(())
     }
 
