@@ -263,19 +263,13 @@ fn a_full_disk_leaves_the_old_state_whole() {
     daemon.exec("a", "echo 3 > /proc/sys/vm/drop_caches; cmp /x /dev/shm/x");
     daemon.assert_no_damage();
 
-    // Nor does a daemon that would give back what is free in its index need space to end.
+    // Nor does the daemon need space to end, though it would make its index smaller then.
     daemon.ok(&["kill", "a"]);
-    daemon.ok(&["snapshot", "rm", "a:full"]);
-    let index = daemon.state_dir().join("store/index.redb");
-    eprintln!("{}", fs::metadata(&index).unwrap().len());
     let ballast = daemon.fill_up(0);
     daemon.ok(&["daemon", "stop"]);
-    eprintln!("{}", fs::metadata(&index).unwrap().len());
     fs::remove_file(&ballast).unwrap();
     daemon.ok(&["log", "a:before"]);
     daemon.assert_no_damage();
-    daemon.ok(&["daemon", "stop"]);
-    eprintln!("{}", fs::metadata(&index).unwrap().len());
 }
 
 #[test]
