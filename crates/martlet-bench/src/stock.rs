@@ -219,13 +219,17 @@ impl Stock {
         }
     }
 
-    /// Executes a command in the guest.
+    /// Executes a shell's line in the guest.
     pub fn exec(&self, line: &str) -> Result<(), BenchError> {
         self.output(line).map(drop)
     }
 
     /// The same; what it printed.
     pub fn output(&self, line: &str) -> Result<Vec<u8>, BenchError> {
+        self.execute(&["/bin/sh", "-c", line])
+    }
+
+    fn execute(&self, argv: &[&str]) -> Result<Vec<u8>, BenchError> {
         let epoch =
             u64::from(std::process::id()) << 32 | self.started.elapsed().as_nanos() as u64 & 0xffff_ffff;
         let agent = AgentClient::connect(&self.run.join("agent.sock"), epoch, START_TIMEOUT)?;
@@ -238,7 +242,7 @@ impl Stock {
             agent.release(None)?;
         }
         let command = GuestCommand {
-            argv: ["/bin/sh", "-c", line].map(String::from).to_vec(),
+            argv: argv.iter().map(|word| String::from(*word)).collect(),
             ..GuestCommand::default()
         };
         Ok(agent
@@ -246,9 +250,9 @@ impl Stock {
             .stdout)
     }
 
-    /// Executes the least there is.
+    /// Executes the least there is, as a machine of ours is asked to at its start.
     pub fn first_exec(&self) -> Result<(), BenchError> {
-        self.exec("true")
+        self.execute(&["/bin/true"]).map(drop)
     }
 
     /// What its virtual CPUs have taken of processors.

@@ -140,11 +140,12 @@ impl QmpClient {
             return Err(QmpError::Protocol("no greeting".into()));
         }
         // Nothing is executed out of turn, but only who may do that is read while a command is executed.
-        let is_offered = |what: &Value| what.as_array().is_some_and(|all| all.contains(&json!("oob")));
-        let enable = match is_offered(&greeting["QMP"]["capabilities"]) {
-            true => json!(["oob"]),
-            false => json!([]),
-        };
+        let offered = greeting["QMP"]["capabilities"].as_array();
+        let enable: Vec<&Value> = offered
+            .into_iter()
+            .flatten()
+            .filter(|what| *what == "oob")
+            .collect();
         let hello = json!({ "execute": "qmp_capabilities", "arguments": { "enable": enable }, "id": 0 });
         (&stream).write_all(format!("{hello}\n").as_bytes())?;
         loop {

@@ -56,6 +56,26 @@ fn event(name: &str) -> Message {
 }
 
 #[test]
+fn only_what_is_offered_is_enabled() {
+    for (offered, enabled) in [
+        (r#"["oob"]"#, json!(["oob"])),
+        (r#"["other"]"#, json!([])),
+        ("null", json!([])),
+    ] {
+        let (stream, fake) = scripted(move |mut fake| {
+            fake.say(&format!(
+                r#"{{"QMP":{{"version":{{}},"capabilities":{offered}}}}}"#
+            ));
+            let hello = fake.lines.next().unwrap();
+            assert_eq!(hello["arguments"]["enable"], enabled);
+            fake.say(&format!(r#"{{"return":{{}},"id":{}}}"#, hello["id"]));
+        });
+        QmpClient::start(stream, SOON, drop).unwrap();
+        fake.join().unwrap();
+    }
+}
+
+#[test]
 fn descriptors_of_one_command_are_taken_before_those_of_another_are_sent() {
     let (client, _messages, fake) = client(|mut fake| {
         fake.greet();
