@@ -230,6 +230,30 @@ impl Away {
         self.is_any.load(Relaxed)
     }
 
+    /// Gets objects of a snapshot in this order, for who waits for them, and tells of each as it comes. What does not come is to be
+    /// asked for by itself.
+    pub(crate) fn in_turn(&self, id: &SnapshotId, keys: &[Key], each: &mut dyn FnMut(&Verified)) {
+        let Some(distant) = lock(&self.snapshots).get(id).cloned() else {
+            return;
+        };
+        let _reading = Reading::new(self);
+        let got = self.coming(keys).map_err(SourceError::from).and_then(|coming| {
+            if coming.objects.is_empty() {
+                return Ok(());
+            }
+            distant.opened()?.in_turn(&coming.objects, &mut |object| {
+                // How long each was waited for is known to who reads it.
+                distant.count(Duration::ZERO, object.stored().bytes.len());
+                each(&object);
+                self.arrive(object);
+                Ok(())
+            })
+        });
+        if let Err(error) = got {
+            tracing::debug!(%error, "objects that are waited for");
+        }
+    }
+
     /// Gets what is missing of these frames at the same time, as a read that is about to ask for each. What does not come is
     /// asked for again then.
     pub fn prepare(&self, frames: &[FrameId]) {

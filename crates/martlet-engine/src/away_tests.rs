@@ -178,7 +178,7 @@ impl Case {
         let chunks: &[BlobId] = &self.record.starter().unwrap().chunks;
         let image = MemoryImage::new(Pager::new(Arc::new(Frames(self.here.clone())), 1 << 20), manifest);
         image.set_starter(Some(starter.clone()));
-        starter::bring(&self.here, &starter, chunks);
+        starter::bring(&self.here, &self.away, &self.id, &starter, chunks);
         for page in starter_index().chunks().concat() {
             let mut bytes = [0; PAGE_SIZE];
             image

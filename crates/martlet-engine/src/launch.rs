@@ -23,7 +23,7 @@ use crate::pool::Ahead;
 use crate::problem::{self, Told};
 use crate::run_dir;
 use crate::stalls::Run;
-use crate::starter::StartPages;
+use crate::start_pages::StartWatch;
 use martlet_agent_api as agent;
 use martlet_api::{InitKind, PortForward, Problem, ProblemCode, Timeline};
 use martlet_disk::{CowDisk, DiskError};
@@ -204,6 +204,9 @@ impl Engine {
             false => None,
         };
         crash::step("start");
+        let may_leave = agent.is_some() && self.may_leave(&launch);
+        let learning = (may_leave && is_unknown(&launch, &spawned.files.memory.image))
+            .then(|| spawned.files.memory.image.learn());
         let (starter, _starting) = self.use_starter(&launch, &spawned.files.memory).unzip();
         if let From::Snapshot(_, snapshot) = &launch.from {
             let memory = snapshot
@@ -231,14 +234,9 @@ impl Engine {
             spawned.vm().pid(),
             self.dirs.memory_file(&spawned.files.memory.name),
         );
-        let mut start = StartPages::default();
-        let may_leave = agent.is_some() && self.may_leave(&launch);
-        let mut step_is_over = || {
-            if may_leave {
-                start.note(pid, &memory_path);
-            }
-        };
-        step_is_over();
+        let start = may_leave.then(|| StartWatch::begin(pid, memory_path.clone(), learning));
+        // A machine that nobody could watch has no starter.
+        let start = start.and_then(Result::ok);
         let trace = spawned.trace.take();
         let image = spawned.files.memory.image.clone();
         let by_trace = || trace.and_then(|trace| Prefetcher::start(image, trace, PREFETCH_BYTES).ok());
@@ -247,10 +245,8 @@ impl Engine {
             self.confirm(&launch, agent, spawned.vm())
                 .map_err(|p| problem::of_guest(spawned.vm(), self.with_last_words(p, spawned.vm())))?;
             crash::step("start");
-            step_is_over();
             first_exec(agent).or_else(|error| Err(error).told_as(never_executed(spawned.vm())))?;
             timeline.first_exec_ms = Some(since_ms(Instant::now()));
-            step_is_over();
         }
         crash::step("start");
         let is_resumed = agent.is_some() && matches!(launch.from, From::Snapshot(..));
@@ -271,7 +267,7 @@ impl Engine {
             ending: AtomicBool::new(false),
             seen_cpu: [AtomicU64::new(0), AtomicU64::new(0)],
             _prefetcher: prefetcher,
-            start: is_resumed.then_some(Mutex::new(start)),
+            start: is_resumed.then(|| Mutex::new(start.map(StartWatch::end).unwrap_or_default())),
             registry: self.registry.clone(),
             disk_name: spawned.files.disk_name.clone(),
             plugged: spawned.plugged.take(),
@@ -694,6 +690,14 @@ fn heard(greeted: Result<agent::HelloReply, AgentError>, vm: &RunningVm) -> Resu
         Err(error @ AgentError::Timeout { .. }) => Err(error).told_as("the guest's agent does not answer"),
         Err(error) => Err(error).told(),
     }
+}
+
+/// Does nobody know what a start of this snapshot touches?
+fn is_unknown(launch: &Launch<'_>, image: &MemoryImage) -> bool {
+    let From::Snapshot(_, snapshot) = &launch.from else {
+        return false;
+    };
+    snapshot.starter().is_none() && image.stats().demand_pages == 0
 }
 
 /// Executes the least there is. A guest without `true` has answered too.

@@ -68,6 +68,7 @@ mod run_dir;
 mod seen;
 mod snapshots;
 mod stalls;
+mod start_pages;
 mod starter;
 mod state;
 mod storing;

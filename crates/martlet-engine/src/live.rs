@@ -4,7 +4,7 @@ use crate::engine::lock;
 use crate::machine::RunningRecord;
 use crate::mapped::Mapped;
 use crate::stalls::Run;
-use crate::starter::StartPages;
+use crate::start_pages::StartPages;
 use martlet_disk::CowDisk;
 use martlet_fuse::{Prefetcher, Registry};
 use martlet_pager::VmKey;

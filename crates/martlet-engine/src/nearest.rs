@@ -105,6 +105,14 @@ impl Place for Later {
         self.opened()?.objects(keys, each)
     }
 
+    fn in_turn(
+        &self,
+        keys: &[Key],
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        self.opened()?.in_turn(keys, each)
+    }
+
     fn behind(
         &self,
         keys: &[Key],
@@ -136,6 +144,17 @@ impl Place for Nearest {
         }
     }
 
+    fn in_turn(
+        &self,
+        keys: &[Key],
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        match &*self.of_near(keys, each)? {
+            [] => Ok(()),
+            rest => self.last.in_turn(rest, each),
+        }
+    }
+
     fn behind(
         &self,
         keys: &[Key],
@@ -162,10 +181,9 @@ impl Nearest {
             if has.is_empty() {
                 continue;
             }
-            let mut awaited: HashSet<Key> = has.into_iter().collect();
-            let asked: Vec<Key> = awaited.iter().copied().collect();
+            let mut awaited: HashSet<Key> = has.iter().copied().collect();
             let mut refused = None;
-            let got = near.place.objects(&asked, &mut |object| {
+            let got = near.place.objects(&has, &mut |object| {
                 if awaited.remove(&object.stored().key)
                     && let Err(error) = each(object)
                 {

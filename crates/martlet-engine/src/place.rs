@@ -21,6 +21,14 @@ pub trait Place: Debug + Send + Sync {
         keys: &[Key],
         each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError>;
+    /// The same, in this order, and each as soon as it has come, where that can be.
+    fn in_turn(
+        &self,
+        keys: &[Key],
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        self.objects(keys, each)
+    }
     /// The same, of what nobody waits for.
     fn behind(
         &self,
@@ -45,5 +53,13 @@ impl Place for martlet_source::Remote {
         each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         self.frames(keys.iter().copied(), |stored| each(stored.verify()?))
+    }
+
+    fn in_turn(
+        &self,
+        keys: &[Key],
+        each: &mut dyn FnMut(Verified) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        self.in_turn(keys, |stored| each(stored.verify()?))
     }
 }

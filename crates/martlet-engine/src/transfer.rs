@@ -373,7 +373,7 @@ impl Engine {
         let starter = self.expect_starter(&id);
         let bring = move || {
             if let Some((starter, chunks)) = starter {
-                starter::bring(&store, &starter, &chunks);
+                starter::bring(&store, &away, &id, &starter, &chunks);
             }
             loop {
                 match away.complete(&id, first.clone()) {

@@ -30,7 +30,7 @@ mod starter;
 mod testing;
 
 pub use arrived::FramePages;
-pub use memory::{MemoryImage, MemoryStats, Neighbours, VmKey};
+pub use memory::{Learning, MemoryImage, MemoryStats, Neighbours, VmKey};
 pub use pager::{Pager, PagerStats};
 pub use prefetch::{Cancel, PrefetchReport};
 pub use push::{PagePush, PushQueue};

@@ -74,6 +74,8 @@ pub struct MemoryImage {
     free: Mutex<HashMap<VmKey, PageSet>>,
     path: Mutex<Option<Arc<PushPath>>>,
     reading: AtomicU32,
+    /// Those who want to know all that is touched.
+    learning: AtomicU32,
     latest_page: AtomicU64,
     reads: AtomicU64,
     failures: AtomicU64,
@@ -86,6 +88,22 @@ struct Reading<'a>(&'a AtomicU32);
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// While it lives, what is read of an image brings no neighbours: so its trace has all that is touched. See
+/// [`MemoryImage::learn`].
+pub struct Learning(Arc<MemoryImage>);
+
+impl std::fmt::Debug for Learning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Learning")
+    }
+}
+
+impl Drop for Learning {
+    fn drop(&mut self) {
+        self.0.learning.fetch_sub(1, Relaxed);
     }
 }
 
@@ -115,7 +133,7 @@ impl std::fmt::Debug for Neighbours {
 
 impl Drop for Neighbours {
     fn drop(&mut self) {
-        if !self.pages.is_empty() {
+        if !self.pages.is_empty() && self.image.learning.load(Relaxed) == 0 {
             self.image.push_ahead(self.pages.clone(), self.again);
             self.image.push_around(self.pages.clone());
         }
@@ -136,6 +154,7 @@ impl MemoryImage {
             free: Mutex::default(),
             path: Mutex::default(),
             reading: AtomicU32::new(0),
+            learning: AtomicU32::new(0),
             latest_page: AtomicU64::new(u64::MAX),
             reads: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -173,6 +192,12 @@ impl MemoryImage {
     /// Its size.
     pub fn size_bytes(&self) -> u64 {
         self.page_count.saturating_mul(PAGE_SIZE as u64)
+    }
+
+    /// While what is returned lives, nothing is pushed because of what is read.
+    pub fn learn(self: &Arc<Self>) -> Learning {
+        self.learning.fetch_add(1, Relaxed);
+        Learning(self.clone())
     }
 
     /// From now on pages are pushed to `target` by way of `queue`; `None` ends it.
@@ -503,6 +528,28 @@ mod tests {
             (1, mates.len() as u64),
             "page 11 was there already"
         );
+    }
+
+    #[test]
+    fn nothing_is_pushed_while_somebody_learns_what_is_touched() {
+        let (image, _, caught, _queue) = image_of(200, 1);
+        let manifest = image.manifest();
+        let frame_of = |page| match manifest.locate(page) {
+            PageLocation::Frame { frame, .. } => Some(frame),
+            PageLocation::Zero => None,
+        };
+        let first = (0..200).find(|page| frame_of(*page).is_some()).unwrap();
+        let last = (0..200).rfind(|page| frame_of(*page).is_some()).unwrap();
+        assert_ne!(frame_of(first), frame_of(last));
+        let mut buf = [0; PAGE_SIZE];
+        let learning = image.learn();
+        image.read(first * 4096, &mut buf).unwrap();
+        drop(learning);
+        image.read(last * 4096, &mut buf).unwrap();
+        caught.wait_for(1);
+        let pushed = caught.pages();
+        assert!(pushed.keys().all(|page| frame_of(*page) != frame_of(first)));
+        assert_eq!(image.trace().pages(), [first as u32, last as u32]);
     }
 
     #[test]

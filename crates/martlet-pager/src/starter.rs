@@ -1,34 +1,40 @@
 //! A starter that comes: pages that a start touches first, by the chunk.
 //!
 //! ```text
-//!   wanted ──► coming ──► here       the next that comes is the one that a fault waits for, else the first
-//!      └─────────┴──────► gone       a fault that waits, and all later ones, do with frames
+//!   coming ──► here       in their order: a fault waits for what comes next, and does with frames for what comes later
+//!      └─────► gone       a fault that waits, and all later ones, do with frames
 //! ```
 
 use crate::cache::lock;
 use crate::prefetch::Cancel;
 use bytes::Bytes;
 use martlet_image::{Manifest, PAGE_SIZE, PageLocation, StarterIndex};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Who waits for chunks looks so often whether it is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// A fault waits for one of so many that come next.
+const NEXT_CHUNKS: usize = 2;
 
 #[derive(Debug, Clone)]
 enum Chunk {
-    Wanted,
     Coming,
     Here(Bytes),
     Gone,
 }
 
-#[derive(Debug)]
-struct Chunks {
-    all: Vec<Chunk>,
-    /// Those that faults wait for.
-    urgent: VecDeque<usize>,
+impl Chunk {
+    fn is_coming(&self) -> bool {
+        matches!(self, Self::Coming)
+    }
+}
+
+/// Is a chunk that comes after these not there soon? Its frame is there sooner: that is asked for beside the chunks, and a fraction of
+/// one.
+fn is_far(before: &[Chunk]) -> bool {
+    before.iter().filter(|chunk| chunk.is_coming()).count() >= NEXT_CHUNKS
 }
 
 /// See the module's documentation.
@@ -37,7 +43,7 @@ pub struct Starter {
     index: StarterIndex,
     /// Chunk, and which page of it.
     places: HashMap<u64, (usize, usize)>,
-    chunks: Mutex<Chunks>,
+    chunks: Mutex<Vec<Chunk>>,
     changed: Condvar,
 }
 
@@ -53,10 +59,7 @@ impl Starter {
                 }
             }
         }
-        let chunks = Chunks {
-            all: vec![Chunk::Wanted; index.chunks().len()],
-            urgent: VecDeque::new(),
-        };
+        let chunks = vec![Chunk::Coming; index.chunks().len()];
         Arc::new(Self {
             index,
             places,
@@ -65,26 +68,21 @@ impl Starter {
         })
     }
 
-    /// The chunk to get next; none when all have been asked for.
-    pub fn take_wanted(&self) -> Option<usize> {
-        let mut chunks = lock(&self.chunks);
-        let Chunks { all, urgent } = &mut *chunks;
-        let mut next = std::iter::from_fn(|| urgent.pop_front()).chain(0..all.len());
-        let at = next.find(|at| matches!(all[*at], Chunk::Wanted))?;
-        all[at] = Chunk::Coming;
-        Some(at)
+    /// The first that has neither come nor is known not to.
+    pub fn first_coming(&self) -> Option<usize> {
+        lock(&self.chunks).iter().position(Chunk::is_coming)
     }
 
     /// A chunk has come, verified; or does not come.
     pub fn settle(&self, chunk: usize, content: Option<Bytes>) {
         let content = content.filter(|content| self.index.fits(chunk, content));
-        lock(&self.chunks).all[chunk] = content.map_or(Chunk::Gone, Chunk::Here);
+        lock(&self.chunks)[chunk] = content.map_or(Chunk::Gone, Chunk::Here);
         self.changed.notify_all();
     }
 
     /// What has not come does not come.
     pub fn give_up(&self) {
-        for chunk in &mut lock(&self.chunks).all {
+        for chunk in &mut *lock(&self.chunks) {
             if !matches!(chunk, Chunk::Here(_)) {
                 *chunk = Chunk::Gone;
             }
@@ -112,7 +110,7 @@ impl Starter {
         let mut chunks = lock(&self.chunks);
         let mut waited = false;
         loop {
-            match &chunks.all[chunk] {
+            match &chunks[chunk] {
                 Chunk::Here(content) => {
                     let content = content.clone();
                     drop(chunks);
@@ -121,9 +119,8 @@ impl Starter {
                     return (true, waited);
                 }
                 Chunk::Gone => return (false, waited),
-                Chunk::Wanted | Chunk::Coming if !wait => return (false, waited),
-                Chunk::Wanted if !chunks.urgent.contains(&chunk) => chunks.urgent.push_back(chunk),
-                Chunk::Wanted | Chunk::Coming => {}
+                Chunk::Coming if !wait || is_far(&chunks[..chunk]) => return (false, waited),
+                Chunk::Coming => {}
             }
             waited = true;
             chunks = self.changed.wait(chunks).unwrap_or_else(PoisonError::into_inner);
@@ -134,13 +131,12 @@ impl Starter {
     pub(crate) fn next_here(&self, seen: &mut Vec<usize>, cancel: &Cancel) -> Option<usize> {
         let mut chunks = lock(&self.chunks);
         while !cancel.is_cancelled() {
-            let here = |at: &usize| matches!(chunks.all[*at], Chunk::Here(_)) && !seen.contains(at);
-            if let Some(at) = (0..chunks.all.len()).find(here) {
+            let here = |at: &usize| matches!(chunks[*at], Chunk::Here(_)) && !seen.contains(at);
+            if let Some(at) = (0..chunks.len()).find(here) {
                 seen.push(at);
                 return Some(at);
             }
-            let is_settled = |chunk: &Chunk| matches!(chunk, Chunk::Here(_) | Chunk::Gone);
-            if chunks.all.iter().all(is_settled) {
+            if !chunks.iter().any(Chunk::is_coming) {
                 return None;
             }
             let waited = self.changed.wait_timeout(chunks, LOOK_EVERY);
@@ -192,9 +188,8 @@ mod tests {
     #[test]
     fn what_is_here_is_read_without_its_frame() {
         let case = case();
-        let first = case.starter.take_wanted().unwrap();
-        case.starter
-            .settle(first, Some(case.chunks[first].clone().into()));
+        case.starter.settle(0, Some(case.chunks[0].clone().into()));
+        assert_eq!(case.starter.first_coming(), Some(1));
         let mut within = vec![0; 5000];
         case.image.read(100, &mut within).unwrap();
         assert_eq!(within, case.content[100..5100]);
@@ -231,30 +226,19 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_waits_for_its_chunk_which_comes_next() {
+    fn a_fault_waits_for_what_comes_next() {
         let case = case();
-        assert_eq!(case.starter.take_wanted(), Some(0));
+        let bytes_of =
+            |pages: std::ops::Range<usize>| &case.content[pages.start * PAGE_SIZE..pages.end * PAGE_SIZE];
         thread::scope(|scope| {
-            let fault = scope.spawn(|| read(&case.image, 50, 3));
-            while lock(&case.starter.chunks).urgent.is_empty() {
-                thread::yield_now();
-            }
-            assert_eq!(case.starter.take_wanted(), Some(3));
-            case.starter.settle(3, Some(case.chunks[3].clone().into()));
-            assert_eq!(
-                fault.join().unwrap(),
-                case.content[50 * PAGE_SIZE..53 * PAGE_SIZE]
-            );
+            let fault = scope.spawn(|| read(&case.image, 20, 3));
+            case.starter.settle(1, Some(case.chunks[1].clone().into()));
+            assert_eq!(fault.join().unwrap(), bytes_of(20..23));
         });
         assert_eq!(case.shelf.fetches(), 0);
-        assert_eq!(
-            (
-                case.starter.take_wanted(),
-                case.starter.take_wanted(),
-                case.starter.take_wanted()
-            ),
-            (Some(1), Some(2), None)
-        );
+        // Two come before it: the first, and the third.
+        assert_eq!(read(&case.image, 50, 3), bytes_of(50..53));
+        assert!(case.shelf.fetches() > 0, "its frame is there sooner");
     }
 
     #[test]

@@ -6,8 +6,8 @@ use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::http::HttpBuilder;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, Error, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt,
-    PutMode, PutPayload, RetryConfig,
+    BackoffConfig, ClientOptions, Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode,
+    PutPayload, RetryConfig,
 };
 use std::future::Future;
 use std::ops::Range;
@@ -178,8 +178,22 @@ impl Cloud {
         }
     }
 
-    /// The body of an answer, of which no more is taken than it may have.
-    async fn body(&self, key: &Key, answer: GetResult, size_bytes_max: u64) -> Result<Vec<u8>> {
+    /// Asks for an object, or a part of it, and hands its bytes on as they come. How many there were, which is no more than it may
+    /// have.
+    fn read(
+        &self,
+        key: &Key,
+        range: Option<GetRange>,
+        size_bytes_max: u64,
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<u64> {
+        let action = if range.is_some() { "read a part of" } else { "read" };
+        let options = GetOptions {
+            range,
+            ..GetOptions::default()
+        };
+        let answer = self.ask(self.store.get_opts(&self.path(key), options));
+        let answer = answer.map_err(|error| self.failure(Some(key), action, error))?;
         let too_large = |size_bytes: u64| SourceError::Wrong {
             place: self.place(),
             key: key.clone(),
@@ -189,20 +203,21 @@ impl Cloud {
         if size_bytes > size_bytes_max {
             return Err(too_large(size_bytes));
         }
-        let mut body = Vec::with_capacity(size_bytes as usize);
         let mut pieces = answer.into_stream();
-        while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(|error| self.failure(Some(key), "read", error))?;
-            let so_far = (body.len() + piece.len()) as u64;
+        let mut so_far = 0;
+        // Whoever takes a piece may ask for something else.
+        while let Some(piece) = self.ask(pieces.next()) {
+            let piece = piece.map_err(|error| self.failure(Some(key), action, error))?;
+            so_far += piece.len() as u64;
             if so_far > size_bytes_max {
                 return Err(too_large(so_far));
             }
-            body.extend_from_slice(&piece);
+            each(&piece)?;
         }
-        Ok(body)
+        Ok(so_far)
     }
 
-    fn ask<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
+    fn ask<T>(&self, request: impl Future<Output = T>) -> T {
         RUNTIME.block_on(request)
     }
 }
@@ -217,35 +232,42 @@ impl Objects for Cloud {
     }
 
     fn get(&self, key: &Key, size_bytes_max: u64) -> Result<Vec<u8>> {
-        self.ask(async {
-            let answer = self.store.get(&self.path(key)).await;
-            let answer = answer.map_err(|error| self.failure(Some(key), "read", error))?;
-            self.body(key, answer, size_bytes_max).await
-        })
+        let mut bytes = Vec::new();
+        self.read(key, None, size_bytes_max, &mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(bytes)
     }
 
     fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(range.end.saturating_sub(range.start) as usize);
+        self.read_range(key, range, &mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    fn read_range(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         if range.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let size_bytes = range.end - range.start;
-        let options = GetOptions {
-            range: Some(GetRange::Bounded(range.clone())),
-            ..GetOptions::default()
-        };
-        self.ask(async {
-            let answer = self.store.get_opts(&self.path(key), options).await;
-            let answer = answer.map_err(|error| self.failure(Some(key), "read a part of", error))?;
-            let part = self.body(key, answer, size_bytes).await?;
-            match part.len() as u64 == size_bytes {
-                true => Ok(part),
-                false => Err(SourceError::Wrong {
-                    place: self.place(),
-                    key: key.clone(),
-                    reason: format!("it ends before byte {}", range.end),
-                }),
-            }
-        })
+        let part = GetRange::Bounded(range.clone());
+        match self.read(key, Some(part), size_bytes, each)? == size_bytes {
+            true => Ok(()),
+            false => Err(SourceError::Wrong {
+                place: self.place(),
+                key: key.clone(),
+                reason: format!("it ends before byte {}", range.end),
+            }),
+        }
     }
 
     fn put_new(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
@@ -280,7 +302,7 @@ impl Objects for Cloud {
                     size_bytes: meta.size,
                 })
             };
-            Ok(metas.into_iter().filter_map(entry).collect())
+            Ok::<_, SourceError>(metas.into_iter().filter_map(entry).collect())
         })?;
         entries.sort();
         Ok(entries)

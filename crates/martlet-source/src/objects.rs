@@ -42,6 +42,16 @@ pub trait Objects: Debug + Send + Sync {
     /// A part of an object, all of it: less is wrong.
     fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Vec<u8>>;
 
+    /// The same, handed on piece by piece as it comes, where it can be.
+    fn read_range(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        each(&self.get_range(key, range)?)
+    }
+
     /// Puts an object where there is none. When it returns the object is durable.
     fn put_new(&self, key: &Key, bytes: &[u8]) -> Result<Put>;
 

@@ -171,6 +171,25 @@ impl Remote {
         Ok(objects.swap_remove(0))
     }
 
+    /// Objects of refs that were learnt, each as soon as it has come, in this order: what lies together is one answer, and no two are
+    /// under way at the same time. Their contents are not verified yet.
+    pub fn in_turn(&self, keys: &[ObjectKey], mut each: impl FnMut(Stored) -> Result<()>) -> Result<()> {
+        let mut reads: Vec<Read> = Vec::new();
+        for key in keys {
+            let (pack, extent) = self.place_of(&self.index(), key)?;
+            match reads.last_mut() {
+                Some(read) if read.pack == pack && is_near(&read.last().0, &extent) => {
+                    read.records.push((extent, *key));
+                }
+                _ => reads.push(Read {
+                    pack,
+                    records: vec![(extent, *key)],
+                }),
+            }
+        }
+        reads.iter().try_for_each(|read| self.read_each(read, &mut each))
+    }
+
     /// Objects of refs that were learnt, in any order: those that lie together are read together, some at the same time.
     /// Their contents are not verified yet.
     pub fn frames(
@@ -214,19 +233,59 @@ impl Remote {
     }
 
     fn read(&self, read: &Read) -> Result<Vec<Stored>> {
-        let key = read.pack.key(Room::Packs);
-        let (first, last) = (&read.records[0].0, &read.records[read.records.len() - 1].0);
-        let bytes = self
-            .objects
-            .get_range(&key, first.offset.into()..end_of(last).into())?;
-        let open = |(extent, object): &(Extent, ObjectKey)| {
-            let at = (extent.offset - first.offset) as usize;
-            let sealed = bytes.get(at..at + extent.len as usize).unwrap_or_default();
-            open_record(&self.realm, object, sealed)
-                .ok_or_else(|| self.wrong(&key, format!("{object} is not in it as it was")))
-        };
-        read.records.iter().map(open).collect()
+        let mut objects = Vec::with_capacity(read.records.len());
+        self.read_each(read, &mut |object| {
+            objects.push(object);
+            Ok(())
+        })?;
+        Ok(objects)
     }
+
+    fn read_each(&self, read: &Read, each: &mut dyn FnMut(Stored) -> Result<()>) -> Result<()> {
+        let key = read.pack.key(Room::Packs);
+        let range = read.first().0.offset..end_of(&read.last().0);
+        let mut records = read.records.iter().peekable();
+        // What has come and is not handed on yet, and where it begins.
+        let (mut bytes, mut begin) = (Vec::new(), range.start);
+        let range = u64::from(range.start)..u64::from(range.end);
+        self.objects.read_range(&key, range, &mut |piece| {
+            bytes.extend_from_slice(piece);
+            let mut taken = 0;
+            while let Some((extent, object)) = records.peek() {
+                let at = (extent.offset - begin) as usize;
+                let Some(sealed) = bytes.get(at..at + extent.len as usize) else {
+                    break;
+                };
+                taken = at + sealed.len();
+                let opened = open_record(&self.realm, object, sealed);
+                each(opened.ok_or_else(|| self.wrong(&key, format!("{object} is not in it as it was")))?)?;
+                records.next();
+            }
+            bytes.drain(..taken);
+            begin += taken as u32;
+            Ok(())
+        })?;
+        match records.next() {
+            Some((_, object)) => Err(self.wrong(&key, format!("it ends before {object}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Read {
+    fn first(&self) -> &(Extent, ObjectKey) {
+        &self.records[0] // a read is of one at least
+    }
+
+    fn last(&self) -> &(Extent, ObjectKey) {
+        &self.records[self.records.len() - 1]
+    }
+}
+
+/// Does a record lie a little after another one, or right after it?
+fn is_near(before: &Extent, after: &Extent) -> bool {
+    let end = end_of(before);
+    (end..=end.saturating_add(GAP_BYTES)).contains(&after.offset)
 }
 
 fn end_of(extent: &Extent) -> u32 {
@@ -239,8 +298,7 @@ fn runs(records: &[(Extent, ObjectKey)]) -> Vec<&[(Extent, ObjectKey)]> {
     let mut begin = 0;
     for at in 1..=records.len() {
         let ends = records.get(at).is_none_or(|(next, _)| {
-            next.offset > end_of(&records[at - 1].0).saturating_add(GAP_BYTES)
-                || end_of(next) - records[begin].0.offset > READ_BYTES
+            !is_near(&records[at - 1].0, next) || end_of(next) - records[begin].0.offset > READ_BYTES
         });
         if ends {
             runs.push(&records[begin..at]);
@@ -253,7 +311,11 @@ fn runs(records: &[(Extent, ObjectKey)]) -> Vec<&[(Extent, ObjectKey)]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pack::{PackBuilder, SALT_BYTES};
+    use martlet_image::Codec;
     use martlet_store::Kind;
+    use std::ops::Range;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     #[test]
     fn what_lies_together_is_read_at_once() {
@@ -269,5 +331,117 @@ mod tests {
         let lens: Vec<usize> = runs(&records).iter().map(|run| run.len()).collect();
         assert_eq!(lens, [3, 1, 1, 1]);
         assert!(runs(&[]).is_empty());
+    }
+
+    /// A place that gives what is read of it in pieces, and counts them.
+    #[derive(Debug)]
+    struct Pieces {
+        directory: crate::Directory,
+        given: AtomicUsize,
+        asked: AtomicUsize,
+    }
+
+    impl Objects for Pieces {
+        fn place(&self) -> String {
+            self.directory.place()
+        }
+
+        fn get(&self, key: &Key, size_bytes_max: u64) -> Result<Vec<u8>> {
+            self.directory.get(key, size_bytes_max)
+        }
+
+        fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Vec<u8>> {
+            self.directory.get_range(key, range)
+        }
+
+        fn read_range(
+            &self,
+            key: &Key,
+            range: Range<u64>,
+            each: &mut dyn FnMut(&[u8]) -> Result<()>,
+        ) -> Result<()> {
+            self.asked.fetch_add(1, Relaxed);
+            for piece in self.get_range(key, range)?.chunks(100) {
+                self.given.fetch_add(1, Relaxed);
+                each(piece)?;
+            }
+            Ok(())
+        }
+
+        fn put_new(&self, key: &Key, bytes: &[u8]) -> Result<crate::Put> {
+            self.directory.put_new(key, bytes)
+        }
+
+        fn list(&self, room: Room) -> Result<Vec<crate::Entry>> {
+            self.directory.list(room)
+        }
+
+        fn remove(&self, key: &Key) -> Result<()> {
+            self.directory.remove(key)
+        }
+    }
+
+    #[test]
+    fn what_comes_in_turn_is_handed_on_before_the_rest_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Arc::new(Pieces {
+            directory: crate::Directory::new(dir.path()),
+            given: AtomicUsize::new(0),
+            asked: AtomicUsize::new(0),
+        });
+        let remote = Remote::new(place.clone(), Realm::new(&[3; 32]));
+        let objects: Vec<Stored> = (0..6)
+            .map(|id| Stored {
+                key: ObjectKey::new(Kind::Blob, [id; 32]),
+                codec: Codec::Raw,
+                content_len: 1000,
+                bytes: vec![id; 1000],
+            })
+            .collect();
+        let mut pack = PackBuilder::new(&[1; SALT_BYTES]);
+        objects.iter().for_each(|object| pack.add(&remote.realm, object));
+        let pack = pack.close(&remote.realm);
+        remote.put_pack(&pack).unwrap();
+        remote.index().add(pack.hash, pack.entries);
+        let order = [0, 1, 2, 4, 3];
+        let keys = order.map(|id| objects[id].key);
+        let mut came = Vec::new();
+        let got = remote.in_turn(&keys, |object| {
+            came.push((object, place.given.load(Relaxed)));
+            Ok(())
+        });
+        got.unwrap();
+        assert_eq!(
+            place.asked.load(Relaxed),
+            2,
+            "the fourth lies before what came before it"
+        );
+        assert!(
+            came.iter()
+                .map(|(object, _)| object)
+                .eq(order.map(|id| &objects[id]))
+        );
+        assert!(
+            came[0].1 < 20 && came.is_sorted_by(|one, other| one.1 < other.1),
+            "{came:?}"
+        );
+
+        // One that is not as it was ends it; those before it have come.
+        let file = dir.path().join("packs");
+        let file = std::fs::read_dir(file).unwrap().next().unwrap().unwrap().path();
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[2500] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        let mut came = 0;
+        let got = remote.in_turn(&keys, |_| {
+            came += 1;
+            Ok(())
+        });
+        assert!(
+            matches!(got, Err(SourceError::Wrong { .. })) && came == 2,
+            "{got:?} {came}"
+        );
+        let unknown = remote.in_turn(&[ObjectKey::new(Kind::Blob, [9; 32])], |_| Ok(()));
+        assert!(matches!(unknown, Err(SourceError::Incomplete { .. })));
     }
 }

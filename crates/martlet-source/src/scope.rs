@@ -57,6 +57,15 @@ impl Objects for Scope {
         self.place.get_range(&self.outer(key)?, range)
     }
 
+    fn read_range(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.place.read_range(&self.outer(key)?, range, each)
+    }
+
     fn put_new(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
         self.place.put_new(&self.outer(key)?, bytes)
     }

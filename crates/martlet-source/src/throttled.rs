@@ -69,6 +69,16 @@ impl Objects for Throttled {
         self.objects.get_range(key, range)
     }
 
+    fn read_range(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.down.wait(range.end.saturating_sub(range.start));
+        self.objects.read_range(key, range, each)
+    }
+
     fn put_new(&self, key: &Key, bytes: &[u8]) -> Result<Put> {
         self.up.wait(bytes.len() as u64);
         self.objects.put_new(key, bytes)

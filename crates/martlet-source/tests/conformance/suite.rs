@@ -48,7 +48,14 @@ fn what_is_put_is_got(remote: &dyn Objects) {
                 let part = remote
                     .get_range(&key, range.start as u64..range.end as u64)
                     .unwrap();
-                assert!(part == content[range]);
+                assert!(part == content[range.clone()]);
+                let mut pieces = Vec::new();
+                let read = remote.read_range(&key, range.start as u64..range.end as u64, &mut |piece| {
+                    pieces.extend_from_slice(piece);
+                    Ok(())
+                });
+                read.unwrap();
+                assert!(pieces == part);
             }
         }
     }
