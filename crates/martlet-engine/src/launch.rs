@@ -205,7 +205,7 @@ impl Engine {
         };
         crash::step("start");
         let may_leave = agent.is_some() && self.may_leave(&launch);
-        let learning = (may_leave && is_unknown(&launch, &spawned.files.memory.image))
+        let learning = (may_leave && self.is_unknown(&launch, &spawned.files.memory.image))
             .then(|| spawned.files.memory.image.learn());
         let (starter, _starting) = self.use_starter(&launch, &spawned.files.memory).unzip();
         if let From::Snapshot(_, snapshot) = &launch.from {
@@ -282,6 +282,14 @@ impl Engine {
             timeline,
             hardware,
         })
+    }
+
+    /// Does nobody know what a start of this snapshot touches, all of which is here?
+    fn is_unknown(&self, launch: &Launch<'_>, image: &MemoryImage) -> bool {
+        let From::Snapshot(id, snapshot) = &launch.from else {
+            return false;
+        };
+        snapshot.starter().is_none() && !self.away.has(id) && image.stats().demand_pages == 0
     }
 
     /// Is this machine likely to be suspended and to leave this host? A fork's clones hardly ever are, and there are many of them.
@@ -690,14 +698,6 @@ fn heard(greeted: Result<agent::HelloReply, AgentError>, vm: &RunningVm) -> Resu
         Err(error @ AgentError::Timeout { .. }) => Err(error).told_as("the guest's agent does not answer"),
         Err(error) => Err(error).told(),
     }
-}
-
-/// Does nobody know what a start of this snapshot touches?
-fn is_unknown(launch: &Launch<'_>, image: &MemoryImage) -> bool {
-    let From::Snapshot(_, snapshot) = &launch.from else {
-        return false;
-    };
-    snapshot.starter().is_none() && image.stats().demand_pages == 0
 }
 
 /// Executes the least there is. A guest without `true` has answered too.
