@@ -53,7 +53,7 @@ fn start_witness(daemon: &Daemon, machine: &str) {
     daemon.ok(&["cp", program.to_str().unwrap(), &format!("{machine}:/witness")]);
     daemon.exec(
         machine,
-        "chmod +x /witness; /witness /witness.log </dev/null >/dev/null 2>&1 &",
+        "chmod +x /witness; : > /witness.log; /witness /witness.log </dev/null >/dev/null 2>&1 &",
     );
     wait_for_more(daemon, machine, 0);
 }
